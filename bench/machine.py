@@ -1,0 +1,128 @@
+"""What a record says of the machine, and what makes a run repeatable on it: device, seeds, versions, commit."""
+
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.errors import BenchError
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first GPU, or the CPU where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BenchError(f"--device names a device that works here; '{name}' does not ({reason}). Try auto.") from error
+    return found
+
+
+def seed_of(seed: int, task: str) -> int:
+    """The seed of one task: neither the order of the tasks nor what another one drew moves it."""
+    return int.from_bytes(sha256(f"{seed}/{task}".encode()).digest()[:4])
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def describe(on: torch.device) -> dict[str, str | int | bool]:
+    """Machine, versions and numeric switches, as a record keeps them; no host or user name."""
+    found: dict[str, str | int | bool] = {
+        "device": torch.cuda.get_device_name(on) if on.type == "cuda" else _processor(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+    }
+    for package in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "maskbench"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    if on.type == "cuda":
+        found["cuda"] = str(torch.version.cuda)
+        found["cudnn"] = str(torch.backends.cudnn.version())
+        found["driver"] = _driver()
+    return found
+
+
+@cache
+def commit() -> str:
+    """The checkout's commit, with "+" where files are changed; "" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "pyproject.toml").is_file():
+        return ""
+    try:
+        head = _said("git", "-C", str(root), "rev-parse", "HEAD")
+        return head + ("+" if _said("git", "-C", str(root), "status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can still be taken."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def reset_peak(on: torch.device) -> None:
+    """Forgets the peaks so far, where the system lets us."""
+    if on.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(on)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return  # then the peak is of the whole process so far, and never too small
+
+
+def peak_memory(on: torch.device) -> dict[str, int]:
+    """Peak bytes since `reset_peak`: "host" of this process, "device" of torch's allocations on a GPU."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        host = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"host": host} | ({"device": torch.cuda.max_memory_allocated(on)} if on.type == "cuda" else {})
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@cache
+def _driver() -> str:
+    try:
+        return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

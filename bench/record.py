@@ -1,0 +1,181 @@
+"""What is known of one result: the run that was asked for, the record of a category, the raw answers behind it."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.dataset import GOOD
+from bench.errors import BenchError
+
+SCHEMA = 1
+
+Selection = Literal["last", "oracle"]
+"""Which epoch is reported: the last, or the best on the test set, as several authors do."""
+
+Maps = Literal["float16", "float32", "none"]
+"""How maps are kept: half precision with one power-of-two exponent a category, in full, or not at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What was asked: all that the records of one method under one protocol share.
+
+    Attributes:
+        dataset: name of the data set, as "mvtec".
+        synthetic: whether its images are drawn; every table says so.
+        protocol: as "kshot".
+        k: training images a category, or 0 where the protocol takes all.
+        seed: as the user gave it; draws and fits follow from it.
+        limit: the cap of a quick look, or 0.
+        name: what the user calls the method, an alias or a file: "aminet_jitter".
+        method: the file in methods/ that it is: "aminet".
+        title: as tables print it: "AMI-Net‡".
+        settings: every value of the method's Settings, resolved.
+        preparation: how files became inputs, resolved.
+        precision: of the network.
+        inputs: hashes of other files that decide the answer: the backbone's weights.
+        profile: the profile of bench.toml that the values began with.
+        note: what a reader must know of that profile, as "reduced width, depth and epochs"; "" where nothing.
+    """
+
+    dataset: str
+    synthetic: bool
+    protocol: str
+    k: int
+    seed: int
+    limit: int
+    name: str
+    method: str
+    title: str
+    settings: dict[str, Any]
+    preparation: dict[str, Any]
+    precision: str
+    inputs: dict[str, str]
+    profile: str
+    note: str
+
+    def key(self, data: str) -> str:
+        """Short hash of what decides the answers besides the seed; `data` is the digest of the images."""
+        decisive = (self.settings, self.preparation, self.precision, self.inputs, self.limit, data)
+        return sha256(json.dumps(decisive, sort_keys=True, default=list).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One fit judged on one category, with everything needed to say how the numbers were made.
+
+    Attributes:
+        run: what was asked.
+        category: whose test images were judged.
+        data: digest of the category's images and masks (of all categories where one model serves all).
+        selection: "last", or "oracle" where the epoch was chosen on the test set.
+        every: the oracle's interval in epochs; 0 for "last".
+        epoch: the epoch reported; 0 where the method has none.
+        failure: why there are no metrics, with the last lines of the traceback; "" where all went well.
+        metrics: fractions in [0, 1], by name.
+        missing: the metrics that do not exist here, with the reason.
+        losses: the mean loss of each epoch.
+        curve: the metrics of each epoch at which the oracle looked, with its "epoch".
+        seconds: by phase: "fit", "predict" (whole test set), "judge".
+        latency: of one image in milliseconds: median, p5, p95 and all samples; empty where it was not measured.
+        memory: peak bytes, "host" and "device".
+        facts: what the method tells of itself.
+        machine: device, versions, numeric switches.
+        stored: what lies beside the record: "maps" ("float16" | "float32" | "none"), "exponent", "sha256" of the file.
+        train: the training files. tests: the test files, as stored.
+        origin: where each value of the plan came from.
+        command: the command line.
+        source: hash of the method's source file. commit: of the checkout.
+        started: UTC, ISO 8601.
+        warnings: what was said on the way.
+    """
+
+    run: Run
+    category: str
+    data: str
+    selection: Selection = "last"
+    every: int = 0
+    epoch: int = 0
+    failure: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict)
+    train: list[str] = field(default_factory=list)
+    tests: list[str] = field(default_factory=list)
+    origin: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    source: str = ""
+    commit: str = ""
+    started: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """JSON text with a schema number; NaN and infinity are refused."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record":
+        """The record that `to_json` wrote. Raises BenchError where the text is none, or of another schema."""
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise BenchError(f"A record is JSON; this is not ({error}).") from error
+        if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
+            raise BenchError(f"A record has schema {SCHEMA}; this has another or none. Run it again with --force.")
+        run = found.get("run")
+        for given, wanted in ((found, cls), (run, Run)):
+            names = {entry.name for entry in fields(wanted)}
+            if not isinstance(given, dict) or given.keys() != names:
+                odd = sorted(names ^ given.keys()) if isinstance(given, dict) else ["run"]
+                raise BenchError(f"A record has exactly the fields of schema {SCHEMA}; these differ: {', '.join(odd)}.")
+        return cls(**{**found, "run": Run(**found["run"])})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """The raw answers for the n test images of one category, and the truth beside them.
+
+    Attributes:
+        files: names of the images.
+        defects: the kind of each, "good" where there is none.
+        scores: (n,) float64, higher is more anomalous.
+        maps: (n, h, w) float32, or None where they were not kept.
+        masks: (n, h, w), True on defect pixels.
+        known: (n,) whether the pixel truth is known: False for a defect image without a mask.
+    """
+
+    files: tuple[str, ...]
+    defects: tuple[str, ...]
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32] | None
+    masks: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+
+    @property
+    def anomalous(self) -> NDArray[np.bool_]:
+        """(n,) the label of each image, from its kind of defect."""
+        return np.array([defect != GOOD for defect in self.defects])
+
+    def rounded(self, maps: Maps) -> "Answers":
+        """As they will be read back from the store; recorded metrics are computed from these."""
+        if maps != "float16" or self.maps is None:
+            return self
+        scale = np.float32(2.0 ** exponent(self.maps))
+        return replace(self, maps=(self.maps / scale).astype(np.float16).astype(np.float32) * scale)
+
+
+def exponent(maps: NDArray[np.float32]) -> int:
+    """The power of two that brings the largest magnitude just below 2^15, so that small values stay normal numbers."""
+    largest = float(np.abs(maps).max(initial=0))
+    return int(np.frexp(largest)[1]) - 15 if largest else 0

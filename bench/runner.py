@@ -1,0 +1,170 @@
+"""Runs one task: fits the method, predicts each category, follows the selection rule. It is handed objects only."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from bench import metrics
+from bench.dataset import Sample
+from bench.errors import BenchError
+from bench.images import FileImages
+from bench.method import Method, Prediction, Progress
+from bench.protocol import Task
+from bench.record import Answers, Maps, Selection
+from bench.timing import Clock
+
+Rule = Literal["last", "oracle", "both"]
+"""Which epoch is reported: the last, the best on the test set (marked wherever it is shown), or each in a record."""
+
+VIEWS_RULE = "the defect images of highest, median and lowest score, and the good image of highest score"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a fitted method said of one category.
+
+    Attributes:
+        category: whose test images.
+        selection: the rule that chose the epoch.
+        epoch: reported; 0 where the method has none.
+        seconds: that predicting all the category's test images took.
+        answers: raw, beside the truth.
+    """
+
+    category: str
+    selection: Selection
+    epoch: int
+    seconds: float
+    answers: Answers
+
+
+class Fit:
+    """One fit of one task.
+
+    Once `answers` has been walked, `method` is fitted, `losses` holds the mean loss of each epoch, `curves` the metrics
+    of each epoch at which the oracle looked, by category, and `clock.seconds["fit"]` the time of the fit alone.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        make: Callable[[], Method],
+        load: Callable[[Sequence[Sample]], FileImages],
+        clock: Clock,
+        *,
+        rule: Rule,
+        every: int,
+        batch: int,
+        maps: Maps,
+    ) -> None:
+        self.train = load(task.train)
+        self.tests = {category: load(samples) for category, samples in task.tests.items()}
+        self.method = make()
+        self.losses: list[float] = []
+        self.curves: dict[str, list[dict[str, float]]] = {category: [] for category in task.tests}
+        self._truth = {category: truth(images) for category, images in self.tests.items()}
+        self._clock, self._rule, self._every, self._batch, self._maps = clock, rule, every, batch, maps
+        self._epoch = 0
+        self._best: list[Answer] = []
+        self._best_merit = (-1.0, -1.0)
+
+    def answers(self, progress: Progress) -> Iterator[Answer]:
+        """Fits, then yields an answer a category, and the oracle's beside it where it was asked for."""
+        iterative = self.method.iterative
+
+        def watched(done: int, total: int, loss: float | None) -> None:
+            with self._clock.stopped("fit"):
+                self._epoch = done if iterative else 0
+                if loss is not None:
+                    self.losses.append(loss)
+                progress(done, total, loss)
+                if iterative and self._rule != "last" and (done % self._every == 0 or done == total):
+                    with _forked_randomness():
+                        self._look()
+
+        with self._clock("fit"):
+            self.method.fit(self.train, watched)
+        if self._rule != "oracle" or not iterative:  # without epochs there is nothing to choose from
+            yield from self._ask("last")
+        yield from self._best
+
+    def _look(self) -> None:
+        """Repeats the authors' rule: the best sum of image and pixel AUROC on the test set, ties by the sum of APs."""
+        found = list(self._ask("oracle"))
+        points = [judge(answer.answers)[0] for answer in found]
+        for answer, point in zip(found, points, strict=True):
+            self.curves[answer.category].append({"epoch": float(self._epoch), **point})
+        merit = tuple(
+            float(np.mean([point.get(f"image_{name}", 0.0) + point.get(f"pixel_{name}", 0.0) for point in points]))
+            for name in ("auroc", "ap")
+        )
+        if merit > self._best_merit:
+            self._best, self._best_merit = found, merit
+
+    def _ask(self, selection: Selection) -> Iterator[Answer]:
+        for category, images in self.tests.items():
+            clock = Clock(self._clock.device)
+            scores, maps = [], []
+            for batch in images.batches(self._batch):
+                given = batch.to(clock.device)
+                with clock("predict"):
+                    found = self.method.predict(given)
+                check(found, given)
+                scores.append(found.scores.double().cpu().numpy())
+                maps.append(found.maps.float().cpu().numpy())
+            said = self._truth[category](np.concatenate(scores), np.concatenate(maps)).rounded(self._maps)
+            yield Answer(category, selection, self._epoch, clock.seconds["predict"], said)
+
+
+def check(found: Prediction, images: torch.Tensor) -> None:
+    """Raises BenchError where a prediction breaks the contract: (b,) scores, (b, h, w) maps, all finite."""
+    count, _, height, width = images.shape
+    if found.scores.shape != (count,) or found.maps.shape != (count, height, width):
+        raise BenchError(
+            f"A method answers {count} images of {height} x {width} with scores ({count},) and maps "
+            f"({count}, {height}, {width}); this one gave {tuple(found.scores.shape)} and {tuple(found.maps.shape)}. "
+            f"Mend its predict."
+        )
+    if not (torch.isfinite(found.scores).all() and torch.isfinite(found.maps).all()):
+        raise BenchError("A method's scores and maps are finite; this one answered NaN or infinity. Mend its predict.")
+
+
+def judge(answers: Answers) -> tuple[dict[str, float], dict[str, str]]:
+    """The metrics of one category, and those that do not exist here with the reason."""
+    known = answers.known
+    maps = answers.maps[known] if answers.maps is not None and (known & answers.anomalous).any() else None
+    return metrics.judge(answers.scores, answers.anomalous, maps, None if maps is None else answers.masks[known])
+
+
+def cases(answers: Answers) -> dict[str, int]:
+    """Which images reports show, by VIEWS_RULE: name -> index."""
+    order = np.argsort(answers.scores, kind="stable").tolist()
+    defect = [i for i in order if answers.anomalous[i]]
+    good = [i for i in order if not answers.anomalous[i]]
+    found = {"worst": defect[0], "median": defect[len(defect) // 2], "best": defect[-1]} if defect else {}
+    return found | ({"good": good[-1]} if good else {})
+
+
+def truth(images: FileImages) -> Callable[..., Answers]:
+    """What is known of the images before any method is asked: the function from (scores, maps) to their Answers."""
+    samples = images.samples
+    files = tuple(f"{sample.image.parent.name}/{sample.image.name}" for sample in samples)
+    defects = tuple(sample.defect for sample in samples)
+    known = np.array([bool(sample.masks) or not sample.anomalous for sample in samples])
+    masks = np.stack(images.masks())
+    return lambda scores, maps: Answers(files, defects, scores, maps, masks, known)
+
+
+@contextmanager
+def _forked_randomness() -> Iterator[None]:
+    """Leaves every generator as it found it, so that looking does not change the fit."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy_state)
