@@ -192,7 +192,7 @@ def plan(
     given = {key: path for key, path in (paths or {}).items() if path is not None}
     folders = {key: given.get(key) or config.path(key) for key in ("runs", "cache", "weights")}
     origin |= {key: f"--{key}" if key in given else "[paths]" if folders[key] else "default" for key in folders}
-    cache = folders["cache"] or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "maskbench"
+    cache = folders["cache"] or cache_folder(config)
     root = given.get("data") or config.data(options.dataset)
     origin["data"] = "--data" if "data" in given else "[paths.data]" if root else "default"
     if root is None:
@@ -211,6 +211,11 @@ def plan(
         campaign=campaign or "",
         command=command,
     )
+
+
+def cache_folder(config: Config) -> Path:
+    """Where drawn data and frozen features go: [paths] cache, or the user's cache folder."""
+    return config.path("cache") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "maskbench"
 
 
 def _choices(

@@ -55,7 +55,7 @@ def describe(on: torch.device) -> dict[str, str | int | bool]:
     }
     for package in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "maskbench"):
         try:
-            found[package] = version(package)
+            found[package] = str(version(package))
         except PackageNotFoundError:
             found[package] = "not installed"
     if on.type == "cuda":

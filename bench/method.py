@@ -70,8 +70,9 @@ class Setup:
 class Images(Protocol):
     """Good images to fit on, walkable as often as wished."""
 
-    digest: str
-    """Of the files' contents and their preparation: the key of any cache."""
+    @property
+    def digest(self) -> str:
+        """Of the files' contents and their preparation: the key of any cache."""
 
     def __len__(self) -> int:
         """How many images there are."""

@@ -40,6 +40,7 @@ class Run:
         inputs: hashes of other files that decide the answer: the backbone's weights.
         profile: the profile of bench.toml that the values began with.
         note: what a reader must know of that profile, as "reduced width, depth and epochs"; "" where nothing.
+        variant: short hash of what the categories of a table share: `key` before the settings of single categories.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class Run:
     inputs: dict[str, str]
     profile: str
     note: str
+    variant: str = ""
 
     def key(self, data: str) -> str:
         """Short hash of what decides the answers besides the seed; `data` is the digest of the images."""

@@ -29,3 +29,12 @@ def load(kind: Kind, name: str) -> ModuleType:
     except Exception as error:
         last = traceback.format_exc(limit=-2).strip().splitlines()[-6:]
         raise BenchError(f"{kind}/{name}.py can't be imported; mend the file. It says:\n" + "\n".join(last)) from error
+
+
+def add(kind: Kind, folder: Path) -> None:
+    """Plug-ins in that folder are found as well, after the shipped ones. Raises BenchError where there is none."""
+    if not folder.is_dir():
+        raise BenchError(f"[paths] {kind} names folders of plug-ins; {folder} is none. Make it, or mend the path.")
+    paths = import_module(f"bench.{kind}").__path__
+    if str(folder) not in paths:
+        paths.append(str(folder))

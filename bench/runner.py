@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +14,12 @@ from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.images import FileImages
 from bench.method import Method, Prediction, Progress
+from bench.metrics import Judgement
 from bench.protocol import Task
 from bench.record import Answers, Maps, Selection
 from bench.timing import Clock
+
+V = TypeVar("V")
 
 Rule = Literal["last", "oracle", "both"]
 """Which epoch is reported: the last, the best on the test set (marked wherever it is shown), or each in a record."""
@@ -47,7 +50,7 @@ class Fit:
     """One fit of one task.
 
     Once `answers` has been walked, `method` is fitted, `losses` holds the mean loss of each epoch, `curves` the metrics
-    of each epoch at which the oracle looked, by category, and `clock.seconds["fit"]` the time of the fit alone.
+    of each epoch at which the oracle looked, by category, and `seconds` the time of the fit alone.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Fit:
         task: Task,
         make: Callable[[], Method],
         load: Callable[[Sequence[Sample]], FileImages],
-        clock: Clock,
+        device: torch.device,
         *,
         rule: Rule,
         every: int,
@@ -68,7 +71,9 @@ class Fit:
         self.losses: list[float] = []
         self.curves: dict[str, list[dict[str, float]]] = {category: [] for category in task.tests}
         self._truth = {category: truth(images) for category, images in self.tests.items()}
-        self._clock, self._rule, self._every, self._batch, self._maps = clock, rule, every, batch, maps
+        self.device = device
+        self.seconds = 0.0
+        self._rule, self._every, self._batch, self._maps = rule, every, batch, maps
         self._epoch = 0
         self._best: list[Answer] = []
         self._best_merit = (-1.0, -1.0)
@@ -76,9 +81,10 @@ class Fit:
     def answers(self, progress: Progress) -> Iterator[Answer]:
         """Fits, then yields an answer a category, and the oracle's beside it where it was asked for."""
         iterative = self.method.iterative
+        clock = Clock(self.device)
 
         def watched(done: int, total: int, loss: float | None) -> None:
-            with self._clock.stopped("fit"):
+            with clock.stopped("fit"):
                 self._epoch = done if iterative else 0
                 if loss is not None:
                     self.losses.append(loss)
@@ -87,8 +93,9 @@ class Fit:
                     with _forked_randomness():
                         self._look()
 
-        with self._clock("fit"):
+        with clock("fit"):
             self.method.fit(self.train, watched)
+        self.seconds = clock.seconds["fit"]
         if self._rule != "oracle" or not iterative:  # without epochs there is nothing to choose from
             yield from self._ask("last")
         yield from self._best
@@ -96,22 +103,19 @@ class Fit:
     def _look(self) -> None:
         """Repeats the authors' rule: the best sum of image and pixel AUROC on the test set, ties by the sum of APs."""
         found = list(self._ask("oracle"))
-        points = [judge(answer.answers)[0] for answer in found]
+        points = [judge(answer.answers).values for answer in found]
         for answer, point in zip(found, points, strict=True):
             self.curves[answer.category].append({"epoch": float(self._epoch), **point})
-        merit = tuple(
-            float(np.mean([point.get(f"image_{name}", 0.0) + point.get(f"pixel_{name}", 0.0) for point in points]))
-            for name in ("auroc", "ap")
-        )
+        merit = (_mean_sum(points, "auroc"), _mean_sum(points, "ap"))
         if merit > self._best_merit:
             self._best, self._best_merit = found, merit
 
     def _ask(self, selection: Selection) -> Iterator[Answer]:
         for category, images in self.tests.items():
-            clock = Clock(self._clock.device)
+            clock = Clock(self.device)
             scores, maps = [], []
             for batch in images.batches(self._batch):
-                given = batch.to(clock.device)
+                given = batch.to(self.device)
                 with clock("predict"):
                     found = self.method.predict(given)
                 check(found, given)
@@ -119,6 +123,10 @@ class Fit:
                 maps.append(found.maps.float().cpu().numpy())
             said = self._truth[category](np.concatenate(scores), np.concatenate(maps)).rounded(self._maps)
             yield Answer(category, selection, self._epoch, clock.seconds["predict"], said)
+
+
+def _mean_sum(points: list[dict[str, float]], name: str) -> float:
+    return float(np.mean([point.get(f"image_{name}", 0.0) + point.get(f"pixel_{name}", 0.0) for point in points]))
 
 
 def check(found: Prediction, images: torch.Tensor) -> None:
@@ -134,11 +142,18 @@ def check(found: Prediction, images: torch.Tensor) -> None:
         raise BenchError("A method's scores and maps are finite; this one answered NaN or infinity. Mend its predict.")
 
 
-def judge(answers: Answers) -> tuple[dict[str, float], dict[str, str]]:
-    """The metrics of one category, and those that do not exist here with the reason."""
+def judge(answers: Answers) -> Judgement:
+    """The metrics of one category. Defect images without a mask count for the image metrics only."""
     known = answers.known
-    maps = answers.maps[known] if answers.maps is not None and (known & answers.anomalous).any() else None
-    return metrics.judge(answers.scores, answers.anomalous, maps, None if maps is None else answers.masks[known])
+    maps = None if answers.maps is None else list(answers.maps[known])
+    pixel = metrics.judge(answers.scores[known], answers.anomalous[known], maps, list(answers.masks[known]))
+    if known.all():
+        return pixel
+    image = metrics.judge(answers.scores, answers.anomalous, None, None)
+    return Judgement(
+        _named(pixel.values, image=False) | _named(image.values, image=True),
+        _named(pixel.missing, image=False) | _named(image.missing, image=True),
+    )
 
 
 def cases(answers: Answers) -> dict[str, int]:
@@ -148,6 +163,10 @@ def cases(answers: Answers) -> dict[str, int]:
     good = [i for i in order if not answers.anomalous[i]]
     found = {"worst": defect[0], "median": defect[len(defect) // 2], "best": defect[-1]} if defect else {}
     return found | ({"good": good[-1]} if good else {})
+
+
+def _named(found: dict[str, V], *, image: bool) -> dict[str, V]:
+    return {name: value for name, value in found.items() if name.startswith("image_") == image}
 
 
 def truth(images: FileImages) -> Callable[..., Answers]:

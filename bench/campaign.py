@@ -1,0 +1,195 @@
+"""The walk of `bench run`, once: a plan becomes jobs, jobs become records in the store."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bench import images, registry
+from bench.config import Choice, Plan
+from bench.dataset import Sample
+from bench.errors import BenchError
+from bench.executor import Job, Watch, local
+from bench.method import Method, Preparation
+from bench.protocol import PROTOCOLS, Task, limited
+from bench.record import Record, Run, Selection
+from bench.settings import known, resolve
+from bench.store import Store
+
+_log = logging.getLogger(__name__)
+
+MAP_BYTES = {"float16": 2, "float32": 4, "none": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a plan comes to, before anything is fitted.
+
+    Attributes:
+        jobs: still to do.
+        found: records that stand in the store already.
+        refused: methods that can't run here, with the reason; the others go on.
+        disk: estimated bytes that the jobs' answers will take.
+        memory: estimated peak bytes of the greediest fit, by method; 0 where nobody worked it out.
+    """
+
+    jobs: tuple[Job, ...]
+    found: tuple[Record, ...]
+    refused: dict[str, str]
+    disk: int
+    memory: dict[str, int]
+
+
+def run(plan: Plan, survey: Survey, watch: Watch) -> Iterator[Record]:
+    """Does the survey's jobs and yields each record when it stands in the store."""
+    store = Store(plan.runs)
+    for outcomes in local(survey.jobs, watch):
+        for outcome in outcomes:
+            yield store.save(
+                outcome.record, outcome.answers, maps=plan.options.maps, views=outcome.views, model=outcome.model
+            )
+
+
+def survey(plan: Plan, *, force: bool = False) -> Survey:
+    """Lists the samples, draws the tasks, and looks up what is done. `force` does it all again.
+
+    Raises BenchError where the data, a name or a number of the plan does not fit, or where no method can run.
+    """
+    options = plan.options
+    module = registry.load("datasets", options.dataset)
+    samples = _chosen(plan, module.samples(plan.root))
+    dataset = options.dataset if options.dataset != "folder" else f"folder-{plan.root.resolve().name}"
+    store, digests = Store(plan.runs), dict[str, str]()
+    jobs: list[Job] = []
+    found: list[Record] = []
+    refused: dict[str, str] = {}
+    memory: dict[str, int] = {}
+    tasks = [(k, seed, task) for k in _ks(plan) for seed in options.seed for task in _draw(plan, samples, k, seed)]
+    for choice in plan.choices:
+        try:
+            method = _Method(plan, choice)
+            for k, seed, task in tasks:
+                data = digests.setdefault(task.name, images.contents([s for s in samples if s.category in task.tests]))
+                job = method.job(task, dataset=dataset, synthetic=module.SYNTHETIC, k=k, seed=seed, data=data)
+                done = [] if force else _done(store, job, iterative=method.kind.iterative)
+                found += done
+                if not done:
+                    jobs.append(job)
+                    memory[choice.name] = max(memory.get(choice.name, 0), method.memory(task, job))
+        except BenchError as refusal:
+            if len(plan.choices) == 1:
+                raise
+            refused[choice.name] = str(refusal)
+            _log.warning("%s is left out: %s", choice.name, refusal)
+    return Survey(tuple(jobs), tuple(found), refused, sum(_disk(job) for job in jobs), memory)
+
+
+class _Method:
+    """A method as one plan uses it: its class, and the settings of each task resolved."""
+
+    def __init__(self, plan: Plan, choice: Choice) -> None:
+        self.plan = plan
+        self.choice = choice
+        self.module = registry.load("methods", choice.method)
+        self.kind: type[Method] = self.module.METHOD
+        shared = {**asdict(Preparation()), **plan.shared}
+        known(plan.shared, asdict(Preparation()), "a key of the profile's shared preparation")
+        self.preparation = asdict(self.kind.native) if plan.options.preparation == "native" else shared
+        self._hashes: dict[str, dict[str, str]] = {}
+
+    def job(self, task: Task, *, dataset: str, synthetic: bool, k: int, seed: int, data: str) -> Job:
+        """The job that fits this method on the task."""
+        plan, options = self.plan, self.plan.options
+        settings, origin = resolve(self.module.Settings, self.choice.raw(task.name), self.choice.name)
+        shared, _ = resolve(self.module.Settings, self.choice.raw(""), self.choice.name)
+        told = Run(
+            dataset=dataset,
+            synthetic=synthetic,
+            protocol=options.protocol,
+            k=k,
+            seed=seed,
+            limit=options.limit,
+            name=self.choice.name,
+            method=self.choice.method,
+            title=self.choice.title,
+            settings=_plain(settings),
+            preparation=self.preparation,
+            precision=options.precision,
+            inputs=self._inputs(settings),
+            profile=plan.profile,
+            note=plan.note,
+        )
+        common = replace(told, settings=_plain(shared), inputs=self._inputs(shared))
+        return Job(
+            run=replace(told, variant=common.key("")),
+            task=task,
+            data=data,
+            rule=options.selection,
+            every=options.every,
+            batch=options.batch,
+            maps=options.maps,
+            keep_model=options.keep_model,
+            time=options.time,
+            device=options.device,
+            threads=options.threads,
+            weights=plan.weights,
+            cache=plan.cache,
+            origin=plan.origin | {f"settings.{name}": where for name, where in origin.items()},
+            command=plan.command,
+        )
+
+    def _inputs(self, settings: Any) -> dict[str, str]:
+        """The method's `inputs`, asked once for each settings: hashing a file of weights takes a moment."""
+        key = repr(settings)
+        if key not in self._hashes:
+            self._hashes[key] = self.kind.inputs(settings, self.plan.weights)
+        return self._hashes[key]
+
+    def memory(self, task: Task, job: Job) -> int:
+        """The method's own estimate of the peak bytes of that fit; 0 where it has none."""
+        settings, _ = resolve(self.module.Settings, self.choice.raw(task.name), self.choice.name)
+        return self.kind.memory(settings, Preparation(**job.run.preparation).size, len(task.train)) or 0
+
+
+def _chosen(plan: Plan, samples: list[Sample]) -> list[Sample]:
+    """The samples of the plan's categories, in the plan's number."""
+    options = plan.options
+    known(options.category, sorted({sample.category for sample in samples}), f"a category of {options.dataset}")
+    if options.category:
+        samples = [sample for sample in samples if sample.category in options.category]
+    return limited(samples, options.limit) if options.limit else samples
+
+
+def _ks(plan: Plan) -> tuple[int, ...]:
+    return plan.options.k if plan.options.protocol == "kshot" else (0,)
+
+
+def _draw(plan: Plan, samples: list[Sample], k: int, seed: int) -> list[Task]:
+    known([plan.options.protocol], PROTOCOLS, "a protocol")
+    return PROTOCOLS[plan.options.protocol](samples, k, seed)
+
+
+def _done(store: Store, job: Job, *, iterative: bool) -> list[Record]:
+    """The records of the job if all of them stand in the store unfailed; else none."""
+    asked: tuple[Selection, ...] = ("last", "oracle") if job.rule == "both" else (job.rule,)
+    found = []
+    for selection in asked if iterative else ("last",):
+        for category in job.task.tests:
+            record = store.find(job.run, job.data, category, selection)
+            if record is None or record.failure or (selection == "oracle" and record.every != job.every):
+                return []
+            found.append(record)
+    return [replace(record, run=replace(record.run, title=job.run.title)) for record in found]
+
+
+def _disk(job: Job) -> int:
+    """Estimated bytes of the answers: maps, packed masks and four cases of pictures a category."""
+    height, width = Preparation(**job.run.preparation).size
+    pixels, count = height * width, sum(len(tests) for tests in job.task.tests.values())
+    both = 2 if job.rule == "both" else 1
+    return both * count * pixels * MAP_BYTES[job.maps] + count * pixels // 8 + len(job.task.tests) * 4 * 3 * pixels
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """A method's Settings as JSON gives them back, so that a record equals itself after a round trip."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}

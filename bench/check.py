@@ -1,0 +1,78 @@
+"""`bench check`: what works on this machine and what to do about the rest; whether a method keeps its promises."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from bench import config, contract, registry
+from bench import machine as here
+from bench.config import Config
+from bench.contract import Finding
+from bench.errors import BenchError
+from bench.settings import resolve
+
+SPARE_BYTES = 5 << 30
+"""Free disk below which a campaign's maps may not fit."""
+
+
+def machine(known: Config) -> list[Finding]:
+    """Device, versions, backbones, data sets, plug-ins and disk."""
+    on = here.device("auto")
+    told = here.describe(on)
+    found = [
+        Finding(f"Python {told['python']}, torch {told['torch']}, timm {told['timm']}, maskbench {told['maskbench']}"),
+        Finding(f"device {on.type}: {told['device']}, {told['cores']} cores, {here.free_memory() / 1e9:.0f} GB free"),
+    ]
+    if on.type == "cuda":
+        found.append(Finding(f"GPU memory: {torch.cuda.mem_get_info(on)[0] / 1e9:.0f} GB free"))
+    free = shutil.disk_usage(Path.cwd()).free
+    mend = "" if free > SPARE_BYTES else "that is little for maps; choose another disk with --runs, or --maps none"
+    found.append(Finding(f"disk: {free / 1e9:.0f} GB free here", mend))
+    return [*found, *_methods(known), *_datasets(known)]
+
+
+def method(known: Config, name: str) -> list[Finding]:
+    """The promises of a method, by its name, an alias, or the path of its file, at the settings of profile check."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise BenchError(f"bench check takes a method's name or its file; {name} is no file.")
+        registry.add("methods", path.resolve().parent)
+        name = path.stem
+    plan = config.plan(known, registry.names("methods"), said={"method": name}, profile="check")
+    choice = plan.choices[0]
+    module = registry.load("methods", choice.method)
+    shape = contract.shape_of(module)
+    if any(finding.broken for finding in shape):
+        return shape
+    settings, _ = resolve(module.Settings, choice.raw(""), name)
+    return contract.check(module, settings)
+
+
+def _methods(known: Config) -> list[Finding]:
+    """Each method file: whether it loads, and whether its backbone's weights are to be had as its defaults ask."""
+    found = []
+    for name in registry.names("methods"):
+        try:
+            module = registry.load("methods", name)
+            module.METHOD.inputs(module.Settings(), known.path("weights"))
+            found.append(Finding(f"method {name}"))
+        except BenchError as error:
+            found.append(Finding(f"method {name} at its default settings", str(error)))
+    return found
+
+
+def _datasets(known: Config) -> list[Finding]:
+    found = []
+    for name in registry.names("datasets"):
+        if name == "folder":
+            continue  # the user's own: it has no one place
+        root = known.data(name) or config.cache_folder(known) / name
+        try:
+            samples = registry.load("datasets", name).samples(root)
+            categories = len({sample.category for sample in samples})
+            found.append(Finding(f"data set {name}: {len(samples)} images in {categories} categories, {root}"))
+        except BenchError as error:
+            found.append(Finding(f"data set {name}", str(error)))
+    return found

@@ -1,0 +1,238 @@
+"""The command line: options in, tables out. The only file that knows typer and rich; nothing heavy is imported here."""
+
+import logging
+import shlex
+import sys
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from bench import config, registry
+from bench.errors import BenchError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+out = Console(highlight=False)
+err = Console(highlight=False, stderr=True)
+
+RUN_EXAMPLES = """
+Examples:
+
+    bench run --method aminet --protocol kshot --k 4
+
+    bench run --method aminet,patchcore --dataset mvtec --data ~/mvtec --profile paper --protocol one-for-one
+
+    bench run table1 --category bottle,cable --seed 0,1,2
+
+    bench run --method all --protocol kshot --k 2 --set aminet.epochs=50 --dry-run
+"""
+
+
+class Plugins(StrEnum):
+    """What `bench list` lists."""
+
+    methods = "methods"
+    datasets = "datasets"
+    protocols = "protocols"
+    profiles = "profiles"
+    campaigns = "campaigns"
+    runs = "runs"
+
+
+def main() -> None:
+    """The console script: what a user can mend is one red line and exit code 2; Ctrl-C is no traceback."""
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)])
+    try:
+        app()
+    except BenchError as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("Stopped. What was finished is kept: the same command goes on from here.")
+        sys.exit(130)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(version("maskbench"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *, version_asked: Annotated[bool, typer.Option("--version", help="Print it.", callback=_version)] = False
+) -> None:
+    """maskbench: which industrial anomaly detector works, how fast, and whether the paper's table can be had again."""
+
+
+@app.command(epilog=RUN_EXAMPLES)
+def run(  # noqa: PLR0917  typer makes the options from these
+    campaign: Annotated[str | None, typer.Argument(help="A campaign of bench.toml, as table1.")] = None,
+    method: Annotated[str | None, typer.Option(help="Methods or aliases, separated by commas, or all.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="one-for-one, unified or kshot.")] = None,
+    k: Annotated[str | None, typer.Option(help="Training images a category under kshot: 4, or 2,4,8.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set; folder is your own tree of images.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    category: Annotated[str | None, typer.Option(help="Only these categories, separated by commas.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Seeds: 0, or 0,1,2. Each is a fit, and under kshot a draw.")] = None,
+    limit: Annotated[int | None, typer.Option(help="A quick look: at most so many images a kind.")] = None,
+    profile: Annotated[str | None, typer.Option(help="demo, code, paper, or one of yours.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="epochs=50, or aminet.epochs=50.")] = None,
+    selection: Annotated[str | None, typer.Option(help="last, oracle (best on the test set) or both.")] = None,
+    every: Annotated[int | None, typer.Option(help="The oracle looks every so many epochs.")] = None,
+    preparation: Annotated[str | None, typer.Option(help="shared (alike for all) or native (the paper's).")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU; 0 is torch's own choice.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a predict call.")] = None,
+    maps: Annotated[str | None, typer.Option(help="Keep anomaly maps as float16, float32 or none.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with backbone weights.")] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    keep_model: Annotated[bool | None, typer.Option("--keep-model", help="Store the fitted methods.")] = None,
+    latency: Annotated[bool | None, typer.Option("--time/--no-time", help="Measure the latency of one image.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Do again what stands in the store.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")] = False,
+) -> None:
+    """Fit methods, judge them, and store a record for each category."""
+    known = config.read()
+    plan = config.plan(
+        known,
+        registry.names("methods"),
+        said={
+            "method": method,
+            "protocol": protocol,
+            "k": k,
+            "dataset": dataset,
+            "category": category,
+            "seed": seed,
+            "limit": limit,
+            "selection": selection,
+            "every": every,
+            "preparation": preparation,
+            "device": device,
+            "precision": precision,
+            "threads": threads,
+            "batch": batch,
+            "maps": maps,
+            "keep_model": keep_model,
+            "time": latency,
+        },
+        settings=_pairs(settings or []),
+        profile=profile,
+        campaign=campaign,
+        paths={"data": data, "weights": weights, "runs": runs},
+        command=shlex.join(["bench", *sys.argv[1:]]),
+    )
+    with err.status("Listing the data and looking up what is done ..."):
+        from bench import campaign as walk
+        from bench import screen
+
+        survey = walk.survey(plan, force=force)
+    if dry_run:
+        screen.plan(out, known, plan, survey)
+        return
+    screen.announce(out, plan, survey)
+    records = [*survey.found, *screen.work(out, plan, survey)]
+    screen.results(out, records)
+    if not screen.close(out, plan, survey, records):
+        raise typer.Exit(2)
+
+
+@app.command("list", epilog="Example:\n\n    bench list methods")
+def list_(
+    kind: Annotated[Plugins, typer.Argument(help="What to list.")],
+    runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+) -> None:
+    """List what there is, without loading it."""
+    known = config.read()
+    rows: list[tuple[str, str]]
+    if kind is Plugins.methods:
+        names = sorted({*registry.names("methods"), *known.names("alias")})
+        aliases = known.tables.get("alias", {})
+        files = {name: aliases.get(name, {}).get("method", name) for name in names}
+        rows = [(name, f"{known.title(name)} (methods/{files[name]}.py)") for name in names]
+    elif kind is Plugins.datasets:
+        rows = [(name, registry.load("datasets", name).TITLE) for name in registry.names("datasets")]
+    elif kind is Plugins.protocols:
+        from bench.protocol import PROTOCOLS
+
+        rows = [(name, (draw.__doc__ or "").splitlines()[0]) for name, draw in PROTOCOLS.items()]
+    elif kind is Plugins.profiles:
+        rows = [(name, known.tables["profile"][name].get("note", "")) for name in known.names("profile")]
+    elif kind is Plugins.campaigns:
+        rows = [(name, known.tables["campaign"][name].get("about", "")) for name in known.names("campaign")]
+    else:
+        rows = _runs(runs or known.path("runs") or Path("runs"))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, about in rows:
+        table.add_row(escape(name), escape(about))
+    out.print(table)
+
+
+@app.command(epilog="Examples:\n\n    bench check\n\n    bench check patchcore")
+def check(
+    name: Annotated[str | None, typer.Argument(help="A method's name or file; none: this machine.")] = None,
+) -> None:
+    """Check this machine, or whether a method keeps what every method promises."""
+    from bench import check as checks
+
+    known = config.read()
+    with err.status("Checking ..."):
+        findings = checks.machine(known) if name is None else checks.method(known, name)
+    for finding in findings:
+        mark = "[green]works[/green] " if not finding.broken else "[red]broken[/red]"
+        out.print(f"{mark} {escape(finding.promise)}")
+        if finding.broken:
+            out.print(f"       {escape(finding.broken)}")
+    if name is not None and any(finding.broken for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Example:\n\n    bench report --out report")
+def report(
+    runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    form: Annotated[str, typer.Option("--format", help="A file in reports/: markdown.")] = "markdown",
+    to: Annotated[Path | None, typer.Option("--out", help="Folder to write to; none: print.")] = None,
+) -> None:
+    """Make tables of the records in the store."""
+    from bench.store import Store
+
+    folder = runs or config.read().path("runs") or Path("runs")
+    module = registry.load("reports", form)
+    text = module.render(list(Store(folder).walk()))
+    if to is None:
+        out.print(text, markup=False, soft_wrap=True)
+        return
+    to.mkdir(parents=True, exist_ok=True)
+    path = to / f"report.{module.SUFFIX}"
+    path.write_text(text, encoding="utf-8")
+    out.print(f"Written: {escape(str(path))}")
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise BenchError(f"--set takes key=value; '{text}' is not. Write for example --set epochs=50.")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def _runs(folder: Path) -> list[tuple[str, str]]:
+    from bench.store import Store
+    from bench.summary import MEAN, groups, percent
+
+    rows = []
+    for group in groups(Store(folder).walk()):
+        run = group.first.run
+        k = f"-{run.k}" if run.k else ""
+        told = f"{run.title}, {group.selection}, {len(group.records)} records, {len(group.failed)} failed, image AUROC "
+        rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", told + percent(group.cell(MEAN, "image_auroc"))))
+    return rows or [("none", f"no records in {folder}; bench run makes some")]

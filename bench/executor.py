@@ -1,0 +1,214 @@
+"""Does jobs, here in this process: a job is one fit with all that it needs, an outcome is what the store keeps of it.
+
+`work` is the whole way from a job to its outcomes, wherever it runs; a crash becomes outcomes that say so.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
+
+from bench import machine, registry
+from bench.dataset import Sample
+from bench.errors import BenchError
+from bench.images import FileImages
+from bench.method import Method, Precision, Preparation, Setup
+from bench.protocol import Task
+from bench.record import Answers, Maps, Record, Run
+from bench.runner import Answer, Fit, Rule, cases, judge
+from bench.settings import resolve
+from bench.timing import Clock, latency
+
+Watch = Callable[[str, str, int, int, float | None], None]
+"""Called as `watch(what, phase, done, total, loss)` while a job runs."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One fit, resolved: it can be sent to another process, and what it answers depends on nothing else.
+
+    Attributes:
+        run, task, data: what is asked, on which samples, with which digest.
+        rule, every, batch, maps, keep_model, time: as in `bench.config.Options`.
+        device, threads: where and how wide. weights, cache: folders.
+        origin, command: told in the record.
+    """
+
+    run: Run
+    task: Task
+    data: str
+    rule: Rule
+    every: int
+    batch: int
+    maps: Maps
+    keep_model: bool
+    time: bool
+    device: str
+    threads: int
+    weights: Path | None
+    cache: Path
+    origin: dict[str, str]
+    command: str
+
+    @property
+    def what(self) -> str:
+        """What a person calls it: "AMI-Net bottle, seed 0"."""
+        k = f" k={self.run.k}" if self.run.k else ""
+        return f"{self.run.title} {self.task.name}{k}, seed {self.run.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A record and what lies beside it: raw answers, pictures by name, the fitted method as safetensors."""
+
+    record: Record
+    answers: Answers | None = None
+    views: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    model: bytes | None = None
+
+
+def local(jobs: Iterable[Job], watch: Watch) -> Iterator[list[Outcome]]:
+    """The outcomes of each job, one job after the other, in this process."""
+    for job in jobs:
+        yield work(job, watch)
+
+
+def work(job: Job, watch: Watch) -> list[Outcome]:
+    """Fits and judges; an outcome a category and selection. What goes wrong becomes failed records, never a crash."""
+    blank = Record(
+        run=job.run,
+        category=job.task.name,
+        data=job.data,
+        train=[_told(sample) for sample in job.task.train],
+        origin=job.origin,
+        command=job.command,
+        commit=machine.commit(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    with _heard() as warnings:
+        try:
+            outcomes = _do(job, blank, watch)
+            return [replace(each, record=replace(each.record, warnings=list(warnings))) for each in outcomes]
+        except Exception as error:  # noqa: BLE001  one run must not take the others along
+            lines = traceback.format_exception(error, limit=-3)
+            reason = str(error) if isinstance(error, BenchError) else "".join(lines).strip()
+            failed = replace(blank, failure=reason, warnings=list(warnings))
+            return [Outcome(replace(failed, category=category)) for category in job.task.tests]
+
+
+def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    device = machine.device(job.device)
+    seed = machine.seed_of(job.run.seed, job.task.name)
+    machine.seed_everything(seed)
+    module = registry.load("methods", job.run.method)
+    preparation = Preparation(**job.run.preparation)
+    precision: Precision = job.run.precision  # type: ignore[assignment]  # the config has checked it
+    setup = Setup(preparation.size, device, seed, job.weights, job.cache / "features", precision)
+    settings, _ = resolve(module.Settings, {key: (value, "") for key, value in job.run.settings.items()}, job.run.name)
+
+    def make() -> Method:
+        method: Method = module.METHOD(settings, setup)
+        return method
+
+    def load(samples: Sequence[Sample]) -> FileImages:
+        return FileImages(samples, preparation)
+
+    machine.reset_peak(device)
+    fit = Fit(job.task, make, load, device, rule=job.rule, every=job.every, batch=job.batch, maps=job.maps)
+    answers = list(fit.answers(lambda done, total, loss: watch(job.what, "fit", done, total, loss)))
+    shared = replace(
+        blank,
+        losses=fit.losses,
+        memory=machine.peak_memory(device),
+        facts=fit.method.facts(),
+        machine=machine.describe(device),
+        source=_source(module),
+    )
+    outcomes = []
+    for done, answer in enumerate(answers):
+        watch(job.what, "judge", done, len(answers), None)
+        outcomes.append(_judged(job, shared, fit, answer))
+    return outcomes
+
+
+def _judged(job: Job, shared: Record, fit: Fit, answer: Answer) -> Outcome:
+    clock = Clock(torch.device("cpu"))
+    with clock("judge"):
+        found = judge(answer.answers)
+    last = answer.selection == "last"
+    tests = fit.tests[answer.category]
+    shown = cases(answer.answers)
+    record = replace(
+        shared,
+        category=answer.category,
+        selection=answer.selection,
+        every=0 if last else job.every,
+        epoch=answer.epoch,
+        metrics=found.values,
+        missing=found.missing,
+        curve=fit.curves[answer.category],
+        seconds={"fit": fit.seconds, "predict": answer.seconds, **clock.seconds},
+        tests=[_told(sample) for sample in tests.samples],
+        stored={"views": {case: answer.answers.files[index] for case, index in shown.items()} if last else {}},
+    )
+    if not last:  # the method has gone on since that epoch: no picture or latency of it can be had
+        return Outcome(record, answer.answers)
+    picked = torch.cat(list(tests.batches(1, torch.tensor(list(shown.values()))))).to(fit.device)
+    views = _views(fit.method, picked, list(shown))
+    if job.time:
+        some = torch.cat(list(tests.batches(8, torch.arange(min(8, len(tests)))))).to(fit.device)
+        record = replace(record, latency=latency(fit.method, some))
+    model = save({k: v.detach().cpu().contiguous() for k, v in fit.method.state().items()}) if job.keep_model else None
+    return Outcome(record, answer.answers, views, model)
+
+
+def _views(method: Method, images: Tensor, names: list[str]) -> dict[str, NDArray[np.uint8]]:
+    """The chosen images and what the method explains of them, as 8-bit pictures; each map over its own range."""
+    found = {}
+    for name, picture in {"image": images, **method.explain(images)}.items():
+        for case, one in zip(names, picture.detach().float().cpu(), strict=True):
+            low, high = (0.0, 1.0) if one.ndim == 3 else (float(one.min()), float(one.max()))
+            shown = ((one - low) / max(high - low, 1e-12)).clamp(0, 1).mul(255).round().byte().numpy()
+            found[f"{case}.{name}"] = shown.transpose(1, 2, 0) if one.ndim == 3 else shown
+    return found
+
+
+def _told(sample: Sample) -> str:
+    return f"{sample.category}/{sample.split}/{sample.image.parent.name}/{sample.image.name}"
+
+
+def _source(module: ModuleType) -> str:
+    return sha256(Path(module.__file__ or "").read_bytes()).hexdigest()
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What bench and its plug-ins warn of inside the block."""
+    said: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    ear = Ear(logging.WARNING)
+    logger = logging.getLogger("bench")
+    logger.addHandler(ear)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(ear)

@@ -1,0 +1,125 @@
+"""What a person sees of a run: the plan, a bar that tells the time left, a line a record, and tables at the end."""
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench import campaign, summary
+from bench.campaign import Survey
+from bench.config import Config, Plan
+from bench.record import Record
+
+FIT_SHARE = 0.8
+"""How much of a job's bar the fit takes; predict, timing and metrics share the rest."""
+
+
+def announce(out: Console, plan: Plan, survey: Survey) -> None:
+    """What will run, and what a reader must know of it."""
+    options = plan.options
+    titles = ", ".join(choice.title for choice in plan.choices if choice.name not in survey.refused)
+    draw = f" k = {', '.join(map(str, options.k))}" if options.protocol == "kshot" else ""
+    out.print(f"[bold]{escape(titles)}[/bold] on {options.dataset}, {options.protocol}{draw}, profile {plan.profile}")
+    if plan.note:
+        out.print(f"[yellow]{escape(plan.note)}[/yellow]")
+    if any(run.synthetic for run in (*(job.run for job in survey.jobs), *(record.run for record in survey.found))):
+        out.print("[yellow]synthetic data: the images are drawn, and the numbers say nothing of real parts[/yellow]")
+    if survey.found:
+        out.print(f"{len(survey.found)} records stand in the store and are not made again (--force would).")
+
+
+def work(out: Console, plan: Plan, survey: Survey) -> Iterator[Record]:
+    """Does the jobs below a bar that tells the time left; prints a line a record and yields it."""
+    if not survey.jobs:
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    times = (TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, *times, console=out, transient=True) as bar:
+        whole = bar.add_task("starting", total=len(survey.jobs))
+        finished = set[tuple[str, ...]]()
+
+        def watch(what: str, phase: str, done: int, total: int, loss: float | None) -> None:
+            share = FIT_SHARE * done / max(total, 1) if phase == "fit" else FIT_SHARE
+            told = f", loss {loss:.4g}" if loss is not None else ""
+            text = f"{what}: {phase} {done}/{total}{told}"
+            bar.update(whole, completed=len(finished) + share, description=escape(text))
+
+        for record in campaign.run(plan, survey, watch):
+            finished.add((record.run.name, str(record.run.k), str(record.run.seed), *record.train))
+            bar.update(whole, completed=len(finished))
+            bar.console.print(_line(record))
+            yield record
+
+
+def results(out: Console, records: Iterable[Record]) -> None:
+    """A table a method and setting: a row a category and the mean; mean ± std where there are several seeds."""
+    for group in summary.groups(records):
+        if not group.records:
+            continue
+        table = Table(title=escape(summary.heading(group)), title_justify="left", caption_justify="left")
+        table.add_column("category")
+        for name in (*summary.METRICS.values(), "latency"):
+            table.add_column(name, justify="right")
+        for category in (*group.categories, summary.MEAN):
+            cells = [summary.percent(group.cell(category, metric)) for metric in summary.METRICS]
+            speed = summary.milliseconds(group.cell(category, summary.LATENCY))
+            table.add_row(escape(category), *cells, speed, style="bold" if category == summary.MEAN else "")
+        table.caption = escape("; ".join(["percent", *summary.marks(group), summary.machine(group)]))
+        out.print(table)
+
+
+def close(out: Console, plan: Plan, survey: Survey, records: list[Record]) -> bool:
+    """Where the records lie and what to do next. Whether all went well."""
+    failed = [record for record in records if record.failure]
+    out.print(f"Records: {len(records) - len(failed)} of this plan lie below {escape(str(plan.runs))}")
+    if failed or survey.refused:
+        left_out = f" Left out: {', '.join(survey.refused)}." if survey.refused else ""
+        out.print(f"[red]{len(failed)} failed.{escape(left_out)}[/red] The same command tries these again.")
+        return False
+    names = {choice.name for choice in plan.choices}
+    other = next((name for name in ("patchcore", "meanmap", "aminet") if name not in names), None)
+    k = f" --k {','.join(map(str, plan.options.k))}" if plan.options.protocol == "kshot" else ""
+    step = f"bench run --method {other} --protocol {plan.options.protocol}{k}"
+    first = f"[bold]{escape(step)}[/bold] to compare, then " if other and not plan.campaign else ""
+    out.print(f"Next: {first}[bold]bench report[/bold]")
+    return True
+
+
+def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
+    """The resolved plan, where each value came from, the tasks, and estimates of disk and memory."""
+    table = Table(title="The plan", title_justify="left")
+    for heading in ("what", "value", "from"):
+        table.add_column(heading)
+    values = {name: getattr(asked.options, name) for name in asked.options.__dataclass_fields__}
+    values |= {"profile": asked.profile, "data": asked.root, "runs": asked.runs, "cache": asked.cache}
+    values |= {"weights": asked.weights or "–"}
+    for name, value in values.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        table.add_row(name, escape(shown or "–"), escape(asked.origin.get(name, "default")))
+    for job in {job.run.variant: job for job in survey.jobs}.values():
+        for name, value in job.run.settings.items():
+            table.add_row(f"{job.run.name}.{name}", escape(str(value)), escape(job.origin[f"settings.{name}"]))
+    out.print(table)
+    out.print(f"bench.toml: {escape(', '.join(map(str, known.found)))}")
+    for job in survey.jobs:
+        tested = sum(len(tests) for tests in job.task.tests.values())
+        out.print(f"to do: {escape(job.what)}: {len(job.task.train)} training images, {tested} test images")
+    out.print(f"{len(survey.jobs)} fits to do; {len(survey.found)} records stand already.")
+    out.print(f"Disk: about {survey.disk / 1e6:.0f} MB.")
+    for name, needed in survey.memory.items():
+        out.print(f"Memory of {escape(name)}: {f'about {needed / 1e9:.1f} GB' if needed else 'no estimate'}.")
+
+
+def _line(record: Record) -> str:
+    place = f"{record.run.title} {record.category}, seed {record.run.seed}"
+    if record.failure:
+        return f"[red]{escape(place)} failed:[/red] {escape(record.failure)}"
+    told = [
+        f"{summary.METRICS[name]} {100 * record.metrics[name]:.1f}"
+        for name in ("image_auroc", "pixel_auroc", "aupro_30")
+        if name in record.metrics
+    ]
+    oracle = " (oracle)" if record.selection == "oracle" else ""
+    return f"{escape(place)}{oracle}: {', '.join(told)}; fitted in {record.seconds['fit']:.1f} s"

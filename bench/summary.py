@@ -1,0 +1,136 @@
+"""Records grouped for tables: a group is a method in one setting, a cell the mean and spread of a metric over seeds."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.record import Record, Selection
+
+METRICS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "aupro_30": "AUPRO",
+}
+"""The metrics that every table shows, in order, with their headings."""
+
+MEAN = "mean"
+LATENCY = "latency"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Mean over seeds, standard deviation (n - 1) over them or None where there is one seed, and how many there are."""
+
+    mean: float
+    std: float | None
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The records of one method under one protocol with one set of settings and one selection rule.
+
+    Attributes:
+        records: unfailed, by (category, seed). failed: the others.
+        selection: "oracle" chose the epoch on the test set.
+    """
+
+    records: dict[tuple[str, int], Record]
+    failed: tuple[Record, ...]
+    selection: Selection
+
+    @property
+    def first(self) -> Record:
+        """Any record of the group, for what they share."""
+        return next(iter(self.records.values()), *self.failed[:1])
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories judged, sorted."""
+        return sorted({category for category, _ in self.records})
+
+    def cell(self, category: str, metric: str) -> Cell | None:
+        """A metric (a fraction; LATENCY in milliseconds) of a category, or of MEAN; None where no record has it.
+
+        The mean over categories is taken a seed first, over the seeds that have all categories.
+        """
+        values = self._means(metric) if category == MEAN else self._values(category, metric)
+        if not values:
+            return None
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return Cell(float(np.mean(values)), std, len(values))
+
+    def _values(self, category: str, metric: str) -> list[float]:
+        records = (record for (name, _), record in self.records.items() if name == category)
+        found = (_value(record, metric) for record in records)
+        return [value for value in found if value is not None]
+
+    def _means(self, metric: str) -> list[float]:
+        means = []
+        for seed in sorted({seed for _, seed in self.records}):
+            own = [self.records[category, seed] for category in self.categories if (category, seed) in self.records]
+            values = [value for value in (_value(record, metric) for record in own) if value is not None]
+            if values and len(values) == len(self.categories):
+                means.append(float(np.mean(values)))
+        return means
+
+
+def groups(records: Iterable[Record]) -> list[Group]:
+    """The records, grouped; sorted by data set, protocol, k, title, settings and selection."""
+    found: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        run = record.run
+        key = (run.dataset, run.protocol, f"{run.k:06d}", run.title, run.name, run.variant, record.selection)
+        found.setdefault(key, []).append(record)
+    return [
+        Group(
+            {(record.category, record.run.seed): record for record in group if not record.failure},
+            tuple(record for record in group if record.failure),
+            group[0].selection,
+        )
+        for _, group in sorted(found.items())
+    ]
+
+
+def percent(cell: Cell | None) -> str:
+    """A fraction in percent with one decimal, ± its spread over seeds where there are several; "–" for none."""
+    if cell is None:
+        return "–"
+    return f"{100 * cell.mean:.1f}" + (f" ± {100 * cell.std:.1f}" if cell.std is not None else "")
+
+
+def milliseconds(cell: Cell | None) -> str:
+    """A latency with three significant digits; "–" for none."""
+    return "–" if cell is None else f"{cell.mean:.3g} ms"
+
+
+def heading(group: Group) -> str:
+    """Method, data set and protocol, as a table's title says them."""
+    run = group.first.run
+    oracle = " (oracle)" if group.selection == "oracle" else ""
+    return f"{run.title}{oracle} · {run.dataset} · {run.protocol}{f' k={run.k}' if run.k else ''}"
+
+
+def machine(group: Group) -> str:
+    """What the latency was measured on."""
+    told = group.first.machine
+    threads = "" if "cuda" in told else f", {told.get('threads')} threads"
+    return f"latency: batch 1, network to map and score, {told.get('device')}{threads}, {group.first.run.precision}"
+
+
+def marks(group: Group) -> list[str]:
+    """What a reader must know beside every number of the group."""
+    run = group.first.run
+    found = ["synthetic data"] if run.synthetic else []
+    found += [run.note] if run.note else []
+    found += [f"limited to {run.limit} images a kind"] if run.limit else []
+    found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
+    found += [f"random weights in {run.settings['backbone']}"] if "random" in run.inputs.values() else []
+    return found
+
+
+def _value(record: Record, metric: str) -> float | None:
+    return record.latency.get("median_ms") if metric == LATENCY else record.metrics.get(metric)
