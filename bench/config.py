@@ -5,18 +5,17 @@ working folder is laid over the one that ships, table by table. Unknown keys are
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from bench.errors import BenchError
-from bench.settings import known, typed
+from bench.settings import S, known, resolve, typed
 
 FILE = "bench.toml"
-_TABLES = ("paths", "profile", "campaign", "alias", "category")
-_PATHS = ("runs", "cache", "weights", "methods", "data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +61,21 @@ class Options:
     time: bool = True
 
 
+_CHOOSING = {entry.name: object for entry in fields(Options)}
+_SETTINGS = {"*": {"*": object}}  # method -> key -> value
+_SHAPE: dict[str, Any] = {
+    "paths": {"runs": str, "cache": str, "weights": str, "methods": tuple[str, ...], "data": {"*": str}},
+    "profile": {"*": {"note": str, "shared": {"*": object}, "set": _SETTINGS, **_CHOOSING}},
+    "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, **_CHOOSING}},
+    "alias": {"*": {"method": str, "title": str, "set": {"*": object}}},
+    "category": {"*": {"*": _SETTINGS}},  # data set -> category -> settings
+}
+"""What bench.toml holds: "*" is any name, `object` any value: it is typed where it is used."""
+
+_LEAST = {"limit": 0, "every": 1, "threads": 0, "batch": 1}
+_NAME = re.compile(r"[\w+-]+")
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A method as the user names it: the file that it is, its title, and its settings, still as TOML or text gave them.
@@ -72,7 +86,8 @@ class Choice:
         title: as tables print it.
         settings: key -> (value, origin), laid over the file's defaults.
         by_category: the same, by category of the plan's data set, laid over those.
-        last: the same, from --set, laid over all.
+        plain: the same, from --set key=value, laid over those where this method has such a setting.
+        last: the same, from --set name.key=value, laid over all.
     """
 
     name: str
@@ -80,11 +95,17 @@ class Choice:
     title: str
     settings: dict[str, tuple[Any, str]]
     by_category: dict[str, dict[str, tuple[Any, str]]]
+    plain: dict[str, tuple[Any, str]]
     last: dict[str, tuple[Any, str]]
 
-    def raw(self, category: str) -> dict[str, tuple[Any, str]]:
-        """The settings for one category, or for "all"."""
-        return self.settings | self.by_category.get(category, {}) | self.last
+    def resolved(self, kind: type[S], category: str) -> tuple[S, dict[str, str]]:
+        """The method's Settings for one category, or for "all", and the origin of each value.
+
+        A plain --set key that `kind` does not have is meant for another method of the call: `meant` has seen to that.
+        """
+        plain = {key: value for key, value in self.plain.items() if key in _fields(kind)}
+        raw = self.settings | self.by_category.get(category, {}) | plain | self.last
+        return resolve(kind, raw, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +136,19 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The merged `bench.toml`: its tables, and the folders of the user's own methods."""
+    """The merged `bench.toml`: its tables, and the files that they came from.
 
-    tables: dict[str, dict[str, Any]]
-    found: tuple[Path, ...] = field(default=())
+    Raises BenchError where the tables are not what a bench.toml holds.
+    """
+
+    tables: Mapping[str, Any]
+    found: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self.tables, _SHAPE, "")
+        for name in self.names("alias"):
+            if not _NAME.fullmatch(name):
+                raise BenchError(f"An alias is a folder in the store: letters, digits, _, + and -; '{name}' is not.")
 
     def names(self, table: Literal["profile", "campaign", "alias"]) -> list[str]:
         """The names that the table holds, sorted."""
@@ -128,28 +158,32 @@ class Config:
         """The title of a method or alias; the name where nothing gives one."""
         return str(self.tables.get("alias", {}).get(name, {}).get("title", name))
 
-    def path(self, key: str) -> Path | None:
+    def path(self, key: Literal["runs", "cache", "weights"]) -> Path | None:
         """A folder of [paths], with ~ resolved; None where it is not given."""
         given = self.tables.get("paths", {}).get(key)
-        return Path(given).expanduser() if given else None
+        return _home(given) if given else None
 
     def data(self, dataset: str) -> Path | None:
         """Where [paths.data] says that the data set lies."""
         given = self.tables.get("paths", {}).get("data", {}).get(dataset)
-        return Path(given).expanduser() if given else None
+        return _home(given) if given else None
+
+    def methods(self) -> tuple[Path, ...]:
+        """The user's own folders of methods, for `registry.add`."""
+        given = self.tables.get("paths", {}).get("methods", ())
+        return tuple(_home(folder) for folder in typed("paths.methods", given, tuple[str, ...]))
 
 
 def read(folder: Path | None = None) -> Config:
     """The shipped `bench.toml` with the one in `folder` (default: the working folder) laid over it."""
     here = Path(__file__).resolve().parent
-    shipped = next(path for path in (here.parent / FILE, here / FILE) if path.is_file())
+    checkout = (here.parent / "pyproject.toml").is_file()  # elsewhere the wheel has put a copy beside this file
+    shipped = (here.parent if checkout else here) / FILE
     own = (folder or Path.cwd()) / FILE
     found = (shipped,) if not own.is_file() or own.samefile(shipped) else (shipped, own)
     tables: dict[str, Any] = {}
     for path in found:
         tables = _over(tables, _parse(path))
-    known(tables, _TABLES, f"a table of {FILE}")
-    known(tables.get("paths", {}), _PATHS, "a key of [paths]")
     return Config(tables, found)
 
 
@@ -167,55 +201,75 @@ def plan(
     """Lays profile, campaign and the options that were `said` over each other.
 
     methods: the files there are. settings: --set, key -> text, "name.key" for one method only. paths: data, runs,
-    cache, weights as options gave them. Raises BenchError for any unknown name, key or value.
+    cache, weights as options gave them. Raises BenchError for a name, key or value that bench.toml can't know;
+    data set, protocol and the settings themselves are looked up by the campaign.
     """
     wanted = _entry(config, "campaign", campaign) if campaign else {}
     profile_origin = "--profile" if profile else f"campaign {campaign}" if "profile" in wanted else "default"
-    profile = profile or str(wanted.get("profile", "demo"))
+    profile = profile or wanted.get("profile", "demo")
     chosen = _entry(config, "profile", profile)
-    names = tuple(entry.name for entry in fields(Options))
-    values: dict[str, Any] = {}
-    origin: dict[str, str] = dict.fromkeys(names, "default") | {"profile": profile_origin}
-    layers: list[tuple[Mapping[str, Any], str]] = [
-        (_options(chosen), f"profile {profile}"),
-        (_options(wanted), f"campaign {campaign}"),
-        ({key: value for key, value in said.items() if value is not None}, "option"),
-    ]
-    for layer, where in layers:
-        known(layer, names, f"an option ({where})")
-        for key, value in layer.items():
-            values[key] = typed(key, value, get_type_hints(Options)[key])
-            origin[key] = f"--{key.replace('_', '-')}" if where == "option" else where
-    options = Options(**values)
     tables = [(chosen, f"profile {profile}"), (wanted, f"campaign {campaign}")]
+    options, origin = _options(tables, said)
     choices = _choices(config, options, tuple(methods), tables, settings or {})
-    given = {key: path for key, path in (paths or {}).items() if path is not None}
-    folders = {key: given.get(key) or config.path(key) for key in ("runs", "cache", "weights")}
-    origin |= {key: f"--{key}" if key in given else "[paths]" if folders[key] else "default" for key in folders}
-    cache = folders["cache"] or cache_folder(config)
-    root = given.get("data") or config.data(options.dataset)
-    origin["data"] = "--data" if "data" in given else "[paths.data]" if root else "default"
-    if root is None:
-        root = cache / options.dataset
+    given = {key: _home(path) for key, path in (paths or {}).items() if path is not None}
+    runs, cache, weights = (given.get(key) or config.path(key) for key in ("runs", "cache", "weights"))
+    data = given.get("data") or config.data(options.dataset)
+    for key, path in {"runs": runs, "cache": cache, "weights": weights, "data": data}.items():
+        table = "[paths.data]" if key == "data" else "[paths]"
+        origin[key] = f"--{key}" if key in given else table if path else "default"
+    cache = cache or cache_folder(config)
     return Plan(
         options=options,
-        origin=origin,
+        origin=origin | {"profile": profile_origin},
         choices=choices,
         profile=profile,
-        note=str(chosen.get("note", "")),
+        note=chosen.get("note", ""),
         shared=dict(chosen.get("shared", {})),
-        root=root,
-        runs=folders["runs"] or Path("runs"),
+        root=data or cache / options.dataset,
+        runs=runs or Path("runs"),
         cache=cache,
-        weights=folders["weights"],
+        weights=weights,
         campaign=campaign or "",
         command=command,
     )
 
 
+def meant(choices: Iterable[Choice], kinds: Mapping[str, type]) -> None:
+    """Raises BenchError for a plain --set key that is a setting of none of the methods.
+
+    kinds: the Settings by name, of the methods that could be loaded.
+    """
+    names = sorted({name for kind in kinds.values() for name in _fields(kind)})
+    known(sorted({key for choice in choices for key in choice.plain}), names, f"a setting of {' or '.join(kinds)}")
+
+
 def cache_folder(config: Config) -> Path:
     """Where drawn data and frozen features go: [paths] cache, or the user's cache folder."""
-    return config.path("cache") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "maskbench"
+    return config.path("cache") or _home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "maskbench"
+
+
+def _options(tables: list[tuple[dict[str, Any], str]], said: Mapping[str, Any]) -> tuple[Options, dict[str, str]]:
+    """The options of the tables, then those of the call, laid over each other, and the origin of each."""
+    hints = get_type_hints(Options)
+    values: dict[str, Any] = {}
+    origin = dict.fromkeys(hints, "default")
+    for table, where in tables:
+        for key in (key for key in hints if key in table):
+            values[key] = typed(f"{key} ({where})", table[key], hints[key])
+            origin[key] = where
+    known(said, hints, "an option")
+    for key, value in said.items():
+        if value is not None:
+            origin[key] = f"--{key.replace('_', '-')}"
+            values[key] = typed(origin[key], value, hints[key])
+    for key, value in values.items():
+        if isinstance(value, tuple):
+            values[key] = tuple(dict.fromkeys(value))  # 0,0 is one seed
+        if key in {"method", "k", "seed"} and not value:
+            raise BenchError(f"A run needs at least one {key}; {origin[key]} gives none. Name one.")
+        if key in _LEAST and value < _LEAST[key]:
+            raise BenchError(f"{key} is {_LEAST[key]} or more; {origin[key]} gives {value}. Raise it.")
+    return Options(**values), origin
 
 
 def _choices(
@@ -227,55 +281,79 @@ def _choices(
 ) -> tuple[Choice, ...]:
     aliases = config.tables.get("alias", {})
     names = sorted({*methods, *aliases})
-    asked = names if options.method == ("all",) else options.method
-    categories: dict[str, Any] = config.tables.get("category", {}).get(options.dataset, {})
-    _meant_for(settings, asked)
+    asked = names if "all" in options.method else list(options.method)
+    known(asked, names, "a method")
+    plain, last = _said(settings, asked)
+    sets = [(table.get("set", {}), where) for table, where in tables]
+    place = f"category.{options.dataset}"
+    categories = config.tables.get("category", {}).get(options.dataset, {})
+    for table, where in (*sets, *((table, f"[{place}.{category}]") for category, table in categories.items())):
+        known(table, methods, f"a file in methods/, which is what {where} sets")
     choices = []
-    for name in dict.fromkeys(asked):
-        known([name], names, "a method")
+    for name in asked:
         alias = aliases.get(name, {})
-        known(alias, ("method", "title", "set"), f"a key of [alias.{name}]")
-        method = str(alias.get("method", name))
+        method = alias.get("method", name)
         raw: dict[str, tuple[Any, str]] = {}
-        for table, where in tables:
-            raw |= {key: (value, where) for key, value in table.get("set", {}).get(method, {}).items()}
-        raw |= {key: (value, f"alias {name}") for key, value in alias.get("set", {}).items()}
-        by_category = {
-            category: {key: (value, f"[category.{options.dataset}.{category}]") for key, value in own[method].items()}
-            for category, own in categories.items()
-            if method in own
-        }
-        last = {
-            key.removeprefix(f"{name}."): (value, "--set")
-            for key, value in settings.items()
-            if "." not in key or key.startswith(f"{name}.")
-        }
-        choices.append(Choice(name, method, config.title(name), raw, by_category, last))
+        for table, where in (*sets, ({method: alias.get("set", {})}, f"alias {name}")):
+            raw |= _from(table.get(method, {}), where)
+        own = {one: _from(table.get(method, {}), f"[{place}.{one}]") for one, table in categories.items()}
+        choices.append(Choice(name, method, config.title(name), raw, own, plain, last.get(name, {})))
     return tuple(choices)
 
 
-def _options(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A profile's or campaign's table without its keys that are no options of a call."""
-    return {key: value for key, value in table.items() if key not in {"about", "note", "profile", "shared", "set"}}
-
-
-def _meant_for(settings: Mapping[str, str], asked: Iterable[str]) -> None:
-    for key in settings:
-        if "." in key and key.split(".", 1)[0] not in asked:
+def _said(
+    settings: Mapping[str, str], asked: list[str]
+) -> tuple[dict[str, tuple[Any, str]], dict[str, dict[str, tuple[Any, str]]]]:
+    """The plain keys of --set, and those for one method, by its name."""
+    plain: dict[str, tuple[Any, str]] = {}
+    last: dict[str, dict[str, tuple[Any, str]]] = {}
+    for key, value in settings.items():
+        name, dot, rest = key.rpartition(".")
+        if dot and name not in asked:
             raise BenchError(f"--set {key} names a method that is not run; these are: {', '.join(asked)}.")
+        (last.setdefault(name, {}) if dot else plain)[rest] = (value, "--set")
+    return plain, last
+
+
+def _fields(kind: type) -> list[str]:
+    return [entry.name for entry in fields(kind)] if is_dataclass(kind) else []
+
+
+def _from(table: Mapping[str, Any], where: str) -> dict[str, tuple[Any, str]]:
+    return {key: (value, where) for key, value in table.items()}
 
 
 def _entry(config: Config, table: Literal["profile", "campaign"], name: str) -> dict[str, Any]:
-    entries = config.tables.get(table, {})
     known([name], config.names(table), f"a {table}")
-    found: dict[str, Any] = entries[name]
+    found: dict[str, Any] = config.tables[table][name]
     return found
+
+
+def _check(value: Any, shape: Any, where: str) -> None:
+    """Raises BenchError where a part of bench.toml is not what `shape` says."""
+    if not isinstance(shape, dict):
+        if shape is not object:
+            typed(where, value, shape)
+        return
+    if not isinstance(value, Mapping):
+        raise BenchError(f"[{where}] is a table of {FILE}; {value!r} is none. Write its keys below a line [{where}].")
+    if "*" not in shape:
+        known(value, shape, f"a key of [{where}]" if where else f"a table of {FILE}")
+    for key, part in value.items():
+        _check(part, shape.get(key, shape.get("*")), f"{where}.{key}" if where else key)
+
+
+def _home(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BenchError(f"A path may begin with ~ where there is a home folder; {path} has none ({error}).") from error
 
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BenchError(f"{path} must be readable TOML; {error}. Mend that line.") from error
 
 

@@ -5,8 +5,13 @@ only how many lie above v and how many at it. Pixels are therefore counted and n
 sends every score to a bucket, a bucket that holds no defect score is only counted, and the few pixels that share a
 bucket with a defect score are sorted. AUROC and AUPRO are one sum with two weights: each defect pixel counts
 1 / pixels in the first, 1 / (pixels of its region x regions) in the second.
+
+Maps are walked twice, first for the defect scores and then to count, so they need not fit into memory. Only the
+distinct defect scores are held; where even these are too many, some are, exact counts are taken at and between them,
+and what their order in between could change at most is told.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +26,16 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Places = NDArray[np.intp]
 
-BUCKETS = 1 << 20
-"""Into how many the range of the defect scores is cut; more of them cost cache misses, fewer cost sorting."""
+BUCKETS = 1 << 19
+"""Into how many the range of the defect scores is cut, at most; more cost cache misses, fewer cost sorting."""
 
 HELD = 1 << 22
 """How many pixels that share a bucket with a defect score wait until they are sorted, at least."""
+
+EXACT = 1 << 21
+"""Up to how many defect pixels the answer is exact, however many pixels there are; beyond, its error is told."""
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
@@ -39,10 +48,12 @@ class Judgement:
         values: fractions in [0, 1] by name: image_auroc, image_ap, image_f1max, pixel_auroc, pixel_ap, pixel_f1max,
             and an aupro_30 for the limit 0.3 of the false positive rate.
         missing: why a metric does not exist, by the same names.
+        error: how far any of the values can lie from the exact one; 0 unless there are more than EXACT defect pixels.
     """
 
     values: dict[str, float]
     missing: dict[str, str]
+    error: float = 0.0
 
 
 def auroc(scores: Array, anomalous: Bools) -> float:
@@ -107,13 +118,47 @@ def judge(
         raise BenchError(
             f"Every image needs a score, a map and a mask; there are {len(scores)}, {len(maps)} and {len(masks)}."
         )
-    defects = _defects(maps, masks)
-    if not defects.regions or defects.pixels == len(defects.scores):
-        reason = "no normal pixels" if defects.regions else "no defect pixels"
+    thresholds = _thresholds(maps, masks)
+    if not thresholds.size or all(np.all(mask) for mask in masks):
+        reason = "no normal pixels" if thresholds.size else "no defect pixels"
         return Judgement(values, missing | dict.fromkeys(pixel_names, reason))
-    curve, overlap = _pixel_curve(maps, defects)
+    curve, overlap = _pixel_curve(maps, masks, thresholds)
     areas = [_area(curve, overlap, limit) for limit in fpr_limits]
-    return Judgement(values | dict(zip(pixel_names, [*_summary(curve), *areas], strict=True)), missing)
+    values |= dict(zip(pixel_names, [*_summary(curve), *areas], strict=True))
+    return Judgement(values, missing, _error(curve, overlap, fpr_limits))
+
+
+def threshold_at(normals: Array, rate: float) -> float:
+    """The decision threshold that a good image's score exceeds with a probability of `rate` at most.
+
+    `normals` (n,) are scores of good images that were held out of training; never of test images. It is the
+    ceil((n + 1)(1 - rate))-th lowest of them, which holds for any distribution of scores as long as later good images
+    come from the same one (split conformal prediction: Lei et al., JASA 2018).
+
+    Raises: BenchError where a score is not finite, or where n < 1 / rate - 1, so that no score would do.
+    """
+    normals = _checked(normals, np.zeros(np.shape(normals), dtype=bool))
+    if not 0 < rate < 1:
+        raise BenchError(f"A false positive rate lies between 0 and 1; this is {rate}. Give 0.1.")
+    rank = math.ceil((normals.size + 1) * (1 - rate) - 1e-9)  # else 1 - 0.9 rounds up to one image more
+    if rank > normals.size:
+        needed = math.ceil(1 / rate - 1 - 1e-9)
+        raise BenchError(
+            f"A false positive rate of {rate:g} needs {needed} good images held out of training, there are "
+            f"{normals.size}. Hold out more or allow a rate of {1 / (normals.size + 1):.2g}."
+        )
+    return float(np.sort(normals)[rank - 1])
+
+
+def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str, float]:
+    """precision, recall and f1 of calling (n,) images defective where their score lies above the threshold.
+
+    Precision and F1 are 0 where nothing is called defective. Raises: BenchError as `auroc` does.
+    """
+    scores, anomalous = _both_classes(scores, anomalous)
+    called = scores > threshold
+    hits, calls, defects = (int(np.count_nonzero(chosen)) for chosen in (called & anomalous, called, anomalous))
+    return {"precision": hits / max(calls, 1), "recall": hits / defects, "f1": 2 * hits / (calls + defects)}
 
 
 # --- From counts to metrics -----------------------------------------------------------------------------------------
@@ -128,24 +173,23 @@ class _Curve:
         above: (u,) normal items above it.
         level: (u,) normal items at it.
         normals: how many normal items there are.
+        mixed: (u,) True where this is not one score but all between two thresholds, so that their order is unknown.
     """
 
     found: Counts
     above: Counts
     level: Counts
     normals: int
+    mixed: Bools
 
 
 def _curve(scores: Array, anomalous: Bools) -> _Curve:
-    anomalous = np.asarray(anomalous, dtype=bool)
-    scores = _checked(scores, anomalous)
-    if anomalous.all() or not anomalous.any():
-        raise BenchError("This metric compares good with defective; only one of the two is here. Give both.")
+    scores, anomalous = _both_classes(scores, anomalous)
     values, found = np.unique(scores[anomalous], return_counts=True)
     normals = np.sort(scores[~anomalous])
-    right = np.searchsorted(normals, values, side="right")
-    level = right - np.searchsorted(normals, values)
-    return _Curve(found[::-1], (normals.size - right)[::-1], level[::-1], normals.size)
+    lower, level = _rank(values, normals)
+    above = normals.size - lower - level
+    return _Curve(found[::-1], above[::-1], level[::-1], normals.size, np.zeros(values.size, dtype=bool))
 
 
 def _summary(curve: _Curve) -> tuple[float, float, float]:
@@ -177,111 +221,165 @@ def _f1_max(curve: _Curve) -> float:
     return float(np.max(2 * hits / (hits + curve.above + curve.level + hits[-1])))
 
 
+def _error(curve: _Curve, overlap: Floats, limits: Sequence[float]) -> float:
+    """How much any order of the items inside the mixed groups could move any of the metrics."""
+    if not curve.mixed.any():
+        return 0.0
+    hits, stop = np.cumsum(curve.found), curve.above + curve.level
+    best = hits / (hits + curve.above)  # all defects of a group before its normal items
+    worst = (hits - curve.found + 1) / (hits - curve.found + 1 + stop)
+    shares = curve.found / hits[-1]
+    f1 = np.max((2 * hits / (hits + curve.above + hits[-1]))[curve.mixed]) - _f1_max(curve)
+    moves = [float(shares[curve.mixed] @ (best - worst)[curve.mixed]), float(f1)]
+    for weights, limit in [(shares, 1.0), *((overlap, limit) for limit in limits)]:
+        ends = np.minimum(np.stack((curve.above, stop)) / curve.normals, limit)[:, curve.mixed]
+        moves.append(float(weights[curve.mixed] @ (ends[1] - ends[0])) / limit)
+    return max(moves)
+
+
 # --- From pixels to counts ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Defects:
-    """The p pixels inside the masks of a category.
-
-    Attributes:
-        scores: (p,) in the type that holds all maps.
-        shares: (p,) 1 / pixels of the region.
-        regions: how many connected defects there are.
-        pixels: how many there are in all images, defective or not.
-    """
-
-    scores: Array
-    shares: Floats
-    regions: int
-    pixels: int
-
-
-def _defects(maps: Sequence[Array], masks: Sequence[Bools]) -> _Defects:
-    scores, shares, regions, pixels = [np.zeros(0, np.float16)], [np.zeros(0)], 0, 0
+def _thresholds(maps: Sequence[Array], masks: Sequence[Bools]) -> Array:
+    """(u,) the distinct scores of defect pixels, rising, in a type that holds all maps; of too many, a fair part."""
+    held, size, stride = [np.zeros(0, np.float16)], 0, 1
     for number, mask in enumerate(masks):
         scored, marked = np.asarray(maps[number]), np.asarray(mask, dtype=bool)
         if scored.ndim != 2 or scored.shape != marked.shape:
             raise BenchError(f"A map and its mask have one size; image {number} has {scored.shape}, {marked.shape}.")
         if not np.isfinite(scored).all():
             raise BenchError(f"A map holds finite values; the map of image {number} does not. Mend the method.")
-        pixels += scored.size
-        scores.append(np.zeros(0, scored.dtype))  # so that a good image's type is known as well
-        rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
-        if rows.size:
-            box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            labels, count = ndimage.label(marked[box], EIGHT_NEIGHBOURS)
-            belongs = labels[marked[box]]
-            scores.append(scored[box][marked[box]])
-            shares.append((1.0 / np.maximum(np.bincount(belongs), 1))[belongs])
-            regions += count
-    joined = np.concatenate(scores)
-    return _Defects(joined.astype(_working_type(joined.dtype)), np.concatenate(shares), regions, pixels)
+        box = _box(marked)
+        found = scored[box][marked[box]]
+        held.append(found if stride == 1 else np.sort(found)[::stride])  # empty: a good image's type counts as well
+        size += held[-1].size
+        if size > EXACT:
+            joined = np.sort(np.concatenate(held))
+            distinct = np.unique(joined)
+            few = 4 * distinct.size <= joined.size
+            stride *= 1 if few else 2
+            held = [distinct if few else joined[::2]]  # ties stay in, so that a score that many pixels have survives
+            size = held[0].size
+    values = np.unique(np.concatenate(held))
+    return values if values.dtype in (np.float16, np.float32) else values.astype(np.float64)
 
 
-def _pixel_curve(maps: Sequence[Array], defects: _Defects) -> tuple[_Curve, Floats]:
-    """The curve of all pixels, and (u,) the share of the mean region that has each score."""
-    order = np.argsort(defects.scores)
-    ranked = defects.scores[order]
-    first = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
-    values, found = ranked[first], np.diff(first, append=ranked.size)
-    overlap = np.add.reduceat(defects.shares[order], first) / defects.regions
-    above, level = _count(maps, values)
-    above -= ranked.size - first - found  # the defect pixels were counted too
-    level -= found
-    curve = _Curve(found[::-1], above[::-1], level[::-1], defects.pixels - ranked.size)
-    return curve, overlap[::-1]
+def _pixel_curve(maps: Sequence[Array], masks: Sequence[Bools], thresholds: Array) -> tuple[_Curve, Floats]:
+    """The curve of all pixels, and (u,) the share of the mean region that each of its groups holds.
+
+    For t thresholds there are 2t + 1 groups, rising: below the first, at it, between it and the second, at that, ...
+    Where the thresholds are all scores that defect pixels have, the groups in between hold none and fall out.
+    """
+    counter = _Counter(thresholds)
+    found = np.zeros(2 * thresholds.size + 1, dtype=np.int64)
+    overlap, regions = np.zeros(found.size), 0
+    for number, mask in enumerate(masks):
+        scored, marked = np.asarray(maps[number], dtype=thresholds.dtype), np.asarray(mask, dtype=bool)
+        counter.add(scored.ravel())  # (h, w) -> (h*w,)
+        box = _box(marked)
+        labels, count = ndimage.label(marked[box], EIGHT_NEIGHBOURS)
+        belongs, scores = labels[marked[box]], scored[box][marked[box]]  # (p,), (p,)
+        group = 2 * np.searchsorted(thresholds, scores)
+        group += thresholds.take(group // 2, mode="clip") == scores
+        np.add.at(found, group, 1)
+        np.add.at(overlap, group, (1.0 / np.maximum(np.bincount(belongs), 1))[belongs])
+        regions += count
+    above, level = counter.counts()
+    everything = np.zeros(found.size, dtype=np.int64)
+    everything[1::2] = level
+    everything[::2] = np.append(counter.pixels, above) - np.append(above + level, 0)
+    normals = (everything - found)[::-1]
+    some = np.flatnonzero(found[::-1])
+    curve = _Curve(
+        found[::-1][some],
+        (np.cumsum(normals) - normals)[some],
+        normals[some],
+        int(normals.sum()),
+        some % 2 == 0,
+    )
+    return curve, overlap[::-1][some] / regions
 
 
-def _count(maps: Sequence[Array], values: Array) -> tuple[Counts, Counts]:
-    """How many pixels of all maps lie above each of `values`, and how many at it; (u,), distinct and rising."""
-    place, buckets, fine = _buckets(values)
-    places = place(values)
-    counts = np.zeros(buckets, dtype=np.int64)
-    shared = np.zeros(buckets, dtype=bool)
-    shared[places] = not fine
-    above, level = np.zeros(values.size, dtype=np.int64), np.zeros(values.size, dtype=np.int64)
-    held: list[Array] = []
-    for number in range(len(maps)):
-        scores = np.asarray(maps[number], dtype=values.dtype).ravel()  # (h, w) -> (h*w,)
-        index = place(scores)
-        np.add.at(counts, index, 1)
-        held.append(scores[np.flatnonzero(shared[index])])
-        if number == len(maps) - 1 or sum(map(len, held)) > max(HELD, 4 * values.size):
-            waiting = np.sort(np.concatenate(held))
-            right = np.searchsorted(waiting, values, side="right")
-            above += waiting.size - right
-            level += right - np.searchsorted(waiting, values)
-            held = []
-    counts[shared] = 0
-    if fine:
-        level += counts[places]
-    return above + counts.sum() - np.cumsum(counts)[places], level
+def _box(marked: Bools) -> tuple[slice, slice]:
+    """The smallest part of a mask that holds all of its defects: they are small, and only they need a look."""
+    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
+    return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if rows.size else np.s_[:0, :0]
 
 
-def _buckets(values: Array) -> tuple[Callable[[Array], NDArray[np.intp]], int, bool]:
+class _Counter:
+    """Counts how many pixels lie above each of some values and how many at it; (u,), distinct and rising."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+        self.pixels = 0
+        self.place, buckets, self.fine = _buckets(values)
+        self.tally = np.zeros(buckets, dtype=np.int64)
+        self.places = self.place(values)
+        self.shared = np.zeros(buckets, dtype=bool)
+        self.shared[self.places] = not self.fine
+        self.above, self.level = np.zeros(values.size, dtype=np.int64), np.zeros(values.size, dtype=np.int64)
+        self.held: list[Array] = []
+
+    def add(self, scores: Array) -> None:
+        """Takes in (m,) pixels."""
+        index = self.place(scores)
+        np.add.at(self.tally, index, 1)
+        self.held.append(scores.compress(self.shared[index]))
+        self.pixels += scores.size
+        if sum(map(len, self.held)) > max(HELD, 4 * self.values.size):
+            self._sort()
+
+    def counts(self) -> tuple[Counts, Counts]:
+        """Above and level, of all pixels taken in."""
+        self._sort()
+        alone = np.where(self.shared, 0, self.tally)
+        above = self.above + alone.sum() - np.cumsum(alone)[self.places]
+        return above, self.level + alone[self.places]
+
+    def _sort(self) -> None:
+        if self.held:
+            ranked = np.concatenate(self.held)
+            self.held = []
+            ranked.sort()
+            lower, level = _rank(self.values, ranked)
+            self.above += ranked.size - lower - level
+            self.level += level
+
+
+def _rank(values: Array, ranked: Array) -> tuple[Counts, Counts]:
+    """How many of `ranked` (rising) lie below each of `values`, and how many at it."""
+    upto = np.searchsorted(ranked, values, side="right")
+    met = np.flatnonzero(ranked[upto - 1] == values) if ranked.size else upto[:0]
+    tied = np.zeros(values.size, dtype=np.int64)
+    tied[met] = upto[met] - np.searchsorted(ranked, values[met])
+    return upto - tied, tied
+
+
+def _buckets(values: Array) -> tuple[Callable[[Array], Places], int, bool]:
     """A map from scores to buckets that never falls, how many there are, and whether each is a single value.
 
     A float16 has a bucket for each value that it can take. Else the range in which most of `values` (rising) lie is
-    cut evenly: a difference, a product and a cut are each monotone after rounding, so equal scores share a bucket and
+    cut evenly: a product, a difference and a cut are each monotone after rounding, so equal scores share a bucket and
     a higher score never has a lower one, which keeps the counting exact. One far outlier must not squeeze all others
     into one bucket; what lies further out than the middle 98 % are wide shares the first or last.
     """
     if values.dtype == np.float16:
         return lambda scores: _HALVES[scores.view(np.uint16)], 1 << 16, True
     buckets = min(BUCKETS, 8 * values.size + 8)
-    halves = values[[0, values.size // 100, -1 - values.size // 100, -1]] / 2  # a difference of halves is finite
-    width = halves[2] - halves[1]
-    with np.errstate(over="ignore"):
-        start, stop = max(halves[0], halves[1] - width), min(halves[3], halves[2] + width)
-    scale = (buckets - 3) / max(stop - start, np.finfo(values.dtype).tiny * buckets)
+    lowest, low, high, highest = values[[0, values.size // 100, -1 - values.size // 100, -1]]
+    with np.errstate(over="ignore"):  # a range beyond the type's makes a scale of 0 and one bucket: slow, still exact
+        start, stop = max(lowest, low - (high - low)), min(highest, high + (high - low))
+        width = max(stop - start, np.finfo(values.dtype).tiny * buckets) if stop > start else values.dtype.type(buckets)
+    scale = (buckets - 3) / width
+    offset = start * scale - 1
+    ends = values.dtype.type(0), values.dtype.type(buckets - 1)
 
-    def place(scores: Array) -> NDArray[np.intp]:
+    def place(scores: Array) -> Places:
         with np.errstate(over="ignore"):  # infinity is cut off as well
-            index = scores / 2 - start
-            index *= scale
-            index += 1
-        return np.clip(index, 0, buckets - 1, out=index).astype(np.intp)
+            index = scores * scale
+            index -= offset
+        places: Places = np.clip(index, *ends, out=index).astype(np.intp)
+        return places
 
     return place, buckets, False
 
@@ -302,8 +400,12 @@ def _checked(scores: Array, anomalous: Bools) -> Array:
     return scores
 
 
-def _working_type(kind: np.dtype[Any]) -> np.dtype[Any]:
-    return kind if kind in (np.float16, np.float32) else np.dtype(np.float64)
+def _both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
+    anomalous = np.asarray(anomalous, dtype=bool)
+    scores = _checked(scores, anomalous)
+    if anomalous.all() or not anomalous.any():
+        raise BenchError("This metric compares good with defective; only one of the two is here. Give both.")
+    return scores, anomalous
 
 
 def _aupro_name(limit: float) -> str:

@@ -1,9 +1,10 @@
 """What is known of one result: the run that was asked for, the record of a category, the raw answers behind it."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ class Run:
 
     def key(self, data: str) -> str:
         """Short hash of what decides the answers besides the seed; `data` is the digest of the images."""
-        decisive = (self.settings, self.preparation, self.precision, self.inputs, self.limit, data)
+        decisive = (self.method, self.settings, self.preparation, self.precision, self.inputs, self.limit, data)
         return sha256(json.dumps(decisive, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
@@ -87,7 +88,8 @@ class Record:
         memory: peak bytes, "host" and "device".
         facts: what the method tells of itself.
         machine: device, versions, numeric switches.
-        stored: what lies beside the record: "maps" ("float16" | "float32" | "none"), "exponent", "sha256" of the file.
+        stored: what lies beside the record: "maps" ("float16" | "float32" | "none"), "sha256" of the answers' file,
+            "views": the image that each picture shows.
         train: the training files. tests: the test files, as stored.
         origin: where each value of the plan came from.
         command: the command line.
@@ -123,25 +125,26 @@ class Record:
     warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """JSON text with a schema number; NaN and infinity are refused."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False, ensure_ascii=False)
+        """JSON text with a schema number. Raises BenchError for NaN, infinity, and what JSON can't hold."""
+        found = {"schema": SCHEMA, **asdict(self)}
+        try:
+            return json.dumps(found, indent=1, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            odd = next(name for name, value in found.items() if not _plain(value))
+            raise BenchError(f"A record holds finite numbers, text, lists and tables; its {odd} not: {error}.") from error
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
         """The record that `to_json` wrote. Raises BenchError where the text is none, or of another schema."""
         try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise BenchError(f"A record is JSON; this is not ({error}).") from error
-        if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
-            raise BenchError(f"A record has schema {SCHEMA}; this has another or none. Run it again with --force.")
-        run = found.get("run")
-        for given, wanted in ((found, cls), (run, Run)):
-            names = {entry.name for entry in fields(wanted)}
-            if not isinstance(given, dict) or given.keys() != names:
-                odd = sorted(names ^ given.keys()) if isinstance(given, dict) else ["run"]
-                raise BenchError(f"A record has exactly the fields of schema {SCHEMA}; these differ: {', '.join(odd)}.")
-        return cls(**{**found, "run": Run(**found["run"])})
+            found = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        except (ValueError, RecursionError) as error:
+            raise BenchError(f"A record is JSON with finite numbers; this is not ({error}).") from error
+        schema = found.pop("schema", None) if isinstance(found, dict) else None
+        if schema != SCHEMA:
+            raise BenchError(f"A record has schema {SCHEMA}; this has {schema!r}. Make it again: bench run --force.")
+        run = Run(**_checked("run", found.get("run"), Run))
+        return cls(**{**_checked("record", found, cls), "run": run})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,17 +170,75 @@ class Answers:
     @property
     def anomalous(self) -> NDArray[np.bool_]:
         """(n,) the label of each image, from its kind of defect."""
-        return np.array([defect != GOOD for defect in self.defects])
+        return np.array([defect != GOOD for defect in self.defects], dtype=np.bool_)
 
     def rounded(self, maps: Maps) -> "Answers":
         """As they will be read back from the store; recorded metrics are computed from these."""
         if maps != "float16" or self.maps is None:
             return self
-        scale = np.float32(2.0 ** exponent(self.maps))
-        return replace(self, maps=(self.maps / scale).astype(np.float16).astype(np.float32) * scale)
+        return replace(self, maps=widened(*halved(self.maps)))
 
 
-def exponent(maps: NDArray[np.float32]) -> int:
-    """The power of two that brings the largest magnitude just below 2^15, so that small values stay normal numbers."""
-    largest = float(np.abs(maps).max(initial=0))
-    return int(np.frexp(largest)[1]) - 15 if largest else 0
+def halved(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
+    """The maps in half precision, and the power of two by which they are to be multiplied.
+
+    The power brings the largest magnitude, as rounded, into [2^14, 2^15), far from half precision's subnormal end: a
+    value keeps its 11 bits down to 2^-28 of the largest, and below that an absolute error of 2^-39 of it. Halving what
+    was halved changes nothing.
+    """
+    largest = max(float(maps.max(initial=0)), -float(maps.min(initial=0)))
+    mantissa, power = np.frexp(largest)  # largest = mantissa * 2^power, mantissa in [0.5, 1)
+    power = int(power) + int(np.float16(mantissa) == 1) - 15 if largest else 0
+    return np.ldexp(maps, -power).astype(np.float16), power
+
+
+def widened(halves: NDArray[np.float16], power: int) -> NDArray[np.float32]:
+    """The maps that `halved` made small, in single precision."""
+    return np.ldexp(halves.astype(np.float32), power)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
+def _plain(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _checked(what: str, given: Any, kind: type[Run] | type[Record]) -> dict[str, Any]:
+    """The fields of a Run or a Record as JSON gave them. Raises BenchError where one lacks, is unknown or misshapen."""
+    hints = get_type_hints(kind)
+    if not isinstance(given, dict):
+        raise BenchError(f"A record's {what} is a table of fields; {given!r:.80} is none. Run it again with --force.")
+    odd = sorted(hints.keys() ^ given.keys())
+    if odd:
+        raise BenchError(f"A {what} has exactly the fields of schema {SCHEMA}; these differ: {', '.join(odd)}.")
+    for name, value in given.items():
+        if not _fits(value, hints[name]):
+            told = hints[name] if get_args(hints[name]) else hints[name].__name__
+            raise BenchError(f"In a {what}, {name} is {told}; {value!r:.80} is not. Run it again with --force.")
+    return given
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is what a field is declared as."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in inner
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if hint is Run:
+        return isinstance(value, dict)
+    kinds = (int, float) if hint is float else (hint,)
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))

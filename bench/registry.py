@@ -1,7 +1,7 @@
 """Plug-ins by file name: a file in methods/, datasets/ or reports/ is a plug-in, and nobody registers it."""
 
 import traceback
-from importlib import import_module
+from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -10,31 +10,56 @@ from bench.errors import BenchError
 
 Kind = Literal["methods", "datasets", "reports"]
 
+_DEFINES = {
+    "methods": ("Settings", "METHOD"),
+    "datasets": ("TITLE", "SYNTHETIC", "ABOUT", "samples"),
+    "reports": ("SUFFIX", "render"),
+}
+
 
 def names(kind: Kind) -> list[str]:
     """The plug-ins of a kind, sorted. None of them is imported; sub-folders are not plug-ins."""
-    folders = import_module(f"bench.{kind}").__path__
-    return sorted({file.stem for folder in folders for file in Path(folder).glob("[!_.]*.py")})
+    return sorted({file.stem for folder in _folders(kind) for file in folder.glob("[!_.]*.py")})
 
 
 def load(kind: Kind, name: str) -> ModuleType:
     """The plug-in's module, imported only now, so that one broken file breaks one name.
 
-    Raises BenchError where there is no such file, or where importing it fails, with the last lines of its traceback.
+    Raises BenchError where there is no such file, where importing it fails, with the last lines of its traceback, or
+    where it lacks what every plug-in of its kind defines.
     """
     if name not in names(kind):
         raise BenchError(f"{kind}/ has no '{name}'. There are: {', '.join(names(kind))}.")
     try:
-        return import_module(f"bench.{kind}.{name}")
-    except Exception as error:
+        module = import_module(f"bench.{kind}.{name}")
+    except (Exception, SystemExit) as error:
         last = traceback.format_exc(limit=-2).strip().splitlines()[-6:]
         raise BenchError(f"{kind}/{name}.py can't be imported; mend the file. It says:\n" + "\n".join(last)) from error
+    lacking = [defined for defined in _DEFINES[kind] if defined not in vars(module)]
+    if lacking:
+        raise BenchError(
+            f"A file in {kind}/ defines {', '.join(_DEFINES[kind])}; {name}.py lacks {', '.join(lacking)}. Write it."
+        )
+    return module
 
 
 def add(kind: Kind, folder: Path) -> None:
-    """Plug-ins in that folder are found as well, after the shipped ones. Raises BenchError where there is none."""
+    """Plug-ins in that folder are found as well, after the shipped ones.
+
+    Raises BenchError where there is no such folder, or where a file in it has the name of a plug-in from elsewhere.
+    """
     if not folder.is_dir():
         raise BenchError(f"[paths] {kind} names folders of plug-ins; {folder} is none. Make it, or mend the path.")
-    paths = import_module(f"bench.{kind}").__path__
-    if str(folder) not in paths:
-        paths.append(str(folder))
+    folder, folders = folder.resolve(), _folders(kind)
+    if folder in folders:
+        return
+    twice = sorted({file.stem for file in folder.glob("[!_.]*.py")} & set(names(kind)))
+    if twice:
+        raise BenchError(f"A plug-in's name is its file's; {folder} has {twice[0]}.py as {kind}/ has. Rename it.")
+    # a plain list, because a namespace package's own path forgets what was appended whenever it is computed again
+    import_module(f"bench.{kind}").__path__ = [*map(str, folders), str(folder)]
+    invalidate_caches()
+
+
+def _folders(kind: Kind) -> list[Path]:
+    return [Path(folder).resolve() for folder in import_module(f"bench.{kind}").__path__]

@@ -5,24 +5,26 @@
                                                         <category>.safetensors     the fitted method, with --keep-model
                                                         views/<category>/*.png     pictures for reports
 
-A record is written last, beside its place, and renamed into it: where it stands, all that belongs to it stands.
+All files of a record are written beside their places, then renamed into them, the record last: where it stands, all
+that belongs to it stands.
 """
 
 import io
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from bench.errors import BenchError
-from bench.record import Answers, Maps, Record, Run, Selection, exponent
+from bench.record import Answers, Maps, Record, Run, Selection, halved, widened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +47,10 @@ class Store:
     def find(self, run: Run, data: str, category: str, selection: Selection) -> Record | None:
         """The record that stands there; None where none does or where it can't be read."""
         path = self.path(run, data, category, selection)
-        return self._read(path) if path.is_file() else None
+        try:
+            return self._read(path) if path.is_file() else None
+        except OSError:  # a name that this file system can't hold: saving will say so
+            return None
 
     def save(
         self,
@@ -58,22 +63,21 @@ class Store:
     ) -> Record:
         """Writes the answers, the pictures (name -> (h, w) or (h, w, 3)), the model, and last the record.
 
-        Returns the record as written. Raises BenchError where the folder can't be written to.
+        Returns the record as written. Raises BenchError where a value can't be written, or the folder not be written
+        to; what stood there before then stands still.
         """
         path = self.path(record.run, record.data, record.category, record.selection)
+        files = {path.with_suffix(".safetensors"): model} if model is not None else {}
+        if answers is not None:
+            packed, kept = _pack(answers, maps)
+            files[path.with_suffix(".npz")] = packed
+            record = replace(record, stored=record.stored | kept | {"sha256": sha256(packed).hexdigest()})
+        for name, picture in (views or {}).items():
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "PNG")
+            files[_views(path) / f"{name}.png"] = file.getvalue()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if answers is not None:
-                packed, kept = _pack(answers, maps)
-                _write(path.with_suffix(".npz"), packed)
-                record = replace(record, stored=kept)
-            for name, picture in (views or {}).items():
-                file = io.BytesIO()
-                Image.fromarray(picture).save(file, "PNG")
-                _write(path.parent / "views" / record.category / f"{name}.png", file.getvalue())
-            if model is not None:
-                _write(path.with_suffix(".safetensors"), model)
-            _write(path, record.to_json().encode())
+            _write(path, record.to_json().encode(), files)
         except OSError as error:
             raise BenchError(
                 f"Results are written below {self.root}; that failed ({error.strerror}: {error.filename}). "
@@ -102,7 +106,7 @@ class Store:
             bits = np.unpackbits(found["masks"], count=count * height * width)
             maps = None
             if "maps" in found:
-                maps = found["maps"].astype(np.float32) * np.float32(2.0 ** int(found["exponent"]))
+                maps = widened(found["maps"], int(found["exponent"])) if "exponent" in found else found["maps"]
             return Answers(
                 files=tuple(found["files"].tolist()),
                 defects=tuple(found["defects"].tolist()),
@@ -114,25 +118,35 @@ class Store:
 
     def views(self, record: Record) -> dict[str, Path]:
         """The pictures stored with a record, by name."""
-        folder = self.path(record.run, record.data, record.category, record.selection).parent / "views"
-        return {path.stem: path for path in sorted((folder / record.category).glob("*.png"))}
+        folder = _views(self.path(record.run, record.data, record.category, record.selection))
+        return {path.stem: path for path in sorted(folder.glob("*.png"))}
 
     def frame(self) -> "pd.DataFrame":
-        """A row a record: the run, every setting as `settings.<name>`, every metric, seconds and latency."""
+        """A row a record: what was asked (`dataset`, `settings.<name>`, ...), `metrics.<name>`, seconds, latency."""
         import pandas as pd
 
-        return pd.json_normalize([asdict(record) for record in self.walk()])
+        rows = [asdict(record) for record in self.walk()]
+        return pd.json_normalize([row.pop("run") | row for row in rows])
 
     def _read(self, path: Path) -> Record | None:
         try:
-            return Record.from_json(path.read_text(encoding="utf-8"))
+            record = Record.from_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, BenchError) as error:
             _log.warning("%s is left out: %s", path, error)
             return None
+        if self.path(record.run, record.data, record.category, record.selection) != path:
+            _log.warning("%s is left out: its values are not those of its place. Remove it.", path)
+            return None
+        return record
 
 
-def _pack(answers: Answers, maps: Maps) -> tuple[bytes, dict[str, object]]:
-    arrays: dict[str, NDArray[np.generic]] = {
+def _views(path: Path) -> Path:
+    return path.parent / "views" / path.stem
+
+
+def _pack(answers: Answers, maps: Maps) -> tuple[bytes, dict[str, str]]:
+    """The answers as an npz file, and what the record tells of it."""
+    arrays: dict[str, Any] = {
         "files": np.array(answers.files),
         "defects": np.array(answers.defects),
         "scores": answers.scores,
@@ -140,25 +154,34 @@ def _pack(answers: Answers, maps: Maps) -> tuple[bytes, dict[str, object]]:
         "shape": np.array(answers.masks.shape),
         "masks": np.packbits(answers.masks),
     }
-    if answers.maps is not None and maps != "none":
-        power = exponent(answers.maps) if maps == "float16" else 0
-        arrays["exponent"] = np.array(power)
-        arrays["maps"] = (answers.maps / np.float32(2.0**power)).astype(maps)
+    kept: Maps = "none" if answers.maps is None else maps
+    if answers.maps is not None and kept == "float32":
+        arrays["maps"] = answers.maps
+    elif answers.maps is not None and kept == "float16":
+        arrays["maps"], arrays["exponent"] = halved(answers.maps)
     file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-    packed = file.getvalue()
-    return packed, {"maps": maps, "sha256": sha256(packed).hexdigest()}
+    np.savez(file, **arrays)
+    return file.getvalue(), {"maps": kept}
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(last: Path, content: bytes, others: Mapping[Path, bytes]) -> None:
+    """Writes all files beside their places, takes the old `last` away, and moves each to its place, `last` at the end.
+
+    So a full disk leaves what stood there as it was, and a kill between two moves leaves no `last` for half of them.
+    """
+    beside = {place: place.with_name(f".{place.name}.{os.getpid()}") for place in (*others, last)}
     try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        for place, temporary in beside.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content if place == last else others[place])
+                file.flush()
+                os.fsync(file.fileno())
+        if others:
+            last.unlink(missing_ok=True)
+        for place, temporary in beside.items():
+            temporary.replace(place)
     finally:
-        beside.unlink(missing_ok=True)
-
+        for temporary in beside.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""The whole way from a plan to records in the store, on a tiny data set and with the quickest methods."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import campaign, config, registry, runner
+from bench.config import Plan
+from bench.errors import BenchError
+from bench.record import Record
+from bench.store import Store
+
+
+def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: object) -> Plan:
+    given = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap", "threads": 1, "time": False} | said
+    paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache"}
+    names = registry.names("methods")
+    return config.plan(config.read(), names, said=given, settings=settings, profile="check", paths=paths, command="test")
+
+
+def ran(plan: Plan, **options: bool) -> list[Record]:
+    return list(campaign.run(plan, campaign.survey(plan, **options), lambda *_: None))
+
+
+def test_a_run_writes_a_record_a_category_with_all_that_made_it(parts: Path) -> None:
+    records = ran(planned(parts))
+    assert [record.category for record in records] == ["bolt", "plate"]
+    bolt = records[0]
+    assert bolt.metrics["image_auroc"] == 1.0
+    assert bolt.metrics.keys() >= {
+        "image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_30"
+    }  # fmt: skip
+    assert bolt.train == [f"bolt/train/good/{i:03}.png" for i in range(5)]
+    assert len(bolt.tests) == 6
+    assert bolt.run.dataset == "folder-parts"
+    assert bolt.origin["method"] == "--method"
+    assert bolt.seconds.keys() == {"fit", "predict", "judge"}
+    assert bolt.machine["threads"] == 1
+    assert len(bolt.data) == len(bolt.source) == 64
+    assert bolt.memory["host"] > 0
+    assert list(Store(parts.parent / "runs").walk()) == records
+
+
+def test_recorded_metrics_can_be_had_again_from_what_is_stored(parts: Path) -> None:
+    plan = planned(parts)
+    store = Store(plan.runs)
+    for record in ran(plan):
+        assert runner.judge(store.answers(record)).values == record.metrics
+
+
+def test_a_second_identical_call_does_nothing_and_force_does_it_again(parts: Path) -> None:
+    plan = planned(parts)
+    first = ran(plan)
+    again = campaign.survey(plan)
+    assert (again.jobs, list(again.found)) == ((), first)
+    assert len(campaign.survey(plan, force=True).jobs) == 2
+
+
+def test_a_run_goes_on_where_it_was_stopped(parts: Path) -> None:
+    plan = planned(parts)
+    next(campaign.run(plan, campaign.survey(plan), lambda *_: None))
+    assert [job.task.name for job in campaign.survey(plan).jobs] == ["plate"]
+
+
+def test_a_changed_image_is_another_run_and_a_changed_neighbour_is_not(parts: Path) -> None:
+    plan = planned(parts)
+    ran(plan)
+    image = parts / "plate" / "train" / "good" / "000.png"
+    image.write_bytes((parts / "plate" / "train" / "good" / "001.png").read_bytes())
+    assert [job.task.name for job in campaign.survey(plan).jobs] == ["plate"]
+
+
+def test_the_same_call_twice_gives_the_same_answers_to_the_bit(parts: Path) -> None:
+    plan = planned(parts, method="patchcore", protocol="kshot", k="2")
+    store = Store(plan.runs)
+    first = [store.answers(record) for record in ran(plan)]
+    second = [store.answers(record) for record in ran(plan, force=True)]
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one.maps, other.maps)
+        assert np.array_equal(one.scores, other.scores)
+
+
+def test_neither_the_other_categories_nor_their_order_move_an_answer(parts: Path) -> None:
+    both = ran(planned(parts, method="patchcore"))
+    alone = ran(planned(parts, method="patchcore", category="plate"), force=True)
+    assert alone[0].metrics == both[1].metrics
+
+
+def test_unified_fits_once_and_judges_each_category(parts: Path) -> None:
+    plan = planned(parts, protocol="unified")
+    survey = campaign.survey(plan)
+    assert len(survey.jobs) == 1
+    assert [record.category for record in campaign.run(plan, survey, lambda *_: None)] == ["bolt", "plate"]
+
+
+def test_each_seed_and_each_k_is_a_fit(parts: Path) -> None:
+    survey = campaign.survey(planned(parts, protocol="kshot", k="1,2", seed="0,1,2"))
+    assert len(survey.jobs) == 2 * 3 * 2
+    assert len({(job.run.k, job.run.seed, job.task.name) for job in survey.jobs}) == 12
+
+
+def test_every_method_sees_the_same_draw(parts: Path) -> None:
+    jobs = campaign.survey(planned(parts, method="meanmap,patchcore", protocol="kshot", k="2")).jobs
+    drawn = {(job.run.name, job.task.name): job.task.train for job in jobs}
+    assert drawn["meanmap", "bolt"] == drawn["patchcore", "bolt"]
+
+
+def test_the_oracle_writes_its_own_record(parts: Path) -> None:
+    plan = planned(parts, method="aminet", selection="both", every=1, category="bolt", protocol="kshot", k=2)
+    assert [(record.selection, record.every) for record in ran(plan)] == [("last", 0), ("oracle", 1)]
+    assert campaign.survey(plan).jobs == ()
+    assert len(campaign.survey(planned(parts, method="aminet", selection="both", every=2, category="bolt", k=2)).jobs) == 1
+
+
+def test_a_crash_takes_no_other_run_along_and_is_tried_again(parts: Path) -> None:
+    (parts / "bolt" / "train" / "good" / "000.png").write_bytes(b"no image")
+    plan = planned(parts)
+    bolt, plate = ran(plan)
+    assert "000.png" in bolt.failure
+    assert not bolt.metrics
+    assert not plate.failure
+    assert [job.task.name for job in campaign.survey(plan).jobs] == ["bolt"]
+
+
+def test_a_method_without_weights_is_left_out_and_the_others_go_on(parts: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = {"patchcore.backbone": "wide_resnet50_2.tv_in1k"}
+    survey = campaign.survey(planned(parts, method="meanmap,patchcore", settings=settings))
+    assert set(survey.refused) == {"patchcore"}
+    assert {job.run.name for job in survey.jobs} == {"meanmap"}
+    with pytest.raises(BenchError, match="weights"):
+        campaign.survey(planned(parts, method="patchcore", settings=settings))
+
+
+def test_latency_memory_and_pictures_are_part_of_a_record(parts: Path) -> None:
+    plan = planned(parts, category="bolt", time=True)
+    (record,) = ran(plan)
+    assert len(record.latency["samples_ms"]) == 30
+    assert record.latency["p5_ms"] <= record.latency["median_ms"] <= record.latency["p95_ms"]
+    assert {"worst.image", "median.image", "best.image", "good.image"} <= Store(plan.runs).views(record).keys()
+    assert record.stored["views"]["good"].startswith("good/")
+
+
+def test_without_maps_nothing_but_numbers_is_kept(parts: Path) -> None:
+    plan = planned(parts, category="bolt", maps="none")
+    (record,) = ran(plan)
+    assert "pixel_auroc" in record.metrics
+    assert Store(plan.runs).answers(record).maps is None
+
+
+def test_an_alias_is_a_name_over_a_file_with_settings_of_its_own(parts: Path) -> None:
+    jobs = campaign.survey(planned(parts, method="aminet,aminet_jitter", category="bolt")).jobs
+    assert [(job.run.title, job.run.method, job.run.settings["jitter"]) for job in jobs] == [
+        ("AMI-Net", "aminet", False),
+        ("AMI-Net‡", "aminet", True),
+    ]
+
+
+def test_settings_of_a_category_do_not_split_the_table(parts: Path) -> None:
+    plan = planned(parts)
+    choice = dataclasses.replace(plan.choices[0], by_category={"bolt": {"smoothing": ("2.0", "test")}})
+    bolt, plate = campaign.survey(dataclasses.replace(plan, choices=(choice,))).jobs
+    assert bolt.run.settings != plate.run.settings
+    assert bolt.run.variant == plate.run.variant
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"category": "bot"}, "Did you mean 'bolt'"),
+        ({"protocol": "kshoot"}, "Did you mean 'kshot'"),
+        ({"protocol": "kshot", "k": "6"}, "'bolt' has 5"),
+        ({"protocol": "kshot", "k": "0"}, "at least one image"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused_in_words(parts: Path, said: dict, words: str) -> None:
+    with pytest.raises(BenchError, match=words):
+        campaign.survey(planned(parts, **said))

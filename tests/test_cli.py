@@ -1,0 +1,129 @@
+"""The commands as a user types them."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def here(tmp_path: Path, parts: Path, monkeypatch) -> Path:
+    """A working folder with a tiny data set of the user's own, parts/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bench", *words], capture_output=True, text=True, timeout=300)
+
+
+RUN = ("run", "--dataset", "folder", "--data", "parts", "--protocol", "one-for-one", "--threads", "1", "--no-time")
+
+
+def test_a_run_ends_with_a_table_the_place_of_the_records_and_the_next_command(here: Path) -> None:
+    found = bench(*RUN, "--method", "meanmap", "--seed", "0,1")
+    assert found.returncode == 0, found.stderr
+    for words in ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "AUPRO", "latency", "bolt", "plate", "mean", "±"):
+        assert words in found.stdout
+    assert "below runs" in found.stdout
+    assert "bench report" in found.stdout
+    assert "demo profile: reduced" in found.stdout
+    again = bench(*RUN, "--method", "meanmap", "--seed", "0,1")
+    assert "4 records stand in the store" in again.stdout
+    assert "100.0" in again.stdout
+
+
+def test_a_dry_run_tells_every_value_with_its_origin_and_does_nothing(here: Path) -> None:
+    found = bench(*RUN, "--method", "meanmap", "--dry-run")
+    assert found.returncode == 0, found.stderr
+    assert "--protocol" in found.stdout
+    assert "profile demo" in found.stdout
+    assert "to do: Mean map (floor) bolt, seed 0: 5 training images, 6 test images" in found.stdout
+    assert "Disk: about" in found.stdout
+    assert "Memory of meanmap" in found.stdout
+    assert not (here / "runs").exists()
+
+
+def test_a_report_of_what_is_in_the_store(here: Path) -> None:
+    assert "no records" in bench("report").stdout
+    bench(*RUN, "--method", "meanmap")
+    text = bench("report").stdout
+    assert "| Mean map (floor) | 100.0 | 100.0 |" in text
+    assert bench("report", "--out", "report").returncode == 0
+    assert (here / "report" / "report.md").read_text().startswith("# maskbench")
+    assert "folder-parts/one-for-one/meanmap" in bench("list", "runs").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run", "--method", "patchcor"), "Did you mean 'patchcore'"),
+        (("run", "--profile", "pape"), "Did you mean 'paper'"),
+        (("run", "tabel1"), "Did you mean 'table1'"),
+        (("run", "--set", "meanmap.smoothin=2", "--method", "meanmap"), "Did you mean 'smoothing'"),
+        (("run", "--set", "smoothing", "--method", "meanmap"), "key=value"),
+        (("run", "--selection", "best"), "last, oracle, both"),
+        (("run", "--dataset", "mvtec", "--data", "nowhere"), "nowhere"),
+        (("run", "--device", "cuda:77", "--method", "meanmap"), "cuda:77"),
+        (("report", "--format", "pdf"), "markdown"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(here: Path, words: tuple[str, ...], told: str) -> None:
+    found = bench(*words)
+    assert found.returncode == 2
+    assert told in found.stderr
+    assert "Traceback" not in found.stderr
+    assert len(found.stderr.strip().splitlines()) <= 3
+
+
+def test_a_failed_run_is_told_the_others_go_on_and_the_exit_code_says_so(here: Path) -> None:
+    (here / "parts" / "bolt" / "test" / "good" / "000.png").write_bytes(b"")
+    found = bench(*RUN, "--method", "meanmap")
+    assert found.returncode == 2
+    assert "failed" in found.stdout
+    assert "plate, seed 0: image AUROC 100.0" in found.stdout
+    assert "1 failed" in bench("list", "runs").stdout
+
+
+@pytest.mark.parametrize("kind", ["methods", "datasets", "protocols", "profiles", "campaigns", "runs"])
+def test_every_list_has_something_to_say(here: Path, kind: str) -> None:
+    found = bench("list", kind)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip()
+
+
+def test_check_tells_of_this_machine_and_of_a_method(here: Path) -> None:
+    machine = bench("check")
+    assert machine.returncode == 0, machine.stderr
+    assert "torch" in machine.stdout
+    assert "broken data set mvtec" in machine.stdout
+    assert bench("check", "meanmap").returncode == 0
+    (here / "mine.py").write_text("from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Settings: ...\n")
+    mine = bench("check", "mine.py")
+    assert mine.returncode == 2
+    assert "METHOD = YourClass" in mine.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "list", "check", "report"])
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
+    assert f"bench {command}" in bench(command, "--help").stdout.split("Example", 1)[1]
+
+
+def test_help_and_lists_do_not_load_torch() -> None:
+    code = "import sys; from bench import cli; cli.list_('methods'); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(here: Path) -> None:
+    words = [sys.executable, "-m", "bench", *RUN, "--method", "aminet", "--set", "epochs=100000"]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(12)
+    running.send_signal(2)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "goes on from here" in told
+    assert "Traceback" not in told
