@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench import images, registry
+from bench import images, machine, registry
 from bench.config import Choice, Plan
 from bench.dataset import Sample
 from bench.errors import BenchError
@@ -56,6 +56,7 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
     Raises BenchError where the data, a name or a number of the plan does not fit, or where no method can run.
     """
     options = plan.options
+    machine.device(options.device)  # one that isn't there is refused before anything else is done
     module = registry.load("datasets", options.dataset)
     samples = _chosen(plan, module.samples(plan.root))
     dataset = options.dataset if options.dataset != "folder" else f"folder-{plan.root.resolve().name}"

@@ -46,7 +46,7 @@ class Plugins(StrEnum):
 
 
 def main() -> None:
-    """The console script: what a user can mend is one red line and exit code 2; Ctrl-C is no traceback."""
+    """The console script: what a user can mend is one red line and exit code 2."""
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)])
     try:
         app()
@@ -138,7 +138,11 @@ def run(  # noqa: PLR0917  typer makes the options from these
         screen.plan(out, known, plan, survey)
         return
     screen.announce(out, plan, survey)
-    records = [*survey.found, *screen.work(out, plan, survey)]
+    try:
+        records = [*survey.found, *screen.work(out, plan, survey)]
+    except KeyboardInterrupt:
+        err.print("Stopped. What was finished is kept: the same command goes on from here.")
+        raise typer.Exit(130) from None
     screen.results(out, records)
     if not screen.close(out, plan, survey, records):
         raise typer.Exit(2)

@@ -98,14 +98,17 @@ class Choice:
     plain: dict[str, tuple[Any, str]]
     last: dict[str, tuple[Any, str]]
 
+    def raw(self, category: str) -> dict[str, tuple[Any, str]]:
+        """The settings for one category, or for "all", with every plain --set key."""
+        return self.settings | self.by_category.get(category, {}) | self.plain | self.last
+
     def resolved(self, kind: type[S], category: str) -> tuple[S, dict[str, str]]:
         """The method's Settings for one category, or for "all", and the origin of each value.
 
         A plain --set key that `kind` does not have is meant for another method of the call: `meant` has seen to that.
         """
-        plain = {key: value for key, value in self.plain.items() if key in _fields(kind)}
-        raw = self.settings | self.by_category.get(category, {}) | plain | self.last
-        return resolve(kind, raw, self.name)
+        others = self.plain.keys() - _fields(kind) - self.last.keys()
+        return resolve(kind, {key: value for key, value in self.raw(category).items() if key not in others}, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +318,8 @@ def _said(
     return plain, last
 
 
-def _fields(kind: type) -> list[str]:
-    return [entry.name for entry in fields(kind)] if is_dataclass(kind) else []
+def _fields(kind: type) -> set[str]:
+    return {entry.name for entry in fields(kind)} if is_dataclass(kind) else set()
 
 
 def _from(table: Mapping[str, Any], where: str) -> dict[str, tuple[Any, str]]:

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bench.dataset import Sample
@@ -18,6 +20,9 @@ from bench.method import Preparation, Resample
 
 KEPT_BYTES = 2 << 30
 """Decoded images are kept in memory, as bytes, up to so much a task; the rest is decoded again at each walk."""
+
+LARGEST_PIXELS = 100_000_000
+"""An image that would be larger after the resize is refused: a thin strip, whose shorter side is made much longer."""
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -38,9 +43,13 @@ class FileImages:
         self.preparation = preparation
         self._kept: dict[int, NDArray[np.uint8]] = {}
         height, width = preparation.size
+        if min(height, width) < 1 or height > preparation.height or width > preparation.width:
+            raise BenchError(
+                f"Images are prepared to at least 1 x 1 pixels, and a crop lies within them; this is {preparation}."
+            )
         self._room = KEPT_BYTES // (3 * height * width)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of the files' contents, in order, and of their preparation."""
         return sha256(f"{contents(self.samples)}{astuple(self.preparation)}".encode()).hexdigest()
@@ -50,15 +59,14 @@ class FileImages:
         return len(self.samples)
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        """(b, 3, h, w) RGB in [0, 1], b <= size; decoding runs ahead in threads while a batch is worked on."""
+        """(b, 3, h, w) RGB in [0, 1], b <= size; the next batch is decoded while one is worked on."""
         indices = range(len(self)) if order is None else order.tolist()
         groups = [indices[start : start + size] for start in range(0, len(indices), size)]
-        with ThreadPoolExecutor(2) as pool:
-            ahead = pool.submit(self._stack, groups[0]) if groups else None
-            for following in [*groups[1:], None]:
-                assert ahead is not None
-                batch = ahead.result()
-                ahead = pool.submit(self._stack, following) if following is not None else None
+        with ThreadPoolExecutor(1) as pool:
+            waiting = [pool.submit(self._stack, group) for group in groups[:1]]
+            for following in range(1, len(groups) + 1):
+                batch = waiting.pop().result()
+                waiting = [pool.submit(self._stack, group) for group in groups[following : following + 1]]
                 yield torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
     def masks(self) -> list[NDArray[np.bool_]]:
@@ -71,7 +79,9 @@ class FileImages:
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         if index in self._kept:
             return self._kept[index]
-        pixels = np.asarray(prepare(decode(self.samples[index].image), self.preparation))
+        path = self.samples[index].image
+        with _told(path, "An image"):
+            pixels = np.asarray(prepare(decode(path), self.preparation))
         if len(self._kept) < self._room:
             self._kept[index] = pixels
         return pixels
@@ -81,53 +91,63 @@ def contents(samples: Sequence[Sample]) -> str:
     """A hash of which files the samples name and of every byte in them, images and masks."""
     whole = sha256()
     for sample in samples:
-        whole.update(f"{sample.category}/{sample.split}/{sample.defect}/{sample.image.name}\n".encode())
+        name = f"{sample.category}/{sample.split}/{sample.defect}/{sample.image.name}\n"
+        whole.update(name.encode(errors="surrogateescape"))  # a file's name need not be UTF-8
         for path in (sample.image, *sample.masks):
-            try:
+            with _told(path, "A data set's file"):
                 whole.update(sha256(path.read_bytes()).digest())
-            except OSError as error:
-                raise BenchError(f"A data set's files must be readable; {path} is not ({error.strerror}).") from error
     return whole.hexdigest()
 
 
 def decode(path: Path) -> Image.Image:
     """The file as 8-bit RGB. Grey, palette, RGBA, CMYK and 16-bit files are converted; alpha is dropped.
 
-    Raises BenchError where the file is no image, is cut off, or is larger than Pillow's limit for safe decoding.
+    Raises BenchError where the file is no image, is cut off, is larger than Pillow's limit for safe decoding, or holds
+    numbers whose range is not known: integers beyond 16 bits, floats beyond [0, 1].
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return _eight_bit(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BenchError(f"An image must be a whole, readable file; {path} is not ({error}). Mend it.") from error
+    with _told(path, "An image"), Image.open(path) as image:
+        image.load()
+        if image.mode.startswith("I"):
+            return _scaled(np.asarray(image), 65535).convert("RGB")
+        if image.mode == "F":
+            return _scaled(np.asarray(image), 1).convert("RGB")
+        return _colours(image)
 
 
 def defects(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
     """(h, w), True on the defect pixels of all the sample's masks, prepared as its image but by nearest neighbour.
 
-    A mask that reaches above half of its range is cut there; one that does not (0 and 1, or class indices) is cut
-    above zero. The image's label never depends on this: a defect may be too thin to survive the resize.
+    A mask that reaches above half of its range is cut there, so that soft edges and JPEG's noise do not count; one that
+    does not (0 and 1, or class indices) is cut above zero. A colour counts as its largest channel. The image's label
+    never depends on this: a defect may be too thin to survive the resize.
+
+    Raises BenchError where a mask is unreadable, or is not a copy of its image's size or of its proportions.
     """
     found = np.zeros(preparation.size, dtype=np.bool_)
     for path in sample.masks:
-        try:
+        with _told(path, "A mask"):
             with Image.open(path) as image:
                 image.load()
-                values = np.asarray(_eight_bit(image).convert("RGB").convert("L"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BenchError(f"A mask must be a whole, readable file; {path} is not ({error}). Mend it.") from error
-        binary = values > (127 if values.max(initial=0) > 127 else 0)
-        found |= np.asarray(prepare(Image.fromarray(binary), preparation, resample="nearest"))
+                _fitting(image.size, sample.image)
+                plain = image.mode in {"1", "L", "F"} or image.mode.startswith("I")
+                values = np.asarray(image) if plain else np.asarray(_colours(image)).max(axis=2)  # (h, w)
+            half = 32767 if image.mode.startswith("I") else 127
+            binary = values > (half if values.max() > half else 0)
+            found |= np.asarray(prepare(Image.fromarray(binary), preparation, resample="nearest"))
     return found
 
 
 def prepare(image: Image.Image, preparation: Preparation, resample: Resample | None = None) -> Image.Image:
-    """Resizes and cuts as the preparation says; `resample` overrides its filter (masks: "nearest")."""
+    """Resizes and cuts as the preparation says; `resample` overrides its filter (masks: "nearest").
+
+    Raises ValueError where an image is so long and thin that keeping its aspect would make it huge.
+    """
     width, height = preparation.width, preparation.height
     if preparation.keep_aspect:
         scale = max(width / image.width, height / image.height)
         width, height = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        if width * height > LARGEST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} would become {width} x {height}; set keep_aspect = false")
     if image.size != (width, height):
         image = image.resize((width, height), _FILTERS[resample or preparation.resample])
     rows, columns = preparation.size
@@ -137,11 +157,38 @@ def prepare(image: Image.Image, preparation: Preparation, resample: Resample | N
     return image
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit and 32-bit integer images scaled to 8 bits; Pillow's own conversion would clip them at 255."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
-    if image.mode == "F":
-        return Image.fromarray(np.clip(np.asarray(image) * 255, 0, 255).round().astype(np.uint8))
-    return image
+def _colours(image: Image.Image) -> Image.Image:
+    """RGB without alpha, by way of RGBA for palettes with transparent colours, of which Pillow warns otherwise."""
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+
+
+def _scaled(values: NDArray[np.generic], largest: int) -> Image.Image:
+    """Numbers from 0 to `largest` as 8-bit grey; Pillow's own conversion would clip them at 255."""
+    if not (values.min() >= 0 and values.max() <= largest):  # NaN is neither
+        raise ValueError(f"its values run from {values.min()} to {values.max()}, not from 0 to {largest}")
+    return Image.fromarray((values.astype(np.float64) * (255 / largest)).round().astype(np.uint8))
+
+
+def _fitting(size: tuple[int, int], image: Path) -> None:
+    """Raises ValueError where a mask of that (width, height) can't lie over the image, but for rounding to a pixel."""
+    with _told(image, "An image"), Image.open(image) as opened:
+        width, height = opened.size
+    if abs(size[0] * height - size[1] * width) > max(width, height):
+        raise ValueError(f"it has {size[0]} x {size[1]} pixels, its image {width} x {height}")
+
+
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    """What goes wrong with a file inside the block becomes a BenchError that names it: Pillow may raise anything."""
+    try:
+        yield
+    except BenchError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "no format is known for its content"
+        reason = " ".join(reason.split())  # one line
+        raise BenchError(f"{what} must be whole and usable; {path} is not: {reason}. Mend or remove it.") from error

@@ -6,6 +6,7 @@ import random
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,9 @@ import numpy as np
 import torch
 
 from bench.errors import BenchError
+
+CLOCKED = ("cpu", "cuda", "mps")
+"""The kinds of device that `bench.timing.wait` waits for; on others a time would be wrong."""
 
 
 def device(name: str) -> torch.device:
@@ -27,12 +31,14 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise BenchError(f"--device names a device that works here; '{name}' does not ({reason}). Try auto.") from error
+    if found.type not in CLOCKED:
+        raise BenchError(f"--device is one of {', '.join(CLOCKED)}, which can be timed; '{name}' is not. Try auto.")
     return found
 
 
 def seed_of(seed: int, task: str) -> int:
     """The seed of one task: neither the order of the tasks nor what another one drew moves it."""
-    return int.from_bytes(sha256(f"{seed}/{task}".encode()).digest()[:4])
+    return int.from_bytes(sha256(f"{seed}/{task}".encode(errors="surrogateescape")).digest()[:4])
 
 
 def seed_everything(seed: int) -> None:
@@ -60,7 +66,8 @@ def describe(on: torch.device) -> dict[str, str | int | bool]:
             found[package] = "not installed"
     if on.type == "cuda":
         found["cuda"] = str(torch.version.cuda)
-        found["cudnn"] = str(torch.backends.cudnn.version())
+        cudnn: Callable[[], int | None] = torch.backends.cudnn.version
+        found["cudnn"] = str(cudnn())
         found["driver"] = _driver()
     return found
 

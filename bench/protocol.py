@@ -43,6 +43,8 @@ def limited(samples: Iterable[Sample], limit: int) -> list[Sample]:
 def one_for_one(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Task]:  # noqa: ARG001
     """One model a category, fitted on all its good training images."""
     tasks = []
+    if not samples:
+        raise BenchError("A protocol needs images; there is none. Look at the data set's folder and at --category.")
     for category in sorted({sample.category for sample in samples}):
         own = sorted((sample for sample in samples if sample.category == category), key=_order)
         train = tuple(sample for sample in own if sample.split == "train" and not sample.anomalous)
@@ -95,4 +97,4 @@ def _order(sample: Sample) -> tuple[str, str, str, str]:
 
 
 def _lot(seed: int, sample: Sample) -> bytes:
-    return sha256(f"{seed}/{sample.category}/{sample.image.stem}".encode()).digest()
+    return sha256(f"{seed}/{sample.category}/{sample.image.stem}".encode(errors="surrogateescape")).digest()

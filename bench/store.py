@@ -69,10 +69,13 @@ class Store:
         path = self.path(record.run, record.data, record.category, record.selection)
         files = {path.with_suffix(".safetensors"): model} if model is not None else {}
         if answers is not None:
-            packed, kept = _pack(answers, maps)
+            kept: Maps = "none" if answers.maps is None else maps
+            packed = _pack(answers, kept)
             files[path.with_suffix(".npz")] = packed
-            record = replace(record, stored=record.stored | kept | {"sha256": sha256(packed).hexdigest()})
+            record = replace(record, stored=record.stored | {"maps": kept, "sha256": sha256(packed).hexdigest()})
         for name, picture in (views or {}).items():
+            if Path(name).name != name:
+                raise BenchError(f"A picture's name is part of a file's; '{name}' can't be. Rename it in explain.")
             file = io.BytesIO()
             Image.fromarray(picture).save(file, "PNG")
             files[_views(path) / f"{name}.png"] = file.getvalue()
@@ -144,8 +147,8 @@ def _views(path: Path) -> Path:
     return path.parent / "views" / path.stem
 
 
-def _pack(answers: Answers, maps: Maps) -> tuple[bytes, dict[str, str]]:
-    """The answers as an npz file, and what the record tells of it."""
+def _pack(answers: Answers, maps: Maps) -> bytes:
+    """The answers as an npz file, the same bytes for the same answers."""
     arrays: dict[str, Any] = {
         "files": np.array(answers.files),
         "defects": np.array(answers.defects),
@@ -154,14 +157,13 @@ def _pack(answers: Answers, maps: Maps) -> tuple[bytes, dict[str, str]]:
         "shape": np.array(answers.masks.shape),
         "masks": np.packbits(answers.masks),
     }
-    kept: Maps = "none" if answers.maps is None else maps
-    if answers.maps is not None and kept == "float32":
+    if answers.maps is not None and maps == "float32":
         arrays["maps"] = answers.maps
-    elif answers.maps is not None and kept == "float16":
+    elif answers.maps is not None and maps == "float16":
         arrays["maps"], arrays["exponent"] = halved(answers.maps)
     file = io.BytesIO()
     np.savez(file, **arrays)
-    return file.getvalue(), {"maps": kept}
+    return file.getvalue()
 
 
 def _write(last: Path, content: bytes, others: Mapping[Path, bytes]) -> None:

@@ -33,6 +33,8 @@ class Cell:
 class Group:
     """The records of one method under one protocol with one set of settings and one selection rule.
 
+    Where several are of one category and seed, because its images have changed, only the latest is here.
+
     Attributes:
         records: unfailed, by (category, seed). failed: the others.
         selection: "oracle" chose the epoch on the test set.
@@ -49,8 +51,8 @@ class Group:
 
     @property
     def categories(self) -> list[str]:
-        """The categories judged, sorted."""
-        return sorted({category for category, _ in self.records})
+        """The categories asked for, sorted; those that failed are among them."""
+        return sorted({category for category, _ in self.records} | {record.category for record in self.failed})
 
     def cell(self, category: str, metric: str) -> Cell | None:
         """A metric (a fraction; LATENCY in milliseconds) of a category, or of MEAN; None where no record has it.
@@ -85,14 +87,7 @@ def groups(records: Iterable[Record]) -> list[Group]:
         run = record.run
         key = (run.dataset, run.protocol, f"{run.k:06d}", run.title, run.name, run.variant, record.selection)
         found.setdefault(key, []).append(record)
-    return [
-        Group(
-            {(record.category, record.run.seed): record for record in group if not record.failure},
-            tuple(record for record in group if record.failure),
-            group[0].selection,
-        )
-        for _, group in sorted(found.items())
-    ]
+    return [_group(members) for _, members in sorted(found.items())]
 
 
 def percent(cell: Cell | None) -> str:
@@ -128,8 +123,16 @@ def marks(group: Group) -> list[str]:
     found += [run.note] if run.note else []
     found += [f"limited to {run.limit} images a kind"] if run.limit else []
     found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
-    found += [f"random weights in {run.settings['backbone']}"] if "random" in run.inputs.values() else []
+    found += [f"random weights in {run.settings.get('backbone', 'it')}"] if "random" in run.inputs.values() else []
     return found
+
+
+def _group(members: list[Record]) -> Group:
+    latest: dict[tuple[str, int], Record] = {}
+    for record in sorted(members, key=lambda record: record.started):
+        latest[record.category, record.run.seed] = record
+    good = {place: record for place, record in latest.items() if not record.failure}
+    return Group(good, tuple(record for record in latest.values() if record.failure), members[0].selection)
 
 
 def _value(record: Record, metric: str) -> float | None:

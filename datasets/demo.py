@@ -11,8 +11,10 @@ every machine, as far as numpy's generator keeps its streams; the files' bytes f
 """
 
 import logging
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,14 +50,19 @@ log = logging.getLogger(__name__)
 
 
 def samples(root: Path) -> list[Sample]:
-    """The samples, drawn into a folder under `root` if they are not there yet; BenchError where that can't be written."""
+    """The samples, drawn into a folder under `root` if they are not there yet.
+
+    Raises BenchError where `root` can't be written to, or where a drawn image has gone since.
+    """
     folder = root / f"drawing-{VERSION}"
     if not folder.is_dir():
         _fill(root, folder)
-    found = categories([folder / name for name in PRODUCTS], TITLE, f"Remove {folder}; it is drawn anew.")
-    expected = sum(TRAIN + TEST_GOOD + TEST_DEFECT * len(defects) for _, defects in PRODUCTS.values())
+    found = categories([folder / name for name in PRODUCTS], TITLE, f"Remove {folder}, and it is drawn anew.")
+    expected = len(list(_shots()))
     if len(found) != expected:
-        raise BenchError(f"The demo has {expected} images; {folder} holds {len(found)}. Remove it; it is drawn anew.")
+        raise BenchError(
+            f"The demo has {expected} images; {folder} holds {len(found)}. Remove it, and it is drawn anew."
+        )
     return found
 
 
@@ -67,18 +74,15 @@ def shoot(product: str, split: Split, kind: str, index: int) -> tuple[Picture, M
 
 def twins(product: str, split: Split, kind: str, index: int) -> tuple[Surface, Surface | None, Camera]:
     """The good surface, the same with its defect (None where `kind` is "good"), and the camera that takes both."""
+
+    def stream(part: str) -> Generator:
+        """Random draws of this image's own, whichever was drawn before it."""
+        return default_rng(list(f"{product}/{split}/{kind}/{index}/{part}".encode()))
+
     draw, _ = PRODUCTS[product]
-    good = draw(_stream(product, split, kind, index, "item"), None, _stream(product, split, kind, index, "flaw"))
-    camera = Camera.draw(_stream(product, split, kind, index, "camera"))
-    if kind == GOOD:
-        return good, None, camera
-    bad = draw(_stream(product, split, kind, index, "item"), kind, _stream(product, split, kind, index, "flaw"))
-    return good, bad, camera
-
-
-def _stream(*key: str | int) -> Generator:
-    """Random draws of their own for whatever the key names, whichever image was drawn before."""
-    return default_rng(list("/".join(map(str, key)).encode()))
+    good = draw(stream("item"), None, stream("flaw"))
+    bad = None if kind == GOOD else draw(stream("item"), kind, stream("flaw"))
+    return good, bad, Camera.draw(stream("camera"))
 
 
 def _fill(root: Path, folder: Path) -> None:
@@ -88,9 +92,8 @@ def _fill(root: Path, folder: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".drawing-", dir=root) as workshop:
             drawn = Path(workshop) / folder.name
-            for product, (_, defects) in PRODUCTS.items():
-                draw_product(drawn / product, product, {("train", GOOD): TRAIN, ("test", GOOD): TEST_GOOD}
-                             | {("test", defect): TEST_DEFECT for defect in defects})  # fmt: skip
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy works outside Python's lock
+                list(pool.map(lambda shot: _write(drawn, *shot), _shots()))
             try:
                 drawn.rename(folder)
             except OSError:
@@ -98,22 +101,25 @@ def _fill(root: Path, folder: Path) -> None:
                     raise
     except OSError as error:
         raise BenchError(
-            f"The demo draws its images into {root}, which failed ({error.strerror}). "
-            "Give a folder that can be written, with 60 MB of room."
+            f"The demo draws its images into {root}, which failed ({error.strerror or error}). "
+            "Name a folder that can be written to, with 60 MB of room."
         ) from error
 
 
-def draw_product(folder: Path, product: str, counts: dict[tuple[Split, str], int]) -> None:
-    """Writes `counts` images of a product, and their masks, by split and kind."""
-    for (split, kind), count in counts.items():
-        images, masks = folder / split / kind, folder / "ground_truth" / kind
-        for index in range(count):
-            picture, mask = shoot(product, split, kind, index)
-            _write(images / f"{index:03d}.png", Image.fromarray(picture))
-            if kind != GOOD:
-                _write(masks / f"{index:03d}_mask.png", Image.fromarray(mask).convert("L"))
+def _shots() -> Iterator[tuple[str, Split, str, int]]:
+    """Product, split, kind and index of each image of the set."""
+    for product, (_, defects) in PRODUCTS.items():
+        yield from ((product, "train", GOOD, index) for index in range(TRAIN))
+        yield from ((product, "test", GOOD, index) for index in range(TEST_GOOD))
+        yield from ((product, "test", defect, index) for defect in defects for index in range(TEST_DEFECT))
 
 
-def _write(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, compress_type=zlib.Z_HUFFMAN_ONLY)  # noise has no repeats worth the search
+def _write(folder: Path, product: str, split: Split, kind: str, index: int) -> None:
+    """One image and the mask of its defect, where the layout has them."""
+    picture, mask = shoot(product, split, kind, index)
+    files = {folder / product / split / kind / f"{index:03d}.png": Image.fromarray(picture)}
+    if kind != GOOD:
+        files[folder / product / "ground_truth" / kind / f"{index:03d}_mask.png"] = Image.fromarray(mask).convert("L")
+    for path, image in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, compress_type=zlib.Z_HUFFMAN_ONLY)  # noise has no repeats worth a search

@@ -1,7 +1,7 @@
 """AMI-Net: adaptive mask inpainting network (Luo, Yao, Yu, Li; IEEE T-ASE 2024; https://arxiv.org/abs/2412.11802).
 
-The frozen features of an image are cut into patches. A transformer restores all of them while some are hidden: random ones
-in training; at test those that lie far from the centres which a second, small transformer finds in the image itself. What
+The frozen features of an image are cut into patches. A transformer restores all of them while some are hidden: random
+ones in training; at test those far from the centres that a second, small transformer finds in the image itself. What
 can't be restored is anomalous. The authors' code: https://github.com/luow23/AMI-Net at 3350be0.
 
     bench run --method aminet --dataset mvtec --profile code          # "Ours" without jitter
@@ -29,9 +29,7 @@ paper is silent, `paper` follows the code. The defaults below are `code`.
     distance            squared           euclidean       [P] a squared norm, [C] the norm; both times 1 - cosine
     cluster_reduction   sum               mean            [P] sums over tokens and pairs, [C] means
     cosine_over         patch             patch           [C] the paper leaves the axis open; the map's is by place
-    mse_weight          1                 1               [P]
-    cosine_weight       5                 5               [P]
-    intra_weight        1                 1               [P]
+    mse, cosine, intra  1, 5, 1           1, 5, 1         [P] weights of the losses
     inter_weight        0.1               0.1             [P]
     epochs              200               300             [P] [C]
     lr                  1e-3              1e-4            [P] [C] constant
@@ -47,8 +45,8 @@ paper is silent, `paper` follows the code. The defaults below are `code`.
     decoder_epochs      0                 0               [C] 300, apart and on demand
 
 Departures from the code: gradients are set to zero at each step (the code never does, which its loss scaler hides: its
-results are ordinary AdamW's); no gradient is computed for the backbone; the last epoch is kept, the code keeps the best of
-30 on the test set (`--selection oracle`); whether all members of a cluster tie is told without rounding.
+results are ordinary AdamW's); no gradient is computed for the backbone; the last epoch is kept, the code keeps the best
+of 30 on the test set (`--selection oracle`); whether all members of a cluster tie is told without rounding.
 Taken literally, the paper's summed and squared cluster loss can fall without bound: watch it.
 """
 
@@ -67,7 +65,7 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Pr
 from .parts.backbone import Backbone, find, layout
 from .parts.decoder import Decoder
 from .parts.features import BUDGET, FrozenFeatures, fuse
-from .parts.inpainting import Inpainter, released_state, separation, token_grid, turn
+from .parts.inpainting import Inpainter, jittered, released_state, separation, token_grid, turn
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import Ratio, adaptive_mask, complementary_masks, random_mask
 from .parts.transformer import patchify, unpatchify
@@ -75,7 +73,7 @@ from .parts.transformer import patchify, unpatchify
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be chosen. The defaults are the authors' code without jitter; the table above tells each one's source."""
+    """What can be chosen. The defaults are the authors' code without jitter; the table above tells every source."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # timm's tag
     stages: tuple[int, ...] = (1, 2, 3)  # of the backbone, as timm counts them
@@ -116,9 +114,11 @@ class Settings:
     decoder_epochs: int = 0  # of a decoder that shows the restored features as a picture; no score depends on it
 
     def __post_init__(self) -> None:
-        if self.mask_ratio != "uniform" and not 0 <= self.mask_ratio < 1:
-            raise BenchError(f"mask_ratio is 'uniform' or a fraction from 0 to below 1; {self.mask_ratio} came.")
-        for name in ("patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs", "batch"):
+        for name, ratio in {"mask_ratio": self.mask_ratio, "test_ratio": self.test_ratio}.items():
+            if ratio != "uniform" and not 0 <= ratio < 1:
+                raise BenchError(f"{name} is a fraction from 0 to below 1 (mask_ratio may be 'uniform'); {ratio} came.")
+        whole = ("patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs", "batch", "test_cell")
+        for name in whole:
             if getattr(self, name) < 1:
                 raise BenchError(f"{name} is a whole number from 1; {getattr(self, name)} came.")
 
@@ -144,9 +144,12 @@ class AMINet(Method):
         self._backbone = Backbone(settings.backbone, settings.stages, setup.weights, seed=setup.seed).to(setup.device)
         self._channels = sum(self._backbone.channels)
         self._grid = token_grid(setup.size, self._backbone.strides[0], settings.patch)
-        self._meta = _network(settings, self._grid, self._channels, "meta")  # refuses contradictions at once
         self._network: Inpainter | None = None
         self._decoder: Decoder | None = None
+        # What contradicts itself is refused now, not after hours of fitting.
+        self._meta = _network(settings, self._grid, self._channels, "meta")
+        nothing = torch.zeros(1, math.prod(self._grid))
+        self._test_masks(nothing, nothing.long())
 
     def fit(self, train: Images, progress: Progress) -> None:
         """Restores randomly masked features of good images and learns to find their clusters, both in one loop."""
@@ -205,21 +208,17 @@ class AMINet(Method):
 
     def _optimizer(self, module: nn.Module) -> torch.optim.AdamW:
         """AdamW over all that is learned, in one fused kernel where this device has it."""
-        return torch.optim.AdamW(
-            [parameter for parameter in module.parameters() if parameter.requires_grad],
-            lr=self.settings.lr,
-            betas=self.settings.betas,
-            weight_decay=self.settings.weight_decay,
-            fused=self.setup.device.type in {"cpu", "cuda"},
-        )
+        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        fused, settings = self.setup.device.type in {"cpu", "cuda"}, self.settings
+        return torch.optim.AdamW(learned, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=fused)
 
     def losses(
         self, network: Inpainter, patches: Tensor, mask: Tensor, noise: Generator | None = None
     ) -> dict[str, Tensor]:
         """The loss, "total", and its parts, named as their weights in the settings.
 
-        patches: (b, n, k * k * c).  mask: (b, n), True where hidden.  noise: draws the jitter that the settings ask for;
-        None leaves it out.
+        patches: (b, n, k * k * c).  mask: (b, n), True where hidden.  noise: draws the jitter that the settings ask
+        for; None leaves it out.
         """
         settings = self.settings
         squared, mean = settings.distance == "squared", settings.cluster_reduction == "mean"
@@ -241,18 +240,12 @@ class AMINet(Method):
         self, network: Inpainter, patches: Tensor, mask: Tensor, noise: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """In training: restored patches (b, n, k * k * c), tokens E2 (b, n, width), centres (b, clusters, width)."""
+        scale = self.settings.jitter_scale if self.settings.jitter and noise is not None else 0
         with self._autocast():
             embedded, semantic = network.embed(patches)
-            centres = network.centres(self._jittered(semantic, noise))
-            restored = network.restore(self._jittered(network.hide(embedded, mask), noise))
+            centres = network.centres(jittered(semantic, scale=scale, generator=noise))
+            restored = network.restore(jittered(network.hide(embedded, mask), scale=scale, generator=noise))
         return restored.float(), semantic.float(), centres.float()
-
-    def _jittered(self, tokens: Tensor, noise: Generator | None) -> Tensor:
-        """Tokens (b, n, width) with Gaussian noise that grows with the norm of each, as in UniAD; none at test."""
-        if noise is None or not self.settings.jitter:
-            return tokens
-        drawn = torch.randn(tokens.shape, generator=noise, device=tokens.device, dtype=tokens.dtype)
-        return tokens + drawn * (self.settings.jitter_scale / tokens.shape[2]) * tokens.norm(dim=2, keepdim=True)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -317,7 +310,7 @@ class AMINet(Method):
         return patchify(fuse(stages, average_pool=self.settings.average_pool), self.settings.patch)
 
     def _places(self, patches: Tensor) -> Tensor:
-        return patches.unflatten(2, (self.settings.patch**2, -1))                       # (b, n, k * k, c)
+        return patches.view(*patches.shape[:2], self.settings.patch**2, -1)             # (b, n, k * k, c)
 
     def _autocast(self) -> torch.autocast:
         """For the networks; what masks, losses, maps and scores are formed from is float32 in any case."""
@@ -326,11 +319,11 @@ class AMINet(Method):
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """Distances of tokens to their centres, 1 where the last pass hid them, and what a decoder shows of the rest."""
+        """Distances of tokens to their centres, 1 where the last pass hid them, and what a decoder makes of it all."""
         found = self._inpainted(images)
         pictures = {"distance": found.distances, f"{self.settings.mask_at_test} mask": found.masks[-1].float()}
         told = {
-            name: F.interpolate(values.unflatten(1, self._grid)[:, None], self.setup.size)[:, 0]  # (b, n) -> (b, h, w)
+            name: F.interpolate(values.view(-1, 1, *self._grid), self.setup.size)[:, 0]  # (b, n) -> (b, h, w)
             for name, values in pictures.items()
         }
         if self._decoder:
@@ -355,18 +348,19 @@ class AMINet(Method):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes the tensors that `state` gave. Raises BenchError where they don't fit the settings."""
-        shown = {name.removeprefix("decoder."): value for name, value in state.items() if name.startswith("decoder.")}
-        network = _network(self.settings, self._grid, self._channels, "cpu")
-        decoder = Decoder(self._channels, self.setup.size) if shown else None
+        tensors = {name: value.to(self.setup.device, copy=True) for name, value in state.items()}
+        shown = {name.removeprefix("decoder."): tensors.pop(name) for name in state if name.startswith("decoder.")}
+        network = _network(self.settings, self._grid, self._channels, "meta")
+        with torch.device("meta"):
+            decoder = Decoder(self._channels, self.setup.size) if shown else None
         try:
-            network.load_state_dict({name: value for name, value in state.items() if not name.startswith("decoder.")})
+            network.load_state_dict(tensors, assign=True)
             if decoder:
-                decoder.load_state_dict(shown)
+                decoder.load_state_dict(shown, assign=True)
         except RuntimeError as error:
             why = " ".join(str(error).split("\n\t")[1:2])
             raise BenchError(f"A fitted AMI-Net needs the settings that it was fitted with. {why}") from error
-        self._network = network.to(self.setup.device)
-        self._decoder = decoder.to(self.setup.device) if decoder else None
+        self._network, self._decoder = network, decoder
 
     @classmethod
     def inputs(cls, settings: Settings, weights: Path | None) -> dict[str, str]:
@@ -400,13 +394,7 @@ def _network(settings: Settings, grid: tuple[int, int], channels: int, device: s
     """The network that the settings ask for; on "meta" it has shapes but takes no memory."""
     with torch.device(device):
         return Inpainter(
-            channels * settings.patch**2,
-            grid,
-            width=settings.width,
-            depth=settings.depth,
-            heads=settings.heads,
-            aggregation_depth=settings.aggregation_depth,
-            clusters=settings.clusters,
-            learn_mask_token=settings.mask_token != "zero",  # noqa: S105 - no password
-            final_norm=settings.final_norm,
-        )
+            channels * settings.patch**2, grid, width=settings.width, depth=settings.depth, heads=settings.heads,
+            aggregation_depth=settings.aggregation_depth, clusters=settings.clusters,
+            learn_mask_token=settings.mask_token != "zero", final_norm=settings.final_norm,  # noqa: S105
+        )  # fmt: skip

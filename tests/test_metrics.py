@@ -1,5 +1,8 @@
 """The metrics against hand-made cases, against scikit-learn, and against a threshold at every distinct value."""
 
+import tracemalloc
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from bench import metrics
+from bench import counting
 from bench.errors import BenchError
-from bench.metrics import auroc, average_precision, f1_max, judge
+from bench.metrics import at_threshold, auroc, average_precision, f1_max, judge, threshold_at
 
 PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_30")
 SCORES, LABELS = np.array([0.0, 1.0]), np.array([False, True])
@@ -153,7 +156,7 @@ def test_image_metrics_equal_scikit_learn(pairs):
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("outlier", [None, 1e6, -1e6])
 def test_many_pixels_with_an_outlier_stay_exact(kind, outlier, monkeypatch):
-    monkeypatch.setattr(metrics, "HELD", 1000)  # so that held pixels are sorted in several heaps
+    monkeypatch.setattr(counting, "HELD", 1000)  # so that held pixels are sorted in several heaps
     random = np.random.default_rng(3)
     masks = np.zeros((6, 40, 30), dtype=bool)
     masks[2:, 5:15, 5:12] = masks[4:, 25:30, 20:28] = True
@@ -202,6 +205,124 @@ def test_the_order_of_the_images_does_not_matter(category, random):
     random.shuffle(order)
     shuffled = pixels([category[0][place] for place in order], [category[1][place] for place in order])
     assert shuffled == pytest.approx(pixels(*category), abs=1e-12)
+
+
+# --- Sets that don't fit --------------------------------------------------------------------------------------------
+
+
+class Drawn(Sequence):
+    """Maps or masks that are drawn when asked for, and never kept: 3 % of the pixels are defects."""
+
+    def __init__(self, images, *, masks, levels=None):
+        self.images, self.masks, self.levels = images, masks, levels
+
+    def __len__(self):
+        return self.images
+
+    def __getitem__(self, number):
+        if not 0 <= number < self.images:
+            raise IndexError(number)
+        mask = np.zeros((128, 128), dtype=bool)
+        mask[10:25, 20:40] = mask[60, 60] = mask[100:110, 90:110] = number > 0
+        if self.masks:
+            return mask
+        random = np.random.default_rng(number)
+        scored = random.standard_normal(mask.shape) + mask * random.uniform(0, 3)
+        return (scored if self.levels is None else np.round(scored * self.levels) / self.levels).astype(np.float32)
+
+
+def thinned_and_exact(maps, masks, hold, monkeypatch):
+    """The judgement with `hold` defect scores at most, and how far its values lie from the exact ones."""
+    labels = np.arange(len(maps)) > 0
+    monkeypatch.setattr(counting, "EXACT", 1 << 40)
+    exact = judge(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
+    assert exact.error == 0.0
+    monkeypatch.setattr(counting, "EXACT", hold)
+    thinned = judge(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
+    return thinned, max(abs(thinned.values[name] - value) for name, value in exact.values.items())
+
+
+@pytest.mark.parametrize("levels", [None, 3, 300])
+@pytest.mark.parametrize("hold", [100, 1000])
+def test_with_too_many_defect_scores_to_hold_the_error_is_bounded_and_told(levels, hold, monkeypatch):
+    maps, masks = Drawn(30, masks=False, levels=levels), Drawn(30, masks=True)
+    thinned, moved = thinned_and_exact(maps, masks, hold, monkeypatch)
+    assert moved <= thinned.error < 10 / hold
+    assert (thinned.error > 0) == (levels != 3)  # with a handful of distinct scores nothing is lost
+
+
+def test_the_error_of_a_large_set_is_below_a_hundred_thousandth(monkeypatch):
+    random = np.random.default_rng(0)
+    masks = np.zeros((40, 512, 512), dtype=bool)
+    masks[1:, 100:300, 100:400] = masks[1:, 400:403, 50] = True  # 2.34 million defect pixels of 10 million
+    maps = (random.standard_normal(masks.shape) + masks * random.uniform(0, 3, size=(40, 1, 1))).astype(np.float32)
+    thinned, moved = thinned_and_exact(maps, masks, counting.EXACT, monkeypatch)
+    assert 0 < moved <= thinned.error < 1e-5
+
+
+def test_a_score_that_many_pixels_share_is_not_thinned_away(monkeypatch):
+    # Half of all pixels tie at zero: as one group with its neighbours they would move the AUROC by a lot.
+    monkeypatch.setattr(counting, "EXACT", 500)
+    maps = [np.maximum(scored, 0) for scored in Drawn(30, masks=False)]
+    masks, labels = Drawn(30, masks=True), np.arange(30) > 0
+    assert 0 < judge(labels, labels, maps, masks).error < 0.01
+
+
+def test_memory_does_not_grow_with_the_number_of_maps(monkeypatch):
+    monkeypatch.setattr(counting, "EXACT", 2000)
+    monkeypatch.setattr(counting, "HELD", 20000)
+
+    def peak(images):
+        labels = np.arange(images) > 0
+        tracemalloc.start()
+        judge(labels, labels, Drawn(images, masks=False), Drawn(images, masks=True))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(120) < 1.3 * peak(30)  # the maps alone would take four times as much
+
+
+# --- A decision threshold -------------------------------------------------------------------------------------------
+
+
+def test_one_of_ten_good_images_lies_above_a_threshold_for_a_tenth():
+    # Of nine held-out images the highest is the threshold: a tenth image is the highest of ten with probability 1/10.
+    assert threshold_at(np.arange(9.0), 0.1) == 8.0
+    assert threshold_at(np.arange(19.0), 0.1) == 17.0
+    assert threshold_at(np.arange(99.0), 0.01) == 98.0
+
+
+def test_the_promised_rate_of_false_positives_holds():
+    random = np.random.default_rng(0)
+    for images, rate in ((9, 0.1), (25, 0.1), (40, 0.25)):
+        draws = random.exponential(size=(4000, images + 1))
+        flagged = np.mean([draw[-1] > threshold_at(draw[:-1], rate) for draw in draws])
+        # The exact probability is 1 - ceil((n + 1)(1 - rate)) / (n + 1); four standard errors of 4000 draws.
+        exact = 1 - np.ceil((images + 1) * (1 - rate)) / (images + 1)
+        assert abs(flagged - exact) < 4 * np.sqrt(exact * (1 - exact) / 4000)
+        assert exact <= rate + 1e-12
+
+
+@pytest.mark.parametrize(("images", "rate", "needed"), [(8, 0.1, 9), (1, 0.3, 3), (98, 0.01, 99)])
+def test_too_few_good_images_for_a_rate_are_refused(images, rate, needed):
+    with pytest.raises(BenchError, match=f"needs {needed} good images .* there are {images}"):
+        threshold_at(np.arange(images), rate)
+    threshold_at(np.arange(needed), rate)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, np.nan])
+def test_a_rate_outside_zero_to_one_is_refused(rate):
+    with pytest.raises(BenchError, match="between 0 and 1"):
+        threshold_at(np.arange(9), rate)
+
+
+def test_precision_recall_and_f1_at_a_threshold_by_hand():
+    scores, labels = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([False, True, False, True, True])
+    # Above 2: goods 3, defects 4 and 5. The score at the threshold itself is not above it.
+    found = at_threshold(scores, labels, 2.0)
+    assert found == {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
+    assert at_threshold(scores, labels, 9.0) == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
 
 
 # --- What does not exist, and what is refused -----------------------------------------------------------------------

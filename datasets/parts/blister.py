@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.random import Generator
 
-from .surface import LAMP, SIDE, Field, Surface, blend, blob, clouds, inside, path, rgb, shadow, stroke, turned
+from .surface import LAMP, SIDE, Field, Mask, Surface, blend, blob, clouds, inside, path, rgb, shadow, stroke, turned
 
 DEFECTS = ("broken", "contamination", "missing", "wrong_tablet")
 
@@ -27,7 +27,7 @@ def draw(stream: Generator, defect: str | None, flaw: Generator) -> Surface:
     pack = _pocket(_foil(stream, *turned(angle, x, y)), np.hypot(right, down) - POCKET)
     loose, turn = stream.normal(0, 1.2, (2, 9)), stream.uniform(0, np.pi, 9)
     tone = stream.normal(1, 0.012) * stream.normal(1, 0.008, 9)
-    chalk = APRICOT * (tone[cell] * (1 + 0.018 * clouds(stream, 0.8)))
+    chalk = APRICOT * (tone[cell] * (1 + 0.018 * clouds(stream, 1.2)))
     across, along = right - loose[0, cell], down - loose[1, cell]
     outline, chalk = _spoil(np.hypot(across, along) - TABLET, chalk, cell == spoiled, defect, flaw)
     score = np.abs(across * np.cos(turn[cell]) + along * np.sin(turn[cell]))
@@ -41,7 +41,7 @@ def _foil(stream: Generator, right: Field, down: Field) -> Surface:
     """The sealed sheet with its embossed diamonds, on the belt."""
     corner = np.hypot(np.maximum(np.abs(right) - HALF + 12, 0), np.maximum(np.abs(down) - HALF + 12, 0)) - 12
     sheet = inside(corner, 1.5)
-    belt = 0.17 * (1 - 0.5 * shadow(sheet, 3)) * (1 + 0.08 * clouds(stream, 0.9) + 0.05 * clouds(stream, 12))
+    belt = 0.17 * (1 - 0.5 * shadow(corner, 10)) * (1 + 0.08 * clouds(stream, 1.2))
     emboss = np.cos((right + down) * 0.80) * np.cos((right - down) * 0.80)
     wrinkles = clouds(stream, 9) + 0.4 * clouds(stream, 3)
     tone = 0.60 + stream.normal(0, 0.012) + 0.02 * clouds(stream, 30)
@@ -56,7 +56,7 @@ def _pocket(pack: Surface, distance: Field) -> Surface:
     return Surface(blend(pack.colour, rgb(0.50, 0.51, 0.52), 0.85 * hollow), height, pack.gloss * (1 - 0.5 * hollow))
 
 
-def _spoil(outline: Field, chalk: Field, here: Field, defect: str | None, flaw: Generator) -> tuple[Field, Field]:
+def _spoil(outline: Field, chalk: Field, here: Mask, defect: str | None, flaw: Generator) -> tuple[Field, Field]:
     """Outline (256, 256) and colour (3, 256, 256) of the tablets after one of them, `here`, went wrong."""
     if defect == "missing":
         outline = np.where(here, SIDE, outline)
@@ -77,7 +77,7 @@ def _lay(pack: Surface, outline: Field, score: Field, chalk: Field) -> Surface:
     solid = inside(outline, 1.2)
     groove = np.exp(-((score / 1.1) ** 2)) * inside(outline + 2, 3)
     height = 3.2 * np.sqrt(np.clip(-outline / 7, 0, 1)) - 1.4 * groove
-    below = pack.colour * (1 - 0.35 * shadow(solid, 2.5))
+    below = pack.colour * (1 - 0.35 * shadow(outline, 8))
     return Surface(blend(below, chalk, solid), blend(pack.height, height, solid), pack.gloss * (1 - 0.9 * solid))
 
 
@@ -96,6 +96,6 @@ def _cover(pack: Surface, right: Field, down: Field, strength: Field) -> Surface
     """The clear domes: in each a crescent of the lamp and a faint counter-light."""
     radius = np.hypot(right, down)
     toward = (right * np.cos(LAMP) + down * np.sin(LAMP)) / np.maximum(radius, 1)
-    lamp = np.exp(-(((radius - 25.5) / 1.6) ** 2)) * np.clip(toward, 0, 1) ** 6
-    counter = np.exp(-(((radius - 26.5) / 1.2) ** 2)) * np.clip(-toward, 0, 1) ** 8
+    lamp = np.exp(-(((radius - 25.5) / 1.6) ** 2)) * np.clip(toward, 0, 1) ** 4
+    counter = np.exp(-(((radius - 26.5) / 1.2) ** 2)) * np.clip(-toward, 0, 1) ** 4
     return Surface(pack.colour + strength * (0.45 * lamp + 0.15 * counter), pack.height, pack.gloss)

@@ -23,10 +23,10 @@ def draw(stream: Generator, defect: str | None, flaw: Generator) -> Surface:
     thin = _thinning(flaw, weft) if defect == "thread" else np.zeros((SIDE, SIDE))
     column, row = np.floor(warp).astype(int), np.floor(weft).astype(int)
     # 2/2 twill: each thread goes over two threads and under the next two, its neighbour one thread later.
-    warp_height = _round(warp, widths[0, column % 64]) + 0.5 * np.cos(np.pi / 2 * (column + weft - 1))
-    weft_height = _round(weft, widths[1, row % 64] - 0.5 * thin) + 0.5 * np.cos(np.pi / 2 * (warp + row - 3)) - thin
-    blue = rgb(0.24, 0.31, 0.45) * (1 + 0.05 * shades[0, column % 64] + 0.10 * fuzz[0])
-    grey = rgb(0.60, 0.62, 0.64) * (1 + 0.04 * shades[1, row % 64] + 0.06 * fuzz[1])
+    warp_height = _round(warp, widths[0, column]) + 0.5 * np.cos(np.pi / 2 * (column + weft - 1))
+    weft_height = _round(weft, widths[1, row] - 0.5 * thin) + 0.5 * np.cos(np.pi / 2 * (warp + row - 3)) - thin
+    blue = rgb(0.24, 0.31, 0.45) * (1 + 0.05 * shades[0, column] + 0.10 * fuzz[0])
+    grey = rgb(0.60, 0.62, 0.64) * (1 + 0.04 * shades[1, row] + 0.06 * fuzz[1])
     height = np.maximum(warp_height, weft_height)
     colour = np.where(warp_height > weft_height, blue, grey)
     depth = np.clip(0.45 + 0.4 * height, 0.25, 1)  # less light reaches the gaps between threads
@@ -36,14 +36,15 @@ def draw(stream: Generator, defect: str | None, flaw: Generator) -> Surface:
 
 def _round(thread: Field, width: Field) -> Field:
     """The profile of a thread across its width: 1 in its middle, 0 at its edge."""
-    return np.sqrt(np.clip(1 - ((thread % 1 - 0.5) / np.maximum(0.5 + width, 0.05)) ** 2, 0, 1))
+    return np.sqrt(np.clip(1 - ((thread - np.floor(thread) - 0.5) / np.maximum(0.5 + width, 0.05)) ** 2, 0, 1))
 
 
 def _thinning(flaw: Generator, weft: Field) -> Field:
     """How far one weft thread (256, 256) is worn away over part of its length: 1 where it is missing."""
     x, y = flaw.integers(50, SIDE - 50, 2)
     thread, length = np.floor(weft[y, x]), flaw.uniform(20, 70)
-    return flaw.uniform(0.5, 1.1) * (np.floor(weft) == thread) * inside(np.abs(X - x) - length / 2, 8)
+    worn = inside(np.abs(X - x) - length / 2, 8) * flaw.uniform(0.5, 1.1)
+    return np.where(np.floor(weft) == thread, worn, 0.0)
 
 
 def _hole(cloth: Surface, flaw: Generator) -> Surface:
@@ -59,9 +60,7 @@ def _hole(cloth: Surface, flaw: Generator) -> Surface:
 def _lint(cloth: Surface, flaw: Generator) -> Surface:
     """A loose fibre that lies on the cloth, light or dark."""
     x, y = flaw.uniform(45, SIDE - 45, 2)
-    points = path(
-        flaw, x, y, angle=flaw.uniform(0, np.pi), length=flaw.uniform(35, 110), bend=flaw.uniform(0.5, 2.0)
-    )
+    points = path(flaw, x, y, angle=flaw.uniform(0, np.pi), length=flaw.uniform(35, 110), bend=flaw.uniform(0.5, 2.0))
     distance, _ = stroke(points)
     fibre = inside(distance - flaw.uniform(0.8, 1.6), 1.2) * flaw.uniform(0.7, 1.0)
     shade = rgb(0.80, 0.79, 0.74) if flaw.random() < 0.6 else rgb(0.10, 0.08, 0.08)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.random import Generator
 
-from .surface import LAMP, SIDE, Field, Surface, X, Y, blend, blob, clouds, inside, path, rgb, shadow, stroke
+from .surface import LAMP, SIDE, Field, Surface, X, Y, blend, blob, clouds, inside, path, rgb, shadow, stroke, turned
 
 DEFECTS = ("broken_tooth", "misplaced_hole", "rust", "scratch")
 
@@ -16,19 +16,21 @@ def draw(stream: Generator, defect: str | None, flaw: Generator) -> Surface:
     """The gear that `stream` lays down. Teeth and holes are machined wrongly; rust and scratches come to it later."""
     x, y = SIDE / 2 + stream.normal(0, 2.5, 2)
     angle = stream.uniform(-0.3, 0.3)
-    radius, bearing = np.hypot(X - x, Y - y), np.arctan2(Y - y, X - x)
+    right, down = turned(angle, x, y)
+    radius, bearing = np.hypot(right, down), np.arctan2(down, right)
     shortened = _shortened(flaw, TEETH) if defect == "broken_tooth" else np.zeros(TEETH)
     offsets = _offsets(flaw) if defect == "misplaced_hole" else np.zeros((HOLES, 2))
-    disc, openings = _teeth(radius, bearing - angle, shortened), _openings(radius, bearing - angle, offsets)
+    disc, openings = _teeth(radius, bearing, shortened), _openings(right, down, bearing, offsets)
     body = np.maximum(disc, -openings)  # signed distance, negative in metal
 
-    rings = np.interp(radius, np.arange(0, 192, 0.5), stream.standard_normal(384)) + 0.5 * clouds(stream, 0.7)
-    lathe = np.cos(bearing - LAMP) ** 6  # rings throw the lamp's light back where they run across it
+    rings = np.interp(radius, np.arange(0, 192, 0.5), stream.standard_normal(384)) + 0.5 * clouds(stream, 1.0)
+    lathe = (((X - x) * np.cos(LAMP) + (Y - y) * np.sin(LAMP)) / np.maximum(radius, 1)) ** 2
+    lathe = lathe * lathe * lathe  # rings throw the lamp's light back where they run across it
     web = np.clip(np.minimum(radius - HUB, RIM - radius), 0, 3)  # turned deeper between hub and rim
     tone = 0.45 + stream.normal(0, 0.012) + 0.16 * lathe + 0.02 * rings + 0.02 * clouds(stream, 20) - 0.015 * web
     steel = tone * rgb(0.99, 1.0, 1.02)
     metal = inside(body, 1.2)
-    table = 0.80 * (1 - 0.35 * shadow(metal, 4)) + 0.010 * clouds(stream, 25)
+    table = 0.80 * (1 - 0.35 * shadow(body, 14)) + 0.010 * clouds(stream, 25)
     gear = Surface(
         colour=blend(table * rgb(1.0, 0.995, 0.975), steel, metal),
         height=metal * (np.clip(-body, 0, 2.0) - 0.6 * web + 0.06 * rings),
@@ -42,22 +44,23 @@ def draw(stream: Generator, defect: str | None, flaw: Generator) -> Surface:
 def _teeth(radius: Field, bearing: Field, shortened: Field) -> Field:
     """Signed distance (256, 256) to the disc with its teeth; `shortened` (24,) is the share of each that is gone."""
     phase = bearing * TEETH / (2 * np.pi)
-    tooth = np.floor(phase).astype(int) % TEETH
-    aside = np.abs(radius * np.sin((phase % 1 - 0.5) * 2 * np.pi / TEETH))  # pixels from the middle of the tooth
+    tooth = np.floor(phase).astype(int)  # -12 to 11: negative ones count from the end, as they should
+    aside = radius * np.abs(phase - tooth - 0.5) * 2 * np.pi / TEETH  # pixels from the middle of the tooth
     flank = (aside - 8.3) * np.cos(0.15) + (radius - ROOT) * np.sin(0.15)
     head = radius - ROOT - (TIP - ROOT) * (1 - shortened[tooth])
-    return np.minimum(radius - ROOT, np.maximum(flank, head))
+    disc: Field = np.minimum(radius - ROOT, np.maximum(flank, head))
+    return disc
 
 
-def _openings(radius: Field, bearing: Field, offsets: Field) -> Field:
+def _openings(right: Field, down: Field, bearing: Field, offsets: Field) -> Field:
     """Signed distance (256, 256) to the bore with its keyway and to the holes, each moved by its offset in pixels."""
-    right, down = radius * np.cos(bearing), radius * np.sin(bearing)
     keyway = np.maximum(np.abs(down) - 4.5, np.abs(right - BORE) - 6)
-    sector = np.floor(bearing * HOLES / (2 * np.pi)).astype(int) % HOLES  # a hole stays in its own
+    sector = np.floor(bearing * HOLES / (2 * np.pi)).astype(int)  # a hole stays in its own
     middle = 2 * np.pi * (np.arange(HOLES) + 0.5) / HOLES
     place = CIRCLE * np.stack([np.cos(middle), np.sin(middle)], 1) + offsets  # (6, 2)
     holes = np.hypot(right - place[sector, 0], down - place[sector, 1]) - HOLE
-    return np.minimum(np.minimum(radius - BORE, keyway), holes)
+    nearest: Field = np.minimum(np.minimum(np.hypot(right, down) - BORE, keyway), holes)
+    return nearest
 
 
 def _shortened(flaw: Generator, teeth: int) -> Field:

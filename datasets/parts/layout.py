@@ -1,4 +1,4 @@
-"""The layout that most inspection data sets share: `<category>/{train,test}/<type>/` and `<category>/ground_truth/<type>/`.
+"""The layout that most inspection data sets share: `<category>/{train,test,ground_truth}/<type>/<image>`.
 
 Listing opens no image and goes to a fixed depth, so a link that leads back upwards does no harm. Hidden files and
 files that are no images are passed over.
@@ -69,7 +69,7 @@ def official(root: Path, title: str, counts: Mapping[str, Counts], mend: str, *,
             log.warning("%s: officially %s; here are %s.", path.name, counts[path.name], found)
     absent = sorted(set(counts) - {path.name for path in present})
     if absent:
-        log.warning("%s: %d of %d categories are not in %s: %s.", title, len(absent), len(counts), root, _listed(absent))
+        log.warning("%s: %d of %d categories are absent: %s.", title, len(absent), len(counts), _listed(absent))
     return samples
 
 
@@ -126,14 +126,15 @@ def category(folder: Path, *, good: str = GOOD) -> list[Sample]:
 
     A mask is `ground_truth/<defect>/<stem>_mask.*` or `<stem>.*`. Masks that are missing or left over are warned of.
     """
-    others = [path.name for path in folders(folder / "train") if path.name != good and images(path)]
+    others = [path.name for path in folders(folder / "train") if path.name.lower() != good and images(path)]
     if others:
         log.warning("%s: train/ holds %s besides '%s'; left out, as methods learn from good images only.",
                     folder.name, _listed(others), good)  # fmt: skip
-    train = [_sample(folder, "train", path) for path in images(folder / "train" / good)]
+    train = [_sample(folder, "train", path) for path in _good(folder / "train", good)]
     test: list[Sample] = []
     unused: list[str] = []
-    for kind in sorted({path.name for top in ("test", "ground_truth") for path in folders(folder / top)} - {good}):
+    kinds = {path.name for top in ("test", "ground_truth") for path in folders(folder / top)}
+    for kind in sorted(kind for kind in kinds if kind.lower() != good):
         masks = {path.stem: path for path in images(folder / "ground_truth" / kind)}
         for image in images(folder / "test" / kind):
             mask = masks.pop(f"{image.stem}_mask", None) or masks.pop(image.stem, None)
@@ -145,8 +146,13 @@ def category(folder: Path, *, good: str = GOOD) -> list[Sample]:
     if 0 < len(bare) < len(test):
         log.warning("%s: %d of %d defective images have no mask, so pixel metrics misjudge them: %s.",
                     folder.name, len(bare), len(test), _listed(bare))  # fmt: skip
-    fine = [_sample(folder, "test", path) for path in images(folder / "test" / good)]
+    fine = [_sample(folder, "test", path) for path in _good(folder / "test", good)]
     return sorted(train + fine + test, key=lambda sample: (sample.split == "test", sample.defect, sample.image.name))
+
+
+def _good(folder: Path, good: str) -> list[Path]:
+    """The good images of a split; `Good/` is not mistaken for a kind of defect."""
+    return [image for path in folders(folder) if path.name.lower() == good for image in images(path)]
 
 
 def _sample(folder: Path, split: Split, image: Path, defect: str = GOOD, mask: Path | None = None) -> Sample:
@@ -155,15 +161,16 @@ def _sample(folder: Path, split: Split, image: Path, defect: str = GOOD, mask: P
 
 def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, by name and without hidden files; nothing where there is no such folder."""
-    if not folder.is_dir():
-        return []
     try:
+        if not folder.is_dir():
+            return []
         return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
     except OSError as error:
         raise BenchError(f"A data set's folders must be readable; {folder} is not ({error.strerror}).") from error
 
 
 def _contents(folder: Path) -> str:
+    """What lies in a folder, for a message."""
     names = [path.name + "/" * path.is_dir() for path in _entries(folder)]
     return _listed(names) if names else "nothing"
 

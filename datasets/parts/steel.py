@@ -25,7 +25,7 @@ def _dent(sheet: Surface, flaw: Generator) -> Surface:
     """A shallow hollow: nothing but the slope of the metal tells it."""
     x, y = flaw.uniform(35, SIDE - 35, 2)
     radius, depth = flaw.uniform(6, 14), flaw.uniform(0.045, 0.12)
-    hollow = np.exp(-np.clip(blob(flaw, x, y, radius, 0.15) + radius, 0, None) ** 2 / (2 * (radius / 1.8) ** 2))
+    hollow = np.exp(-(np.clip(blob(flaw, x, y, radius, 0.15) + radius, 0, None) ** 2) / (2 * (radius / 1.8) ** 2))
     return Surface(sheet.colour, sheet.height - depth * radius * hollow, sheet.gloss)
 
 
@@ -38,7 +38,8 @@ def _pitting(sheet: Surface, flaw: Generator) -> Surface:
         pits = np.maximum(pits, inside(np.hypot(X - x - right, Y - y - down) - flaw.uniform(0.4, 1.3), 1.5))
     halo = inside(blob(flaw, x, y, 9), 9)
     colour = blend(sheet.colour, rgb(0.42, 0.33, 0.24), 0.08 * halo)
-    return Surface(blend(colour, rgb(0.13, 0.10, 0.09), flaw.uniform(0.5, 0.9) * pits), sheet.height - pits, sheet.gloss)
+    colour = blend(colour, rgb(0.13, 0.10, 0.09), flaw.uniform(0.5, 0.9) * pits)
+    return Surface(colour, sheet.height - pits, sheet.gloss)
 
 
 def _scratch(sheet: Surface, flaw: Generator) -> Surface:

@@ -124,7 +124,7 @@ def clouds(stream: Generator, across: float, down: float | None = None, slant: f
     spectrum[rows] = draws[0] + 1j * draws[1]
     spectrum[0, 0] = 0
     noise: Field = fft.irfft(fft.ifft(spectrum, axis=0), n=SIDE, axis=1)
-    return noise / np.sqrt(np.mean(noise**2))
+    return noise / float(np.sqrt(np.mean(noise**2)))
 
 
 def inside(distance: Field, softness: float = 1.0) -> Field:
@@ -138,14 +138,13 @@ def rgb(red: float, green: float, blue: float) -> Field:
 
 
 def blend(below: Field, above: Field | float, share: Field) -> Field:
-    """`above` laid over `below` with opacity `share` (256, 256); both are fields, or colours before rows and columns."""
+    """`above` laid over `below` with opacity `share` (256, 256), both of one height or of three colours."""
     return below + share * (above - below)
 
 
-def shadow(share: Field, blur: float) -> Field:
-    """(256, 256) the soft shadow of what covers `share` of each pixel, cast away from the lamp."""
-    soft: Field = ndimage.gaussian_filter(share, blur, truncate=2.5)
-    return np.roll(soft, (4, 3), (0, 1))
+def shadow(distance: Field, softness: float) -> Field:
+    """(256, 256) in [0, 1]: what a thing at a signed distance in pixels throws on the ground, away from the lamp."""
+    return np.roll(inside(distance, softness), (4, 3), (0, 1))
 
 
 def turned(angle: float, x: float, y: float) -> tuple[Field, Field]:
@@ -167,17 +166,18 @@ def path(stream: Generator, x: float, y: float, *, angle: float, length: float, 
     count = max(int(length / 4), 4)
     wander = bend * np.cumsum(stream.standard_normal(count)) / np.sqrt(count)
     turns = angle + wander + np.linspace(-bend, bend, count)
-    points = np.cumsum(length / count * np.stack([np.cos(turns), np.sin(turns)], 1), 0)  # (n, 2)
-    return points - points.mean(0) + np.array([x, y])
+    points: Field = np.cumsum(length / count * np.stack([np.cos(turns), np.sin(turns)], 1), 0)  # (n, 2)
+    centred: Field = points - points.mean(0) + np.array([x, y])
+    return centred
 
 
 def stroke(points: Field) -> tuple[Field, Field]:
     """(256, 256) distance in pixels to the line through `points` (n, 2); and where on it the nearest is, 0 to 1."""
-    distance, along = np.full((SIDE, SIDE), np.inf), np.zeros((SIDE, SIDE))
+    nearest, along = np.full((SIDE, SIDE), np.inf), np.zeros((SIDE, SIDE))
     for index, (start, stop) in enumerate(pairwise(points)):
         span = stop - start
         share = np.clip(((X - start[0]) * span[0] + (Y - start[1]) * span[1]) / (span @ span), 0, 1)
-        here = np.hypot(X - start[0] - share * span[0], Y - start[1] - share * span[1])
-        along = np.where(here < distance, (index + share) / (len(points) - 1), along)
-        distance = np.minimum(here, distance)
-    return distance, along
+        here = (X - start[0] - share * span[0]) ** 2 + (Y - start[1] - share * span[1]) ** 2
+        along = np.where(here < nearest, (index + share) / (len(points) - 1), along)
+        nearest = np.minimum(here, nearest)
+    return np.sqrt(nearest), along

@@ -71,7 +71,7 @@ class FrozenFeatures:
             yield from map(self._extract, self._images.batches(size, order))
             return
         indices = torch.arange(len(self._images)) if order is None else order
-        for chosen in indices.to(self._kept[0].device).split(size):
+        for chosen in torch.split(indices.to(self._kept[0].device), size):
             yield [stage.index_select(0, chosen) for stage in self._kept]
 
     def _keep(self, size: int) -> None:

@@ -7,7 +7,7 @@ the inpainting blocks, f2 the prediction, S the positions, R the discrepancy.
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from bench.errors import BenchError
@@ -94,8 +94,8 @@ class Inpainter(nn.Module):
         """An estimate of what weights, gradients, both moments and one step on so many images need in float32."""
         weights = sum(parameter.numel() for parameter in self.parameters())
         tokens, width = self.positions.shape[1:]
-        # Of each token some 6 copies of its patch (features, answer, differences, gradients), and in each block 18 widths
-        # (norms, queries, keys, values, sums, and the four widths inside the mlp twice).
+        # Of each token some 6 copies of its patch (features, answer, differences, gradients), and in each block 18
+        # widths (norms, queries, keys, values, sums, and the four widths inside the mlp twice).
         token = 6 * self.prediction.out_features + 18 * width * (len(self.blocks) + len(self.aggregation))
         return 4 * (4 * weights + batch * tokens * token)
 
@@ -105,8 +105,8 @@ def token_grid(size: tuple[int, int], stride: int, patch: int) -> tuple[int, int
     side = stride * patch  # pixels
     if size[0] % side or size[1] % side:
         raise BenchError(
-            f"AMI-Net cuts images into squares of {side} pixels (the first stage's stride {stride}, times patch {patch}); "
-            f"{size[0]} x {size[1]} can't be cut so. Choose multiples of {side}, or another patch."
+            f"AMI-Net cuts images into squares of {side} pixels (the first stage's stride {stride}, times patch "
+            f"{patch}); {size[0]} x {size[1]} can't be cut so. Choose multiples of {side}, or another patch."
         )
     return size[0] // side, size[1] // side
 
@@ -117,20 +117,31 @@ def discrepancy(first: Tensor, second: Tensor, *, squared: bool) -> Tensor:
     # By differences: |a|^2 - 2ab + |b|^2 would lose the digits that the adaptive mask compares.
     apart = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
     turned = 1 - F.normalize(first, dim=2) @ F.normalize(second, dim=2).mT
-    return (apart.square() if squared else apart) * turned
+    scaled: Tensor = (apart.square() if squared else apart) * turned
+    return scaled
 
 
 def separation(centres: Tensor, *, squared: bool) -> Tensor:
     """The sum of R over all ordered pairs of an image's centres: (b, clusters, d) -> (b,); 0 for a single centre."""
     first, second = torch.triu_indices(centres.shape[1], centres.shape[1], offset=1, device=centres.device)
     # R is symmetric, so each pair stands for two; the diagonal is left out, where a norm has no gradient.
-    return 2 * discrepancy(centres, centres, squared=squared)[:, first, second].sum(dim=1)
+    total: Tensor = 2 * discrepancy(centres, centres, squared=squared)[:, first, second].sum(dim=1)
+    return total
+
+
+def jittered(tokens: Tensor, *, scale: float, generator: Generator | None) -> Tensor:
+    """Tokens (b, n, width) with Gaussian noise in proportion to the norm of each, as in UniAD; scale 0 adds none."""
+    if not scale:
+        return tokens
+    noise = torch.randn(tokens.shape, generator=generator, device=tokens.device, dtype=tokens.dtype)
+    return tokens + noise * (scale / tokens.shape[2]) * torch.linalg.vector_norm(tokens, dim=2, keepdim=True)
 
 
 def turn(first: Tensor, second: Tensor) -> Tensor:
     """1 - cosine along the last axis, by dot product and norms: half of what F.cosine_similarity costs in training."""
     norms = torch.linalg.vector_norm(first, dim=-1) * torch.linalg.vector_norm(second, dim=-1)
-    return 1 - torch.linalg.vecdot(first, second) / norms.clamp(min=1e-12)
+    turned: Tensor = 1 - torch.linalg.vecdot(first, second) / norms.clamp(min=1e-12)
+    return turned
 
 
 def released_state(path: Path) -> dict[str, Tensor]:

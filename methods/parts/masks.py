@@ -16,7 +16,7 @@ Ratio = float | Literal["uniform"]
 
 
 def random_mask(count: int, tokens: int, *, ratio: Ratio, generator: Generator) -> Tensor:
-    """(count, tokens) on the generator's device: in each row floor(ratio * tokens) of them, drawn without replacement."""
+    """(count, tokens) on the generator's device: in each row floor(ratio * tokens), drawn without replacement."""
     drawn = torch.rand(count, 1 + tokens, generator=generator, device=generator.device)
     hidden = math.floor(ratio * tokens) if ratio != "uniform" else (drawn[:, :1] * tokens).floor()
     return drawn[:, 1:].argsort(dim=1).argsort(dim=1) < hidden

@@ -62,19 +62,20 @@ class Block(nn.Module):
         """(b, n, width) -> the same shape."""
         tokens = tokens + self.attn(self.norm1(tokens))
         tokens = tokens + self.mlp(self.norm2(tokens))
-        return tokens
+        return tokens  # noqa: RET504 - the two halves read alike
 
 
 def positions(width: int, rows: int, columns: int) -> Tensor:
     """The fixed 2-D sine and cosine table, (rows * columns, width), tokens in row-major order.
 
     The first half of a row encodes the column index, the second half the row index; each half is
-    [sin(p w_i), cos(p w_i)] with w_i = 10000^(-i / (width / 4)). Source: He et al., Masked Autoencoders, CVPR 2022, code.
+    [sin(p w_i), cos(p w_i)] with w_i = 10000^(-i / (width / 4)). Source: the code of He et al., Masked Autoencoders,
+    CVPR 2022.
 
     Raises BenchError where `width` is no multiple of 4.
     """
     if width % 4:
-        raise BenchError(f"Sine and cosine of two axes need a width that 4 divides; {width} came. Try {width // 4 * 4}.")
+        raise BenchError(f"Positions on two axes need a width that 4 divides; {width} came. Try {width // 4 * 4 + 4}.")
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]  # 2 times (rows * columns, width / 4)
@@ -82,7 +83,7 @@ def positions(width: int, rows: int, columns: int) -> Tensor:
 
 
 def patchify(maps: Tensor, patch: int) -> Tensor:
-    """(b, c, h, w) -> (b, h/patch * w/patch, patch * patch * c): row-major tokens, inside each the channel runs fastest.
+    """(b, c, h, w) -> (b, h/patch * w/patch, patch * patch * c): row-major tokens, in each the channel runs fastest.
 
     A strided convolution with kernel (width, c, patch, patch) is then a linear layer whose weight is
     `patchify(kernel, patch)[:, 0]`.
