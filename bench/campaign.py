@@ -56,32 +56,30 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
     Raises BenchError where the data, a name or a number of the plan does not fit, or where no method can run.
     """
     options = plan.options
-    machine.device(options.device)  # one that isn't there is refused before anything else is done
+    machine.device(options.device)  # what isn't there is refused before anything is drawn or read
+    methods, refused = _methods(plan)
     module = registry.load("datasets", options.dataset)
     samples = _chosen(plan, module.samples(plan.root))
+    tasks = [(k, seed, task) for k in _ks(plan) for seed in options.seed for task in _draw(plan, samples, k, seed)]
+    digests: dict[str, str] = {}
+    for _, _, task in tasks:
+        if task.name not in digests:
+            digests[task.name] = images.contents([sample for sample in samples if sample.category in task.tests])
     dataset = options.dataset if options.dataset != "folder" else f"folder-{plan.root.resolve().name}"
-    store, digests = Store(plan.runs), dict[str, str]()
+    store = Store(plan.runs)
     jobs: list[Job] = []
     found: list[Record] = []
-    refused: dict[str, str] = {}
     memory: dict[str, int] = {}
-    tasks = [(k, seed, task) for k in _ks(plan) for seed in options.seed for task in _draw(plan, samples, k, seed)]
-    for choice in plan.choices:
-        try:
-            method = _Method(plan, choice)
-            for k, seed, task in tasks:
-                data = digests.setdefault(task.name, images.contents([s for s in samples if s.category in task.tests]))
-                job = method.job(task, dataset=dataset, synthetic=module.SYNTHETIC, k=k, seed=seed, data=data)
-                done = [] if force else _done(store, job, iterative=method.kind.iterative)
-                found += done
-                if not done:
-                    jobs.append(job)
-                    memory[choice.name] = max(memory.get(choice.name, 0), method.memory(task, job))
-        except BenchError as refusal:
-            if len(plan.choices) == 1:
-                raise
-            refused[choice.name] = str(refusal)
-            _log.warning("%s is left out: %s", choice.name, refusal)
+    for method in methods:
+        name = method.choice.name
+        for k, seed, task in tasks:
+            data = digests[task.name]
+            job = method.job(task, dataset=dataset, synthetic=module.SYNTHETIC, k=k, seed=seed, data=data)
+            done = [] if force else _done(store, job, iterative=method.kind.iterative)
+            found += done
+            if not done:
+                jobs.append(job)
+                memory[name] = max(memory.get(name, 0), method.memory(task, job))
     return Survey(tuple(jobs), tuple(found), refused, sum(_disk(job) for job in jobs), memory)
 
 
@@ -97,6 +95,9 @@ class _Method:
         known(plan.shared, asdict(Preparation()), "a key of the profile's shared preparation")
         self.preparation = asdict(self.kind.native) if plan.options.preparation == "native" else shared
         self._hashes: dict[str, dict[str, str]] = {}
+        for category in ("", *choice.by_category):
+            settings, _ = resolve(self.module.Settings, choice.raw(category), choice.name)
+            self._inputs(settings)
 
     def job(self, task: Task, *, dataset: str, synthetic: bool, k: int, seed: int, data: str) -> Job:
         """The job that fits this method on the task."""
@@ -150,6 +151,23 @@ class _Method:
         """The method's own estimate of the peak bytes of that fit; 0 where it has none."""
         settings, _ = resolve(self.module.Settings, self.choice.raw(task.name), self.choice.name)
         return self.kind.memory(settings, Preparation(**job.run.preparation).size, len(task.train)) or 0
+
+
+def _methods(plan: Plan) -> tuple[list[_Method], dict[str, str]]:
+    """The methods that can run here, and why the others can't. Raises BenchError where none can."""
+    found: list[_Method] = []
+    refused: dict[str, str] = {}
+    for choice in plan.choices:
+        try:
+            found.append(_Method(plan, choice))
+        except BenchError as refusal:
+            if len(plan.choices) == 1:
+                raise
+            refused[choice.name] = str(refusal)
+            _log.warning("%s is left out: %s", choice.name, refusal)
+    if not found:
+        raise BenchError(f"None of the methods can run here: {', '.join(refused)}. The lines above say why.")
+    return found, refused
 
 
 def _chosen(plan: Plan, samples: list[Sample]) -> list[Sample]:

@@ -69,8 +69,12 @@ def _datasets(known: Config) -> list[Finding]:
         if name == "folder":
             continue  # the user's own: it has no one place
         root = known.data(name) or config.cache_folder(known) / name
+        module = registry.load("datasets", name)
+        if module.SYNTHETIC and not root.exists():
+            found.append(Finding(f"data set {name}: drawn at its first use, {root}"))
+            continue
         try:
-            samples = registry.load("datasets", name).samples(root)
+            samples = module.samples(root)
             categories = len({sample.category for sample in samples})
             found.append(Finding(f"data set {name}: {len(samples)} images in {categories} categories, {root}"))
         except BenchError as error:

@@ -26,7 +26,7 @@ Places = NDArray[np.intp]
 EXACT = 1 << 21
 """Up to how many defect pixels all their scores are held, however many normal pixels there are."""
 
-BUCKETS = 1 << 19
+BUCKETS = 1 << 18
 """Into how many the range of the defect scores is cut, at most; more cost cache misses, fewer cost sorting."""
 
 HELD = 1 << 22
@@ -77,19 +77,21 @@ def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools]) -> Curve:
     counter = _Counter(thresholds)
     found = np.zeros(2 * thresholds.size + 1, dtype=np.int64)
     overlap, regions = np.zeros(found.size), 0
+    scores, shares = [thresholds[:0]], [np.zeros(0)]
     for number, mask in enumerate(masks):
         scored, marked = np.asarray(maps[number], dtype=thresholds.dtype), np.asarray(mask, dtype=bool)
         counter.add(scored.ravel())  # (h, w) -> (h*w,)
         box = _box(marked)
         labels, count = ndimage.label(marked[box], EIGHT_NEIGHBOURS)
-        scores = scored[box][marked[box]]  # (p,)
-        order = np.argsort(scores)  # rising, they are found in a fraction of the time
-        scores, belongs = scores[order], labels[marked[box]][order]
-        group = 2 * np.searchsorted(thresholds, scores)
-        group += thresholds.take(group // 2, mode="clip") == scores
-        np.add.at(found, group, 1)
-        np.add.at(overlap, group, (1 / np.maximum(np.bincount(belongs), 1))[belongs])
+        belongs = labels[marked[box]]  # (p,) the region of each defect pixel
+        scores.append(scored[box][marked[box]])
+        shares.append((1 / np.maximum(np.bincount(belongs), 1))[belongs])
         regions += count
+        if number == len(masks) - 1 or sum(map(len, scores)) > EXACT:
+            group, weights = _group(np.concatenate(scores), np.concatenate(shares), thresholds)
+            found += np.bincount(group, minlength=found.size)
+            overlap += np.bincount(group, weights=weights, minlength=found.size)
+            scores, shares = scores[:1], shares[:1]
     above, level = counter.counts()
     normals = -found
     normals[1::2] += level
@@ -135,6 +137,15 @@ def _box(marked: Bools) -> tuple[slice, slice]:
     return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if rows.size else np.s_[:0, :0]
 
 
+def _group(scores: Array, shares: Floats, thresholds: Array) -> tuple[Places, Floats]:
+    """For (p,) defect pixels in rising order, the group of each among 2t + 1, and its share."""
+    order = np.argsort(scores)  # rising, they are looked up in a fraction of the time
+    ranked = scores[order]
+    place = np.searchsorted(thresholds, ranked)
+    met = thresholds.take(place, mode="clip") == ranked if thresholds.size else False
+    return 2 * place + met, shares[order]
+
+
 class _Counter:
     """Counts how many pixels lie above each of `values` and how many at it; (t,), distinct and rising."""
 
@@ -177,9 +188,11 @@ class _Counter:
 def _rank(values: Array, ranked: Array) -> tuple[Counts, Counts]:
     """How many of `ranked` (rising) lie below each of `values`, and how many at it."""
     upto = np.searchsorted(ranked, values, side="right")
-    met = np.flatnonzero(ranked[upto - 1] == values) if ranked.size else upto[:0]
     level = np.zeros(values.size, dtype=np.int64)
-    level[met] = upto[met] - np.searchsorted(ranked, values[met])
+    if ranked.size:
+        level[:] = ranked[upto - 1] == values  # where none lies below, the last is looked at, which is higher
+        several = np.flatnonzero(ranked[upto - 2] == values)
+        level[several] = upto[several] - np.searchsorted(ranked, values[several])
     return upto - level, level
 
 

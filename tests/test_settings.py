@@ -121,7 +121,7 @@ def test_a_union_takes_a_value_as_its_own_type_first(kind: Any, value: Any, expe
 
 @pytest.mark.parametrize("kind", [list[int], dict[str, int], complex, Any, tuple])
 def test_a_type_that_no_setting_can_have_is_told_to_who_declared_it(kind: Any) -> None:
-    with pytest.raises(BenchError, match="key is declared as .* Declare it so"):
+    with pytest.raises(BenchError, match=r"key is declared as .* Declare it so"):
         typed("key", "1", kind)
 
 
@@ -172,7 +172,7 @@ def test_a_refusal_by_the_settings_themselves_is_told_in_their_words() -> None:
                 raise ValueError("width must be even")
 
     assert resolve(Odd, {"width": ("6", "")}, "odd")[0].width == 6
-    with pytest.raises(BenchError, match="The settings of odd are refused .*: width must be even"):
+    with pytest.raises(BenchError, match=r"The settings of odd are refused .*: width must be even"):
         resolve(Odd, {"width": ("5", "")}, "odd")
 
 
@@ -181,7 +181,7 @@ def test_settings_that_are_no_dataclass_or_have_no_default_are_told_to_their_aut
     class Bare:
         width: int
 
-    with pytest.raises(BenchError, match="missing 1 required .*'width'"):
+    with pytest.raises(BenchError, match=r"missing 1 required .*'width'"):
         resolve(Bare, {}, "bare")
     with pytest.raises(BenchError, match="The Settings of plain are a dataclass"):
         resolve(type("Settings", (), {}), {}, "plain")
