@@ -40,12 +40,12 @@ class Curve:
     """All that the metrics need of items (images or pixels): u groups of anomalous ones, from the highest score down.
 
     Attributes:
-        found: (u,) anomalous items in the group.
-        overlap: (u,) the share of the mean defect region that the group holds; of images, each is a region.
-        above: (u,) normal items above the group.
-        level: (u,) normal items in the group.
+        found: (..., u) anomalous items in the group.
+        overlap: (..., u) the share of the mean defect region that the group holds; of images, each is a region.
+        above: (..., u) normal items above the group.
+        level: (..., u) normal items in the group.
         mixed: (u,) False where all in the group have one score, True where it spans several in an unknown order.
-        normals: how many normal items there are.
+        normals: (...) how many normal items there are.
     """
 
     found: Counts
@@ -53,7 +53,7 @@ class Curve:
     above: Counts
     level: Counts
     mixed: Bools
-    normals: int
+    normals: Counts
 
 
 def image_curve(scores: Array, anomalous: Bools) -> Curve:
@@ -63,7 +63,7 @@ def image_curve(scores: Array, anomalous: Bools) -> Curve:
     lower, level = _rank(values, normals)
     above = normals.size - lower - level
     mixed = np.zeros(values.size, dtype=bool)
-    return Curve(found[::-1], found[::-1] / found.sum(), above[::-1], level[::-1], mixed, normals.size)
+    return Curve(found[::-1], found[::-1] / found.sum(), above[::-1], level[::-1], mixed, np.array(normals.size))
 
 
 def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools]) -> Curve:
@@ -104,7 +104,7 @@ def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools]) -> Curve:
         above=(np.cumsum(normals) - normals)[some],
         level=normals[some],
         mixed=some % 2 == 0,
-        normals=int(normals.sum()),
+        normals=np.asarray(normals.sum()),
     )
 
 
@@ -164,8 +164,10 @@ class _Counter:
         """Takes in (m,) pixels."""
         index = self._place(scores)
         np.add.at(self._tally, index, 1)
-        self._held.append(scores.compress(self._shared[index]))
         self.pixels += scores.size
+        if self._fine:
+            return
+        self._held.append(scores.compress(self._shared[index]))
         if sum(map(len, self._held)) > max(HELD, 4 * self.values.size):
             self._sort()
 
@@ -190,8 +192,8 @@ def _rank(values: Array, ranked: Array) -> tuple[Counts, Counts]:
     upto = np.searchsorted(ranked, values, side="right")
     level = np.zeros(values.size, dtype=np.int64)
     if ranked.size:
-        level[:] = ranked[upto - 1] == values  # where none lies below, the last is looked at, which is higher
-        several = np.flatnonzero(ranked[upto - 2] == values)
+        level[:] = ranked.take(upto - 1, mode="wrap") == values  # where none is lower, this looks at a higher one
+        several = np.flatnonzero(ranked.take(upto - 2, mode="wrap") == values)
         level[several] = upto[several] - np.searchsorted(ranked, values[several])
     return upto - level, level
 

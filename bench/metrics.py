@@ -39,7 +39,7 @@ def auroc(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return _auroc(image_curve(*_both_classes(scores, anomalous)))
+    return float(curve_auroc(image_curve(*_both_classes(scores, anomalous))))
 
 
 def average_precision(scores: Array, anomalous: Bools) -> float:
@@ -47,7 +47,7 @@ def average_precision(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return _average_precision(image_curve(*_both_classes(scores, anomalous)))
+    return float(curve_precision(image_curve(*_both_classes(scores, anomalous))))
 
 
 def f1_max(scores: Array, anomalous: Bools) -> float:
@@ -55,7 +55,7 @@ def f1_max(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return _f1_max(image_curve(*_both_classes(scores, anomalous)))
+    return float(curve_f1(image_curve(*_both_classes(scores, anomalous))))
 
 
 def judge(
@@ -87,7 +87,7 @@ def judge(
     values: dict[str, float] = {}
     missing: dict[str, str] = {}
     if anomalous.any() and not anomalous.all():
-        values |= zip(IMAGE_NAMES, _summary(image_curve(scores, anomalous)), strict=True)
+        values |= zip(IMAGE_NAMES, _three(image_curve(scores, anomalous)), strict=True)
     else:
         missing |= dict.fromkeys(IMAGE_NAMES, "no good images" if anomalous.any() else "no defective images")
     if maps is None or masks is None:
@@ -100,9 +100,9 @@ def judge(
     if not curve.found.size or not curve.normals:
         reason = "no normal pixels" if curve.found.size else "no defect pixels"
         return Judgement(values, missing | dict.fromkeys(pixel_names, reason))
-    areas = [_area(curve, curve.overlap, limit) for limit in fpr_limits]
-    values |= zip(pixel_names, [*_summary(curve), *areas], strict=True)
-    return Judgement(values, missing, _error(curve, fpr_limits))
+    areas = [float(curve_area(curve, curve.overlap, limit)) for limit in fpr_limits]
+    values |= zip(pixel_names, [*_three(curve), *areas], strict=True)
+    return Judgement(values, missing, curve_error(curve, fpr_limits))
 
 
 def threshold_at(normals: Array, rate: float) -> float:
@@ -139,57 +139,64 @@ def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str,
     return {"precision": hits / max(calls, 1), "recall": hits / defects, "f1": 2 * hits / (calls + defects)}
 
 
-# --- From counts to metrics -----------------------------------------------------------------------------------------
+# --- From counts to metrics; a curve's arrays may have leading axes, as one for draws -------------------------------
 
 
-def _summary(curve: Curve) -> tuple[float, float, float]:
-    return _auroc(curve), _average_precision(curve), _f1_max(curve)
+def curve_auroc(curve: Curve) -> Floats:
+    """AUROC of each curve."""
+    return curve_area(curve, curve.found / curve.found.sum(axis=-1, keepdims=True), 1.0)
 
 
-def _auroc(curve: Curve) -> float:
-    return _area(curve, curve.found / curve.found.sum(), 1.0)
-
-
-def _area(curve: Curve, weights: Floats, limit: float) -> float:
+def curve_area(curve: Curve, weights: Floats, limit: float) -> Floats:
     """Area under the weighted share found, over the false positive rate from 0 to `limit`, divided by it.
 
-    The share rises in a straight line from `start` to `stop`, while ties pass. `weights` (u,) sum to 1.
+    The share rises in a straight line from `start` to `stop`, while ties pass. `weights` (..., u) sum to 1: the
+    curve's overlap gives AUPRO.
     """
-    start = curve.above / curve.normals
-    stop = (curve.above + curve.level) / curve.normals
+    normals = curve.normals[..., None]
+    start, stop = curve.above / normals, (curve.above + curve.level) / normals
     ramp = np.clip(limit, start, stop) - start  # how much of it lies below the limit
     width = np.where(curve.level > 0, stop - start, 1.0)
     covered = ramp**2 / (2 * width) + np.maximum(limit - stop, 0.0)
-    return float(weights @ covered) / limit
+    area: Floats = np.sum(weights * covered, axis=-1) / limit
+    return area
 
 
-def _average_precision(curve: Curve) -> float:
-    hits = np.cumsum(curve.found)
-    precision = hits / (hits + curve.above + curve.level)
-    return float(curve.found @ precision) / float(hits[-1])
+def curve_precision(curve: Curve) -> Floats:
+    """Average precision of each curve."""
+    hits = np.cumsum(curve.found, axis=-1)
+    precision = hits / np.maximum(hits + curve.above + curve.level, 1)
+    average: Floats = np.sum(curve.found * precision, axis=-1) / hits[..., -1]
+    return average
 
 
-def _f1_max(curve: Curve) -> float:
-    hits = np.cumsum(curve.found)
-    return float(np.max(2 * hits / (hits + curve.above + curve.level + hits[-1])))
+def curve_f1(curve: Curve) -> Floats:
+    """F1-max of each curve."""
+    hits = np.cumsum(curve.found, axis=-1)
+    best: Floats = np.max(2 * hits / (hits + curve.above + curve.level + hits[..., -1:]), axis=-1)
+    return best
 
 
-def _error(curve: Curve, limits: Sequence[float]) -> float:
-    """How far any order of the pixels inside the mixed groups could move any metric."""
-    mixed = curve.mixed
-    if not mixed.any():
+def curve_error(curve: Curve, limits: Sequence[float]) -> float:
+    """How far any order of the items inside the mixed groups could move any metric of any curve."""
+    if not curve.mixed.any():
         return 0.0
-    hits, stop = np.cumsum(curve.found), curve.above + curve.level
-    shares = curve.found / hits[-1]
-    best = hits / (hits + curve.above)  # the precision with all defects of a group before its normal pixels
+    mixed = np.flatnonzero(curve.mixed)
+    hits, stop = np.cumsum(curve.found, axis=-1), curve.above + curve.level
+    shares = curve.found / hits[..., -1:]
+    best = hits / np.maximum(hits + curve.above, 1)  # the precision with all defects of a group before its normal items
     worst = (hits - curve.found + 1) / (hits - curve.found + 1 + stop)
-    f1 = np.max((2 * hits / (hits + curve.above + hits[-1]))[mixed])
-    moves = [float(shares[mixed] @ (best - worst)[mixed]), float(f1) - _f1_max(curve)]
+    f1 = np.max((2 * hits / (hits + curve.above + hits[..., -1:]))[..., mixed], axis=-1)
+    moves = [np.max(np.sum((shares * (best - worst))[..., mixed], axis=-1)), np.max(f1 - curve_f1(curve))]
     for weights, limit in [(shares, 1.0), *((curve.overlap, limit) for limit in limits)]:
-        start, end = np.stack((curve.above, stop))[:, mixed] / curve.normals
+        start, end = (ends[..., mixed] / curve.normals[..., None] for ends in (curve.above, stop))
         lost = np.where(end > limit, np.maximum(limit - start, 0), (end - start) / 2)  # against the straight line
-        moves.append(float(weights[mixed] @ lost) / limit)
-    return max(moves)
+        moves.append(np.max(np.sum(weights[..., mixed] * lost, axis=-1)) / limit)
+    return float(max(moves))
+
+
+def _three(curve: Curve) -> tuple[float, float, float]:
+    return float(curve_auroc(curve)), float(curve_precision(curve)), float(curve_f1(curve))
 
 
 # --- Checks ---------------------------------------------------------------------------------------------------------

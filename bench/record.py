@@ -131,7 +131,7 @@ class Record:
             return json.dumps(found, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
             odd = next(name for name, value in found.items() if not _plain(value))
-            raise BenchError(f"A record holds finite numbers, text, lists, tables; its {odd} not: {error}.") from error
+            raise BenchError(f"A record holds plain, finite values; its {odd} are not: {error}.") from error
 
     @classmethod
     def from_json(cls, text: str) -> "Record":

@@ -1,7 +1,7 @@
 """Demo: four products drawn by a seeded generator, for a first run that needs no download. Synthetic, and said so.
 
 Two textures (`fabric`, `steel`) and two objects (`gear`, `blister`), 256 x 256 pixels, each with 40 good images to
-train on, 12 good ones to test on, and 4 kinds of defects in 7 images each with exact masks: 320 images, about 42 MB.
+train on, 12 good ones to test on, and 4 kinds of defects in 7 images each with exact masks: 320 images, about 39 MB.
 Every image is taken twice with the same random draws, with and without its defect; the mask is where the two differ
 visibly, and outside of it they are equal to the bit. Many defects are faint or small on purpose.
 
@@ -30,7 +30,7 @@ from .parts.surface import Camera, Mask, Picture, Surface, photograph
 
 TITLE = "Demo"
 SYNTHETIC = True
-ABOUT = "drawn at first use, in about 15 seconds; 320 synthetic images of 256 x 256 pixels, 42 MB"
+ABOUT = "drawn at first use, in 10 to 40 seconds; 320 synthetic images of 256 x 256 pixels, 39 MB"
 
 VERSION = 1
 """Of the drawing. Raise it with every change that moves a pixel."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,12 @@ TINY = Settings(
     backbone="random:resnet18", patch=2, width=16, heads=2, depth=1, clusters=3, epochs=3, lr=1e-3, batch=2
 )  # 8 x 8 places of 448 channels, 4 x 4 tokens
 SETUP = Setup((32, 32), CPU, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_repeatable: None) -> None:
+    """Networks so small gain nothing from a second thread, and lose much to waiting for it on a busy machine."""
+    torch.set_num_threads(1)
 
 
 class Pictures:
@@ -49,9 +56,10 @@ def fitted(settings: Settings = TINY, setup: Setup = SETUP, count: int = 4) -> A
 
 
 def refitted(method: AMINet, **changes: object) -> AMINet:
-    """The same fitted network under other settings."""
-    other = AMINet(replace(method.settings, **changes), method.setup)
-    other.restore(method.state())
+    """A copy of the fitted network under other settings; the frozen backbone is shared."""
+    other = copy(method)
+    other.settings = replace(method.settings, **changes)
+    other._network = deepcopy(method._network)
     return other
 
 
@@ -492,7 +500,9 @@ def test_the_decoder_is_fitted_on_demand_and_moves_no_score(tiny: AMINet) -> Non
     shown = method.explain(images)["reconstruction"]
     assert shown.shape == (1, 3, 32, 32)
     assert 0 <= shown.min() < shown.max() <= 1
-    assert torch.equal(refitted(method).explain(images)["reconstruction"], shown)
+    other = AMINet(method.settings, SETUP)
+    other.restore(method.state())
+    assert torch.equal(other.explain(images)["reconstruction"], shown)
     assert "reconstruction" not in tiny.explain(images)
 
 

@@ -81,7 +81,7 @@ MEANS = {
 
 @pytest.mark.parametrize("product", demo.PRODUCTS)
 def test_a_changed_drawing_has_a_new_version(product: str) -> None:
-    """Mean grey levels of the first good and defective images: where they moved, raise VERSION and write the new ones."""
+    """Mean grey levels of the first images. Where they moved, raise VERSION and write down the new ones."""
     means = [demo.shoot(product, "test", kind, 0)[0].mean() for kind in ("good", *demo.PRODUCTS[product][1])]
     assert demo.VERSION == 1
     assert means == pytest.approx(MEANS[product], abs=0.01)
