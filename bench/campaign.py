@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench import images, machine, registry
-from bench.config import Choice, Plan
+from bench.config import Choice, Plan, meant
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.executor import Job, Watch, local
+from bench.executor import Job, Watch, local, source
 from bench.method import Method, Preparation
 from bench.protocol import PROTOCOLS, Task, limited
 from bench.record import Record, Run, Selection
@@ -45,9 +45,11 @@ def run(plan: Plan, survey: Survey, watch: Watch) -> Iterator[Record]:
     store = Store(plan.runs)
     for outcomes in local(survey.jobs, watch):
         for outcome in outcomes:
-            yield store.save(
-                outcome.record, outcome.answers, maps=plan.options.maps, views=outcome.views, model=outcome.model
-            )
+            record = outcome.record
+            if record.failure and store.find(record.run, record.data, record.category, record.selection):
+                yield record  # what stands there is not given up for a failure
+                continue
+            yield store.save(record, outcome.answers, maps=plan.options.maps, views=outcome.views, model=outcome.model)
 
 
 def survey(plan: Plan, *, force: bool = False) -> Survey:
@@ -70,16 +72,21 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
     jobs: list[Job] = []
     found: list[Record] = []
     memory: dict[str, int] = {}
+    changed: set[str] = set()
     for method in methods:
         name = method.choice.name
         for k, seed, task in tasks:
             data = digests[task.name]
             job = method.job(task, dataset=dataset, synthetic=module.SYNTHETIC, k=k, seed=seed, data=data)
             done = [] if force else _done(store, job, iterative=method.kind.iterative)
+            if any(record.source != method.source for record in done):
+                changed.add(name)
             found += done
             if not done:
                 jobs.append(job)
-                memory[name] = max(memory.get(name, 0), method.memory(task, job))
+                memory[name] = max(memory.get(name, 0), method.memory(task))
+    for name in sorted(changed):
+        _log.warning("The file of %s has changed since its records were made; --force makes them again.", name)
     return Survey(tuple(jobs), tuple(found), refused, sum(_disk(job) for job in jobs), memory)
 
 
@@ -91,19 +98,23 @@ class _Method:
         self.choice = choice
         self.module = registry.load("methods", choice.method)
         self.kind: type[Method] = self.module.METHOD
-        shared = {**asdict(Preparation()), **plan.shared}
-        known(plan.shared, asdict(Preparation()), "a key of the profile's shared preparation")
-        self.preparation = asdict(self.kind.native) if plan.options.preparation == "native" else shared
+        self.source = source(self.module)
+        raw = {key: (value, f"profile {plan.profile}") for key, value in plan.shared.items()}
+        shared, _ = resolve(Preparation, raw, "the profile's shared preparation")
+        self.preparation = self.kind.native if plan.options.preparation == "native" else shared
         self._hashes: dict[str, dict[str, str]] = {}
         for category in ("", *choice.by_category):
-            settings, _ = resolve(self.module.Settings, choice.raw(category), choice.name)
-            self._inputs(settings)
+            self._inputs(self.settings(category)[0])
+
+    def settings(self, category: str) -> tuple[Any, dict[str, str]]:
+        """The method's Settings for a category, or for "all", and the origin of each value."""
+        return self.choice.resolved(self.module.Settings, category)
 
     def job(self, task: Task, *, dataset: str, synthetic: bool, k: int, seed: int, data: str) -> Job:
         """The job that fits this method on the task."""
         plan, options = self.plan, self.plan.options
-        settings, origin = resolve(self.module.Settings, self.choice.raw(task.name), self.choice.name)
-        shared, _ = resolve(self.module.Settings, self.choice.raw(""), self.choice.name)
+        settings, origin = self.settings(task.name)
+        shared, _ = self.settings("")
         told = Run(
             dataset=dataset,
             synthetic=synthetic,
@@ -115,7 +126,7 @@ class _Method:
             method=self.choice.method,
             title=self.choice.title,
             settings=_plain(settings),
-            preparation=self.preparation,
+            preparation=asdict(self.preparation),
             precision=options.precision,
             inputs=self._inputs(settings),
             profile=plan.profile,
@@ -123,7 +134,8 @@ class _Method:
         )
         common = replace(told, settings=_plain(shared), inputs=self._inputs(shared))
         return Job(
-            run=replace(told, variant=common.key("")),
+            # One model for all categories is another one where the categories are others.
+            run=replace(told, variant=common.key(data if options.protocol == "unified" else "")),
             task=task,
             data=data,
             rule=options.selection,
@@ -147,10 +159,9 @@ class _Method:
             self._hashes[key] = self.kind.inputs(settings, self.plan.weights)
         return self._hashes[key]
 
-    def memory(self, task: Task, job: Job) -> int:
+    def memory(self, task: Task) -> int:
         """The method's own estimate of the peak bytes of that fit; 0 where it has none."""
-        settings, _ = resolve(self.module.Settings, self.choice.raw(task.name), self.choice.name)
-        return self.kind.memory(settings, Preparation(**job.run.preparation).size, len(task.train)) or 0
+        return self.kind.memory(self.settings(task.name)[0], self.preparation.size, len(task.train)) or 0
 
 
 def _methods(plan: Plan) -> tuple[list[_Method], dict[str, str]]:
@@ -165,6 +176,7 @@ def _methods(plan: Plan) -> tuple[list[_Method], dict[str, str]]:
                 raise
             refused[choice.name] = str(refusal)
             _log.warning("%s is left out: %s", choice.name, refusal)
+    meant(plan.choices, {method.choice.name: method.module.Settings for method in found})
     if not found:
         raise BenchError(f"None of the methods can run here: {', '.join(refused)}. The lines above say why.")
     return found, refused
@@ -195,10 +207,19 @@ def _done(store: Store, job: Job, *, iterative: bool) -> list[Record]:
     for selection in asked if iterative else ("last",):
         for category in job.task.tests:
             record = store.find(job.run, job.data, category, selection)
-            if record is None or record.failure or (selection == "oracle" and record.every != job.every):
+            if record is None or record.failure or not _as_asked(record, job):
                 return []
             found.append(record)
     return [replace(record, run=replace(record.run, title=job.run.title)) for record in found]
+
+
+def _as_asked(record: Record, job: Job) -> bool:
+    """Whether all that the job would store stands beside the record."""
+    if record.stored.get("maps") != job.maps:
+        return False
+    if record.selection == "oracle":
+        return record.every == job.every
+    return (not job.keep_model or bool(record.stored.get("model"))) and (not job.time or bool(record.latency))
 
 
 def _disk(job: Job) -> int:

@@ -10,7 +10,6 @@ from bench import machine as here
 from bench.config import Config
 from bench.contract import Finding
 from bench.errors import BenchError
-from bench.settings import resolve
 
 SPARE_BYTES = 5 << 30
 """Free disk below which a campaign's maps may not fit."""
@@ -46,7 +45,7 @@ def method(known: Config, name: str) -> list[Finding]:
     shape = contract.shape_of(module)
     if any(finding.broken for finding in shape):
         return shape
-    settings, _ = resolve(module.Settings, choice.raw(""), name)
+    settings, _ = choice.resolved(module.Settings, "")
     return contract.check(module, settings)
 
 

@@ -100,7 +100,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")] = False,
 ) -> None:
     """Fit methods, judge them, and store a record for each category."""
-    known = config.read()
+    known = _configured()
     plan = config.plan(
         known,
         registry.names("methods"),
@@ -154,7 +154,7 @@ def list_(
     runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
 ) -> None:
     """List what there is, without loading it."""
-    known = config.read()
+    known = _configured()
     rows: list[tuple[str, str]]
     if kind is Plugins.methods:
         names = sorted({*registry.names("methods"), *known.names("alias")})
@@ -186,7 +186,7 @@ def check(
     """Check this machine, or whether a method keeps what every method promises."""
     from bench import check as checks
 
-    known = config.read()
+    known = _configured()
     with err.status("Checking ..."):
         findings = checks.machine(known) if name is None else checks.method(known, name)
     for finding in findings:
@@ -207,16 +207,27 @@ def report(
     """Make tables of the records in the store."""
     from bench.store import Store
 
-    folder = runs or config.read().path("runs") or Path("runs")
+    folder = runs or _configured().path("runs") or Path("runs")
     module = registry.load("reports", form)
     text = module.render(list(Store(folder).walk()))
     if to is None:
         out.print(text, markup=False, soft_wrap=True)
         return
-    to.mkdir(parents=True, exist_ok=True)
     path = to / f"report.{module.SUFFIX}"
-    path.write_text(text, encoding="utf-8")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"--out names a folder that can be written to; {to} is none ({error.strerror}).") from error
     out.print(f"Written: {escape(str(path))}")
+
+
+def _configured() -> config.Config:
+    """bench.toml, with the user's own folders of methods found."""
+    known = config.read()
+    for folder in known.methods():
+        registry.add("methods", folder)
+    return known
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

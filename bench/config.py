@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from bench.errors import BenchError
-from bench.settings import S, known, resolve, typed
+from bench.settings import S, known, resolve, shaped, typed
 
 FILE = "bench.toml"
 
@@ -148,7 +148,7 @@ class Config:
     found: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self.tables, _SHAPE, "")
+        shaped(self.tables, _SHAPE, FILE)
         for name in self.names("alias"):
             if not _NAME.fullmatch(name):
                 raise BenchError(f"An alias is a folder in the store: letters, digits, _, + and -; '{name}' is not.")
@@ -330,20 +330,6 @@ def _entry(config: Config, table: Literal["profile", "campaign"], name: str) -> 
     known([name], config.names(table), f"a {table}")
     found: dict[str, Any] = config.tables[table][name]
     return found
-
-
-def _check(value: Any, shape: Any, where: str) -> None:
-    """Raises BenchError where a part of bench.toml is not what `shape` says."""
-    if not isinstance(shape, dict):
-        if shape is not object:
-            typed(where, value, shape)
-        return
-    if not isinstance(value, Mapping):
-        raise BenchError(f"[{where}] is a table of {FILE}; {value!r} is none. Write its keys below a line [{where}].")
-    if "*" not in shape:
-        known(value, shape, f"a key of [{where}]" if where else f"a table of {FILE}")
-    for key, part in value.items():
-        _check(part, shape.get(key, shape.get("*")), f"{where}.{key}" if where else key)
 
 
 def _home(path: str | Path) -> Path:

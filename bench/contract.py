@@ -92,6 +92,7 @@ def check(module: ModuleType, settings: Any) -> list[Finding]:
         ("predict leaves the images it is given untouched.", trial.leaves_images),
         ("explain gives pictures by name: (b, h, w) maps or (b, 3, h, w) images.", trial.explains),
         ("facts are plain values that JSON can hold.", trial.facts_are_json),
+        ("A method answers for oblong images, or refuses their size with a BenchError.", trial.takes_oblong_images),
         ("An iterative method can predict inside progress, without changing the fit.", trial.predicts_in_progress),
     ]
     for promise, ask in promises:
@@ -114,9 +115,9 @@ class _Trial:
         self._fitted: Method | None = None
         self._told: list[tuple[int, int, float | None]] = []
 
-    def made(self) -> Method:
+    def made(self, size: tuple[int, int] = SIZE) -> Method:
         seed_everything(3)
-        method: Method = self.module.METHOD(self.settings, Setup(SIZE, torch.device("cpu"), 3))
+        method: Method = self.module.METHOD(self.settings, Setup(size, torch.device("cpu"), 3))
         return method
 
     def fitted(self) -> Method:
@@ -198,6 +199,17 @@ class _Trial:
     def facts_are_json(self) -> str:
         json.dumps(self.fitted().facts(), allow_nan=False)
         return ""
+
+    def takes_oblong_images(self) -> str:
+        size = (SIZE[0], SIZE[1] * 3 // 2)
+        oblong = Drawn(size, count=3)
+        try:
+            method = self.made(size)
+            method.fit(oblong, lambda *_: None)
+        except BenchError:
+            return ""
+        shape = tuple(method.predict(oblong.pixels).maps.shape)
+        return "" if shape == (3, *size) else f"3 images of {size[0]} x {size[1]} gave maps {shape}"
 
     def predicts_in_progress(self) -> str:
         if not self.module.METHOD.iterative:

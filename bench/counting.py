@@ -48,12 +48,12 @@ class Curve:
         normals: (...) how many normal items there are.
     """
 
-    found: Counts
+    found: Array
     overlap: Floats
-    above: Counts
-    level: Counts
+    above: Array
+    level: Array
     mixed: Bools
-    normals: Counts
+    normals: Array
 
 
 def image_curve(scores: Array, anomalous: Bools) -> Curve:
@@ -73,42 +73,101 @@ def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools]) -> Curve:
     Where the thresholds are all scores that defect pixels have, the groups in between hold none and fall out.
     Raises: BenchError where a value is not finite or a map and its mask differ in size.
     """
-    thresholds = _thresholds(maps, masks)
+    thresholds = _thresholds(maps, masks, EXACT)
     counter = _Counter(thresholds)
     found = np.zeros(2 * thresholds.size + 1, dtype=np.int64)
     overlap, regions = np.zeros(found.size), 0
-    scores, shares = [thresholds[:0]], [np.zeros(0)]
+    scores, shares, waiting = [thresholds[:0]], [np.zeros(0)], 0
     for number, mask in enumerate(masks):
-        scored, marked = np.asarray(maps[number], dtype=thresholds.dtype), np.asarray(mask, dtype=bool)
+        scored = np.asarray(maps[number], dtype=thresholds.dtype)
         counter.add(scored.ravel())  # (h, w) -> (h*w,)
-        box = _box(marked)
-        labels, count = ndimage.label(marked[box], EIGHT_NEIGHBOURS)
-        belongs = labels[marked[box]]  # (p,) the region of each defect pixel
-        scores.append(scored[box][marked[box]])
-        shares.append((1 / np.maximum(np.bincount(belongs), 1))[belongs])
-        regions += count
-        if number == len(masks) - 1 or sum(map(len, scores)) > EXACT:
-            group, weights = _group(np.concatenate(scores), np.concatenate(shares), thresholds)
-            found += np.bincount(group, minlength=found.size)
-            overlap += np.bincount(group, weights=weights, minlength=found.size)
-            scores, shares = scores[:1], shares[:1]
+        inside, share, count = _regions(scored, np.asarray(mask, dtype=bool))
+        scores.append(inside)
+        shares.append(share)
+        regions, waiting = regions + count, waiting + inside.size
+        if number == len(masks) - 1 or waiting > EXACT:
+            part = _group(np.concatenate(scores), np.concatenate(shares), thresholds)
+            found, overlap = found + part[0], overlap + part[1]
+            scores, shares, waiting = scores[:1], shares[:1], 0
     above, level = counter.counts()
-    normals = -found
-    normals[1::2] += level
-    normals[::2] += np.append(counter.pixels, above) - np.append(above + level, 0)
-    normals = normals[::-1]
-    some = np.flatnonzero(found[::-1])
+    normals = (_spans(counter.pixels - above - level, level, counter.pixels) - found)[::-1]
+    kept = np.flatnonzero(found[::-1])
     return Curve(
-        found=found[::-1][some],
-        overlap=overlap[::-1][some] / regions,
-        above=(np.cumsum(normals) - normals)[some],
-        level=normals[some],
-        mixed=some % 2 == 0,
+        found=found[::-1][kept],
+        overlap=overlap[::-1][kept] / regions,
+        above=(np.cumsum(normals) - normals)[kept],
+        level=normals[kept],
+        mixed=kept % 2 == 0,
         normals=np.asarray(normals.sum()),
     )
 
 
-def _thresholds(maps: Sequence[Array], masks: Sequence[Bools]) -> Array:
+@dataclass(frozen=True, slots=True)
+class ImageCounts:
+    """The pixels of n images in g groups of scores that all images share, from the highest down.
+
+    Attributes:
+        found: (n, g) defect pixels.
+        overlap: (n, g) sum over the image's regions of the share of the region that lies in the group.
+        normals: (n, g) normal pixels.
+        regions: (n,) connected defects.
+        mixed: (g,) True where a group spans several scores of defect pixels.
+    """
+
+    found: Counts
+    overlap: Floats
+    normals: Counts
+    regions: Counts
+    mixed: Bools
+
+
+def image_counts(maps: Sequence[Array], masks: Sequence[Bools], hold: int) -> ImageCounts:
+    """The counts of each image alone, at and between `hold` defect scores at most.
+
+    A weighted sum over the images is what `pixel_curve` would count in a set that has each image that often.
+    Raises: BenchError as `pixel_curve` does.
+    """
+    thresholds = _thresholds(maps, masks, hold)
+    shape = len(masks), 2 * thresholds.size + 1
+    found, normals, regions = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(len(masks), np.int64)
+    overlap = np.zeros(shape)
+    for number, mask in enumerate(masks):
+        scored = np.asarray(maps[number], dtype=thresholds.dtype)
+        lower, level = _rank(thresholds, np.sort(scored, axis=None))
+        inside, share, regions[number] = _regions(scored, np.asarray(mask, dtype=bool))
+        found[number], overlap[number] = _group(inside, share, thresholds)
+        normals[number] = _spans(lower, level, scored.size) - found[number]
+    mixed = (np.arange(shape[1]) % 2 == 0) & (found.sum(axis=0)[::-1] > 0)
+    return ImageCounts(found[:, ::-1], overlap[:, ::-1], normals[:, ::-1], regions, mixed)
+
+
+def _regions(scored: Array, marked: Bools) -> tuple[Array, Floats, int]:
+    """An image's defect pixels: (p,) scores, (p,) 1 / pixels of the region that each lies in, and how many regions."""
+    box = _box(marked)
+    labels, count = ndimage.label(marked[box], EIGHT_NEIGHBOURS)
+    belongs = labels[marked[box]]
+    return scored[box][marked[box]], (1 / np.maximum(np.bincount(belongs), 1))[belongs], count
+
+
+def _group(scores: Array, shares: Floats, thresholds: Array) -> tuple[Counts, Floats]:
+    """How many of (p,) defect pixels each of the 2t + 1 groups holds, rising, and the sum of their shares."""
+    order = np.argsort(scores)  # rising, they are looked up in a fraction of the time
+    ranked = scores[order]
+    place = np.searchsorted(thresholds, ranked)
+    group = 2 * place + (thresholds.take(place, mode="clip") == ranked if thresholds.size else 0)
+    found = np.bincount(group, minlength=2 * thresholds.size + 1)
+    return found, np.bincount(group, weights=shares[order], minlength=found.size).astype(np.float64)
+
+
+def _spans(lower: Counts, level: Counts, pixels: int) -> Counts:
+    """How many pixels each of the 2t + 1 groups holds, rising, from how many lie below each threshold and at it."""
+    counts = np.zeros(2 * level.size + 1, dtype=np.int64)
+    counts[1::2] = level
+    counts[::2] = np.append(lower, pixels) - np.append(0, lower + level)
+    return counts
+
+
+def _thresholds(maps: Sequence[Array], masks: Sequence[Bools], hold: int) -> Array:
     """(t,) the distinct scores of defect pixels, rising, in a type that holds all maps; of too many, a fair part."""
     held, size, stride = [np.zeros(0, np.float16)], 0, 1
     for number, mask in enumerate(masks):
@@ -121,12 +180,13 @@ def _thresholds(maps: Sequence[Array], masks: Sequence[Bools]) -> Array:
         scores = scored[box][marked[box]]  # (p,); of a good image none, but their type counts
         held.append(scores if stride == 1 else np.sort(scores)[::stride])
         size += held[-1].size
-        if size > EXACT:
-            joined = np.sort(np.concatenate(held))
-            distinct = np.unique(joined)
-            few = 4 * distinct.size <= joined.size
-            held = [distinct if few else joined[::2]]  # with ties, so that a score which many pixels share survives
-            size, stride = held[0].size, stride if few else 2 * stride
+        if size > hold:
+            kept = np.sort(np.concatenate(held))
+            distinct = np.unique(kept)
+            kept = distinct if 4 * distinct.size <= kept.size else kept
+            while kept.size > hold:  # with ties, so that a score which many pixels share survives
+                kept, stride = kept[::2], 2 * stride
+            held, size = [kept], kept.size
     values = np.unique(np.concatenate(held))
     return values if values.dtype in (np.float16, np.float32) else values.astype(np.float64)
 
@@ -135,15 +195,6 @@ def _box(marked: Bools) -> tuple[slice, slice]:
     """The part of a mask that holds all its defects: they are small, and only they need a look."""
     rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
     return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if rows.size else np.s_[:0, :0]
-
-
-def _group(scores: Array, shares: Floats, thresholds: Array) -> tuple[Places, Floats]:
-    """For (p,) defect pixels in rising order, the group of each among 2t + 1, and its share."""
-    order = np.argsort(scores)  # rising, they are looked up in a fraction of the time
-    ranked = scores[order]
-    place = np.searchsorted(thresholds, ranked)
-    met = thresholds.take(place, mode="clip") == ranked if thresholds.size else False
-    return 2 * place + met, shares[order]
 
 
 class _Counter:
@@ -159,6 +210,7 @@ class _Counter:
         self._shared[self._places] = not self._fine
         self._above, self._level = np.zeros(values.size, dtype=np.int64), np.zeros(values.size, dtype=np.int64)
         self._held: list[Array] = []
+        self._waiting = 0
 
     def add(self, scores: Array) -> None:
         """Takes in (m,) pixels."""
@@ -168,7 +220,8 @@ class _Counter:
         if self._fine:
             return
         self._held.append(scores.compress(self._shared[index]))
-        if sum(map(len, self._held)) > max(HELD, 4 * self.values.size):
+        self._waiting += self._held[-1].size
+        if self._waiting > max(HELD, 4 * self.values.size):
             self._sort()
 
     def counts(self) -> tuple[Counts, Counts]:
@@ -181,7 +234,7 @@ class _Counter:
     def _sort(self) -> None:
         ranked = np.concatenate([self.values[:0], *self._held])
         ranked.sort()
-        self._held = []
+        self._held, self._waiting = [], 0
         lower, level = _rank(self.values, ranked)
         self._above += ranked.size - lower - level
         self._level += level

@@ -101,12 +101,15 @@ def work(job: Job, watch: Watch) -> list[Outcome]:
     with _heard() as warnings:
         try:
             outcomes = _do(job, blank, watch)
-            return [replace(each, record=replace(each.record, warnings=list(warnings))) for each in outcomes]
+            outcomes = [replace(each, record=replace(each.record, warnings=list(warnings))) for each in outcomes]
+            for outcome in outcomes:
+                outcome.record.to_json()  # what can't be written is this run's failure, and told by its field
         except Exception as error:  # noqa: BLE001  one run must not take the others along
             lines = traceback.format_exception(error, limit=-3)
             reason = str(error) if isinstance(error, BenchError) else "".join(lines).strip()
             failed = replace(blank, failure=reason, warnings=list(warnings))
             return [Outcome(replace(failed, category=category)) for category in job.task.tests]
+    return outcomes
 
 
 def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
@@ -137,7 +140,7 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
         memory=machine.peak_memory(device),
         facts=fit.method.facts(),
         machine=machine.describe(device),
-        source=_source(module),
+        source=source(module),
     )
     outcomes = []
     for done, answer in enumerate(answers):
@@ -151,7 +154,6 @@ def _judged(job: Job, shared: Record, fit: Fit, answer: Answer) -> Outcome:
     with clock("judge"):
         found = judge(answer.answers)
     last = answer.selection == "last"
-    tests = fit.tests[answer.category]
     shown = cases(answer.answers)
     record = replace(
         shared,
@@ -161,20 +163,32 @@ def _judged(job: Job, shared: Record, fit: Fit, answer: Answer) -> Outcome:
         epoch=answer.epoch,
         metrics=found.values,
         missing=found.missing,
+        error=found.error,
         curve=fit.curves[answer.category],
         seconds={"fit": fit.seconds, "predict": answer.seconds, **clock.seconds},
-        tests=[_told(sample) for sample in tests.samples],
+        tests=[_told(sample) for sample in fit.tests[answer.category].samples],
         stored={"views": {case: answer.answers.files[index] for case, index in shown.items()} if last else {}},
     )
     if not last:  # the method has gone on since that epoch: no picture or latency of it can be had
         return Outcome(record, answer.answers)
-    picked = torch.cat(list(tests.batches(1, torch.tensor(list(shown.values()))))).to(fit.device)
-    views = _views(fit.method, picked, list(shown))
-    if job.time:
-        some = torch.cat(list(tests.batches(8, torch.arange(min(8, len(tests)))))).to(fit.device)
-        record = replace(record, latency=latency(fit.method, some))
-    model = save({k: v.detach().cpu().contiguous() for k, v in fit.method.state().items()}) if job.keep_model else None
-    return Outcome(record, answer.answers, views, model)
+    with torch.no_grad():
+        record, views = _beside(job, record, fit, shown)
+    kept = {name: value.detach().cpu().clone().contiguous() for name, value in fit.method.state().items()}
+    return Outcome(record, answer.answers, views, save(kept) if job.keep_model else None)
+
+
+def _beside(job: Job, record: Record, fit: Fit, shown: dict[str, int]) -> tuple[Record, dict[str, NDArray[np.uint8]]]:
+    """The latency in the record, and the pictures; a method that fails at these is told of, and keeps its numbers."""
+    tests, views = fit.tests[record.category], dict[str, NDArray[np.uint8]]()
+    try:
+        picked = torch.cat(list(tests.batches(1, torch.tensor(list(shown.values()))))).to(fit.device)
+        views = _views(fit.method, picked, list(shown))
+        if job.time:
+            some = torch.cat(list(tests.batches(8, torch.arange(min(8, len(tests)))))).to(fit.device)
+            record = replace(record, latency=latency(fit.method, some))
+    except Exception as error:  # noqa: BLE001  the metrics stand whatever happens here
+        _log.warning("%s: no pictures or no latency of it: %s: %s", job.what, type(error).__name__, error)
+    return record, views
 
 
 def _views(method: Method, images: Tensor, names: list[str]) -> dict[str, NDArray[np.uint8]]:
@@ -192,7 +206,8 @@ def _told(sample: Sample) -> str:
     return f"{sample.category}/{sample.split}/{sample.image.parent.name}/{sample.image.name}"
 
 
-def _source(module: ModuleType) -> str:
+def source(module: ModuleType) -> str:
+    """The hash of a plug-in's file."""
     return sha256(Path(module.__file__ or "").read_bytes()).hexdigest()
 
 

@@ -64,6 +64,7 @@ def describe(on: torch.device) -> dict[str, str | int | bool]:
             found[package] = str(version(package))
         except PackageNotFoundError:
             found[package] = "not installed"
+    found["torch"] = str(torch.__version__)  # tells the build as well, as +cpu
     if on.type == "cuda":
         found["cuda"] = str(torch.version.cuda)
         cudnn: Callable[[], int | None] = torch.backends.cudnn.version

@@ -39,7 +39,7 @@ def auroc(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return float(curve_auroc(image_curve(*_both_classes(scores, anomalous))))
+    return float(curve_auroc(image_curve(*both_classes(scores, anomalous))))
 
 
 def average_precision(scores: Array, anomalous: Bools) -> float:
@@ -47,7 +47,7 @@ def average_precision(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return float(curve_precision(image_curve(*_both_classes(scores, anomalous))))
+    return float(curve_precision(image_curve(*both_classes(scores, anomalous))))
 
 
 def f1_max(scores: Array, anomalous: Bools) -> float:
@@ -55,7 +55,7 @@ def f1_max(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return float(curve_f1(image_curve(*_both_classes(scores, anomalous))))
+    return float(curve_f1(image_curve(*both_classes(scores, anomalous))))
 
 
 def judge(
@@ -81,7 +81,7 @@ def judge(
 
     Raises: BenchError where a value is not finite or where lengths and shapes disagree.
     """
-    pixel_names = (*PIXEL_NAMES, *map(_aupro_name, fpr_limits))
+    pixel_names = (*PIXEL_NAMES, *map(aupro_name, fpr_limits))
     anomalous = np.asarray(anomalous, dtype=bool)
     scores = _checked(scores, anomalous)
     values: dict[str, float] = {}
@@ -92,10 +92,7 @@ def judge(
         missing |= dict.fromkeys(IMAGE_NAMES, "no good images" if anomalous.any() else "no defective images")
     if maps is None or masks is None:
         return Judgement(values, missing | dict.fromkeys(pixel_names, "no maps" if maps is None else "no masks"))
-    if not len(scores) == len(maps) == len(masks):
-        raise BenchError(
-            f"Every image needs a score, a map and a mask; there are {len(scores)}, {len(maps)} and {len(masks)}."
-        )
+    check_one_each(scores, maps, masks)
     curve = pixel_curve(maps, masks)
     if not curve.found.size or not curve.normals:
         reason = "no normal pixels" if curve.found.size else "no defect pixels"
@@ -133,7 +130,7 @@ def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str,
     Precision and F1 are 0 where nothing is called defective.
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    scores, anomalous = _both_classes(scores, anomalous)
+    scores, anomalous = both_classes(scores, anomalous)
     called = scores > threshold
     hits, calls, defects = (int(np.count_nonzero(chosen)) for chosen in (called & anomalous, called, anomalous))
     return {"precision": hits / max(calls, 1), "recall": hits / defects, "f1": 2 * hits / (calls + defects)}
@@ -211,7 +208,8 @@ def _checked(scores: Array, anomalous: Bools) -> Array:
     return scores
 
 
-def _both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
+def both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
+    """The arguments as arrays. Raises: BenchError where they are not (n,) finite scores of good and defective ones."""
     anomalous = np.asarray(anomalous, dtype=bool)
     scores = _checked(scores, anomalous)
     if anomalous.all() or not anomalous.any():
@@ -219,7 +217,16 @@ def _both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
     return scores, anomalous
 
 
-def _aupro_name(limit: float) -> str:
+def check_one_each(scores: Array, maps: Sequence[Array], masks: Sequence[Bools]) -> None:
+    """Raises: BenchError where there are not as many scores as maps and masks."""
+    if not len(scores) == len(maps) == len(masks):
+        raise BenchError(
+            f"Every image needs a score, a map and a mask; there are {len(scores)}, {len(maps)} and {len(masks)}."
+        )
+
+
+def aupro_name(limit: float) -> str:
+    """The limit 0.3 is named aupro_30. Raises: BenchError where it is not whole percents in (0, 1]."""
     if not 0 < limit <= 1 or abs(limit * 100 - round(limit * 100)) > 1e-9:
         raise BenchError(f"A limit of the false positive rate is whole percents in (0, 1]; this is {limit}. Give 0.3.")
     return f"aupro_{round(limit * 100):02d}"

@@ -81,6 +81,7 @@ class Record:
         failure: why there are no metrics, with the last lines of the traceback; "" where all went well.
         metrics: fractions in [0, 1], by name.
         missing: the metrics that do not exist here, with the reason.
+        error: bound on the error of the pixel metrics; 0 where they are exact, as they are but for huge sets.
         losses: the mean loss of each epoch.
         curve: the metrics of each epoch at which the oracle looked, with its "epoch".
         seconds: by phase: "fit", "predict" (whole test set), "judge".
@@ -89,7 +90,7 @@ class Record:
         facts: what the method tells of itself.
         machine: device, versions, numeric switches.
         stored: what lies beside the record: "maps" ("float16" | "float32" | "none"), "sha256" of the answers' file,
-            "views": the image that each picture shows.
+            "model" (whether the fitted method is there), "views": the image that each picture shows.
         train: the training files. tests: the test files, as stored.
         origin: where each value of the plan came from.
         command: the command line.
@@ -107,6 +108,7 @@ class Record:
     failure: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    error: float = 0.0
     losses: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Plug-ins by file name: a file in methods/, datasets/ or reports/ is a plug-in, and nobody registers it."""
 
 import traceback
-from importlib import import_module, invalidate_caches
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -58,7 +58,6 @@ def add(kind: Kind, folder: Path) -> None:
         raise BenchError(f"A plug-in's name is its file's; {folder} has {twice[0]}.py as {kind}/ has. Rename it.")
     # a plain list, because a namespace package's own path forgets what was appended whenever it is computed again
     import_module(f"bench.{kind}").__path__ = [*map(str, folders), str(folder)]
-    invalidate_caches()
 
 
 def _folders(kind: Kind) -> list[Path]:

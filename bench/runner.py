@@ -1,5 +1,6 @@
 """Runs one task: fits the method, predicts each category, follows the selection rule. It is handed objects only."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,8 @@ class Fit:
             with clock.stopped("fit"):
                 self._epoch = done if iterative else 0
                 if loss is not None:
+                    if not math.isfinite(loss):
+                        raise BenchError(f"A loss is finite; it was {loss} after {done} of {total}. Try a lower lr.")
                     self.losses.append(loss)
                 progress(done, total, loss)
                 if iterative and self._rule != "last" and (done % self._every == 0 or done == total):
@@ -96,6 +99,8 @@ class Fit:
         with clock("fit"):
             self.method.fit(self.train, watched)
         self.seconds = clock.seconds["fit"]
+        if iterative and not self._epoch:
+            raise BenchError("An iterative method calls progress after each epoch; this one never did. Mend its fit.")
         if self._rule != "oracle" or not iterative:  # without epochs there is nothing to choose from
             yield from self._ask("last")
         yield from self._best
@@ -116,7 +121,7 @@ class Fit:
             scores, maps = [], []
             for batch in images.batches(self._batch):
                 given = batch.to(self.device)
-                with clock("predict"):
+                with clock("predict"), torch.no_grad():
                     found = self.method.predict(given)
                 check(found, given)
                 scores.append(found.scores.double().cpu().numpy())
@@ -153,6 +158,7 @@ def judge(answers: Answers) -> Judgement:
     return Judgement(
         _named(pixel.values, image=False) | _named(image.values, image=True),
         _named(pixel.missing, image=False) | _named(image.missing, image=True),
+        pixel.error,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -58,10 +59,17 @@ def results(out: Console, records: Iterable[Record]) -> None:
     for group in summary.groups(records):
         if not group.records:
             continue
-        table = Table(title=escape(summary.heading(group)), title_justify="left", caption_justify="left")
-        table.add_column("category")
+        table = Table(
+            title=escape(summary.heading(group)),
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        table.add_column("category", vertical="bottom")
         for name in (*summary.METRICS.values(), "latency"):
-            table.add_column(name, justify="right")
+            table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
         for category in (*group.categories, summary.MEAN):
             cells = [summary.percent(group.cell(category, metric)) for metric in summary.METRICS]
             speed = summary.milliseconds(group.cell(category, summary.LATENCY))

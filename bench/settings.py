@@ -49,6 +49,24 @@ def typed(key: str, value: Any, wanted: Any) -> Any:
     return _scalar(key, value, wanted)
 
 
+def shaped(value: Any, shape: Any, what: str, place: str = "") -> None:
+    """Raises BenchError where nested tables are not what `shape` says, with the place of what is not.
+
+    shape: a table of keys and their shapes, where "*" is any key; or a type; or `object`, which any value has.
+    what: the whole, for the error. place: of `value` in it, as "profile.demo".
+    """
+    if not isinstance(shape, dict):
+        if shape is not object:
+            typed(place, value, shape)
+        return
+    if not isinstance(value, Mapping):
+        raise BenchError(f"[{place}] is a table of {what}; {value!r} is none. Write its keys below a line [{place}].")
+    if "*" not in shape:
+        known(value, shape, f"a key of [{place}]" if place else f"a table of {what}")
+    for key, part in value.items():
+        shaped(part, shape.get(key, shape.get("*")), what, f"{place}.{key}" if place else key)
+
+
 def known(given: Iterable[str], names: Iterable[str], what: str) -> None:
     """Raises BenchError for the first given key that is none of the names."""
     names = tuple(names)

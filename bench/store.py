@@ -68,6 +68,7 @@ class Store:
         """
         path = self.path(record.run, record.data, record.category, record.selection)
         files = {path.with_suffix(".safetensors"): model} if model is not None else {}
+        record = replace(record, stored=record.stored | {"model": model is not None})
         if answers is not None:
             kept: Maps = "none" if answers.maps is None else maps
             packed = _pack(answers, kept)

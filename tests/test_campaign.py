@@ -160,7 +160,7 @@ def test_an_alias_is_a_name_over_a_file_with_settings_of_its_own(parts: Path) ->
 
 def test_settings_of_a_category_do_not_split_the_table(parts: Path) -> None:
     plan = planned(parts)
-    choice = dataclasses.replace(plan.choices[0], by_category={"bolt": {"smoothing": ("2.0", "test")}})
+    choice = dataclasses.replace(plan.choices[0], by_category={"bolt": {"smoothing": ("7.5", "test")}})
     bolt, plate = campaign.survey(dataclasses.replace(plan, choices=(choice,))).jobs
     assert bolt.run.settings != plate.run.settings
     assert bolt.run.variant == plate.run.variant

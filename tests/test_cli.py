@@ -47,7 +47,7 @@ RUN = ("run", "--dataset", "folder", "--data", "parts", "--protocol", "one-for-o
 def test_a_run_ends_with_a_table_the_place_of_the_records_and_the_next_command(bench, here: Path) -> None:
     found = bench(*RUN, "--method", "meanmap", "--seed", "0,1")
     assert found.returncode == 0, found.stderr
-    headings = ("category", "image AUROC", "image AP", "pixel AUROC", "pixel AP", "AUPRO", "latency")
+    headings = ("category", "image", "pixel", "AUROC", "AP", "AUPRO", "latency")
     for words in (*headings, "bolt", "plate", "mean", "±"):
         assert words in found.stdout
     assert "below runs" in found.stdout

@@ -290,6 +290,9 @@ def test_one_bit_palette_colour_and_transparent_masks_are_read(tmp_path: Path) -
 def test_soft_edges_of_a_mask_are_cut_at_half(tmp_path: Path) -> None:
     soft = np.array([[0, 60, 127, 128]] * 4, dtype=np.uint8)
     assert mask_of(tmp_path, soft)[0].tolist() == [False, False, False, True]
+    wide = np.array([[0, 300, 32767, 32768]] * 4, dtype=np.uint16)
+    assert mask_of(tmp_path, wide)[0].tolist() == [False, False, False, True]
+    assert mask_of(tmp_path, wide % 301)[0].tolist() == [False, True, True, True]  # 0, 300, 259, 260: class indices
 
 
 def test_several_masks_are_united(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import BenchError
-from bench.settings import known, nearest, resolve, typed
+from bench.settings import known, nearest, resolve, shaped, typed
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,19 @@ def test_settings_that_are_no_dataclass_or_have_no_default_are_told_to_their_aut
         resolve(Bare, {}, "bare")
     with pytest.raises(BenchError, match="The Settings of plain are a dataclass"):
         resolve(type("Settings", (), {}), {}, "plain")
+
+
+def test_tables_are_shaped_by_keys_by_any_key_by_type_or_not_at_all() -> None:
+    shape = {"name": str, "free": {"*": object}, "numbers": {"*": int}}
+    shaped({"name": "x", "free": {"a": [1, {}]}, "numbers": {"b": 1}}, shape, "a file")
+    for value, words in [
+        ({"nam": "x"}, r"'nam' is not a table of a file\. Did you mean 'name'"),
+        ({"name": 3}, "name is text; 3 is not"),
+        ({"numbers": {"b": "x"}}, r"numbers\.b is an integer; 'x' is not"),
+        ({"numbers": 3}, r"\[numbers\] is a table of a file; 3 is none"),
+    ]:
+        with pytest.raises(BenchError, match=words):
+            shaped(value, shape, "a file")
 
 
 def test_known_names_what_there_is() -> None:
