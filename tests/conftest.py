@@ -1,4 +1,4 @@
-"""What all tests share: repeatable randomness, a tiny data set, and the data that lies beside a developer's checkout."""
+"""What all tests share: repeatable randomness, a tiny data set, and real data beside the checkout."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def _repeatable() -> Iterator[None]:
     torch.manual_seed(0)
     np.random.seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)
     yield
     torch.use_deterministic_algorithms(mode=False)

@@ -134,7 +134,8 @@ def jittered(tokens: Tensor, *, scale: float, generator: Generator | None) -> Te
     if not scale:
         return tokens
     noise = torch.randn(tokens.shape, generator=generator, device=tokens.device, dtype=tokens.dtype)
-    return tokens + noise * (scale / tokens.shape[2]) * torch.linalg.vector_norm(tokens, dim=2, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(tokens, dim=2, keepdim=True)
+    return tokens + noise * (scale / tokens.shape[2]) * norms
 
 
 def turn(first: Tensor, second: Tensor) -> Tensor:
