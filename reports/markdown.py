@@ -3,24 +3,30 @@
 from collections.abc import Sequence
 
 from bench.record import Record
+from bench.store import Store
 from bench.summary import LATENCY, MEAN, METRICS, Group, groups, heading, machine, marks, milliseconds, percent
+
+from .parts.differences import statistics
+from .parts.selection import gaps
+from .parts.tables import bullets, escape, table, topics
 
 SUFFIX = "md"
 
 
-def render(records: Sequence[Record]) -> str:
-    """A comparison for each data set and protocol, then a table by category for each method."""
+def render(records: Sequence[Record], store: Store) -> str:
+    """For each data set and protocol a comparison, its statistics, the selection gap, then each method by category.
+
+    `store` holds the raw answers of the records, of which the statistics are made.
+    """
     found = groups(records)
     if not found:
         return "# maskbench\n\nThere are no records yet. `bench run` makes some.\n"
     parts = ["# maskbench", "All values in percent, the plain mean over categories; ± is the spread over seeds."]
-    topics: dict[str, list[Group]] = {}
-    for group in found:
-        topics.setdefault(heading(group).split(" · ", 1)[1], []).append(group)
-    for topic, members in topics.items():
-        parts += [f"## {_escape(topic)}", _comparison(members)]
+    for topic, members in topics(found).items():
+        parts += [f"## {escape(topic)}", _comparison(members)]
+        parts += [section for section in (statistics(members, store), gaps(members)) if section]
         for group in members:
-            parts += [f"### {_escape(heading(group))}", _by_category(group)]
+            parts += [f"### {escape(heading(group))}", _by_category(group)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -32,7 +38,7 @@ def _comparison(members: Sequence[Group]) -> str:
         speed = milliseconds(group.cell(MEAN, LATENCY)) if group.records else "failed"
         failed = [f"{len(group.failed)} failed"] if group.failed else []
         rows.append((group.first.run.title + oracle, *cells, speed, "; ".join([*marks(group), *failed])))
-    return _table(rows)
+    return table(rows)
 
 
 def _by_category(group: Group) -> str:
@@ -50,14 +56,4 @@ def _by_category(group: Group) -> str:
         *(f"Failed: {record.category}, seed {record.run.seed}: {record.failure}" for record in group.failed),
         f"Command: `{group.first.command}`",
     ]
-    return _table(rows) + "\n\n" + "\n".join(f"- {_escape(line.replace(chr(10), ' '))}" for line in told)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(_escape(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
-
-
-def _escape(text: str) -> str:
-    """Keeps names from becoming HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"{table(rows)}\n\n{bullets(told)}"

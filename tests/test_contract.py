@@ -9,6 +9,7 @@ import torch
 from bench import check, config, contract, registry
 from bench.errors import BenchError
 from bench.method import Method, Prediction
+from bench.store import Store
 
 
 @pytest.mark.parametrize("name", registry.names("methods"))
@@ -31,10 +32,10 @@ def test_every_data_set_says_what_it_is_and_refuses_an_empty_folder(name: str, t
 
 
 @pytest.mark.parametrize("name", registry.names("reports"))
-def test_every_report_makes_a_text_of_no_records(name: str) -> None:
+def test_every_report_makes_a_text_of_no_records(name: str, tmp_path) -> None:
     module = registry.load("reports", name)
     assert module.SUFFIX
-    assert module.render([])
+    assert module.render([], Store(tmp_path))
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Brightness(Method):
         self.mean = torch.cat(list(train.batches(4))).mean()
         if self.settings.flaw == "seed":
             self.mean = self.mean + torch.rand(1, generator=torch.Generator().manual_seed(id(self) % 2**31))[0]
-        progress(1, 2 if self.settings.flaw == "progress" else 1, float("nan") if self.settings.flaw == "loss" else None)
+        loss = float("nan") if self.settings.flaw == "loss" else None
+        progress(1, 2 if self.settings.flaw == "progress" else 1, loss)
 
     def predict(self, images) -> Prediction:
         if not getattr(self, "mean", None) and self.settings.flaw != "unfitted":

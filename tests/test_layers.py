@@ -21,7 +21,9 @@ ALL = [*ENGINE, *METHODS, *DATASETS, *REPORTS]
 PURE = {"protocol", "metrics", "counting", "statistics", "record", "errors"}
 PURE_MAY = {"numpy", "scipy", "bench.dataset", *(f"bench.{name}" for name in PURE)}
 FACE = {"cli.py", "screen.py"}
-WITHOUT_TORCH = ["cli", "config", "settings", "registry", "dataset", "protocol", "metrics", "record", "store"]
+WITHOUT_TORCH = [
+    "cli", "config", "settings", "registry", "dataset", "protocol", "metrics", "record", "store", "statistics", "dialects"
+]  # fmt: skip
 
 
 def of(path: Path) -> str:

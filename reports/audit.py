@@ -1,0 +1,87 @@
+"""Why two papers' numbers differ for one model: how far each habit of the field moves the means of these records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.dialects import AUDITED, DIALECTS, UNANSWERED, Finding, audit
+from bench.record import Record
+from bench.store import Store
+from bench.summary import METRICS, Group, groups, heading, marks
+
+from .parts.tables import answers, bullets, escape, points, table
+
+SUFFIX = "md"
+
+HEAD = ("dialect", "metric", "ours", "theirs", "moves the mean by", "largest move of a category")
+
+
+def render(records: Sequence[Record], store: Store) -> str:
+    """A table for each method under each protocol, after what the dialects mean and where they occur."""
+    meanings = [(dialect.name, dialect.meaning, dialect.where) for dialect in DIALECTS]
+    told = (
+        "The same answers, judged as other code would. Means over categories in percent, moves in points. "
+        "Each habit is applied alone; ours is the exact value."
+    )
+    parts = ["# maskbench: dialects", told, table([("dialect", "what it does", "where it occurs"), *meanings])]
+    parts += [f"## {escape(heading(group))}\n\n{_section(group, store)}" for group in groups(records)]
+    return "\n\n".join(parts if records else [*parts, "There are no records yet. `bench run` makes some."]) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """One metric of one category in one dialect, as means over seeds."""
+
+    category: str
+    ours: float
+    theirs: float
+
+    @property
+    def by(self) -> float:
+        return self.theirs - self.ours
+
+
+def _section(group: Group, store: Store) -> str:
+    found: dict[tuple[str, str], dict[str, list[Finding]]] = {}
+    judged, without = set(), []
+    for (category, seed), record in sorted(group.records.items()):
+        given = answers(store, record)
+        if given is None:
+            without.append(f"{category}, seed {seed}")
+            continue
+        judged.add(category)
+        for finding in audit(given):
+            found.setdefault((finding.dialect, finding.metric), {}).setdefault(category, []).append(finding)
+    rows: list[tuple[str, ...]] = [HEAD]
+    for dialect in DIALECTS:
+        rows += [
+            _row(dialect.name, metric, found[dialect.name, metric], len(judged))
+            for metric in AUDITED
+            if (dialect.name, metric) in found
+        ]
+    rows += [(name, "pixel metrics", "–", "–", "not known", "–") for name in UNANSWERED]
+    told = [*marks(group), *([f"No raw answers: {'; '.join(without)}."] if without else [])]
+    told.append(
+        "Masks resized by another filter can't be judged from what is stored: it holds the masks as they were judged "
+        "(nearest neighbour), not the files that they were made from."
+    )
+    return f"{table(rows)}\n\n{bullets(told)}"
+
+
+def _row(dialect: str, metric: str, categories: dict[str, list[Finding]], judged: int) -> tuple[str, ...]:
+    moves = [
+        _Move(category, float(np.mean([each.ours for each in found])), float(np.mean([each.theirs for each in found])))
+        for category, found in categories.items()
+    ]
+    ours, theirs = (float(np.mean(values)) for values in ([m.ours for m in moves], [m.theirs for m in moves]))
+    largest = max(moves, key=lambda move: abs(move.by))
+    told = f"{points(largest.by)} ({largest.category})" if points(largest.by) != points(0) else points(0)
+    return (
+        dialect,
+        METRICS[metric] + (f" ({len(moves)} of {judged} categories have it)" if len(moves) < judged else ""),
+        f"{100 * ours:.2f}",
+        f"{100 * theirs:.2f}",
+        points(theirs - ours),
+        told,
+    )

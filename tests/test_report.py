@@ -1,0 +1,311 @@
+"""Reports of a store of simulated records: which sections appear, that numbers are right, and that text is text."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bench import cli, registry
+from bench.dialects import exact
+from bench.errors import BenchError
+from bench.record import Answers, Record, Run
+from bench.statistics import differences, mean_of, resample
+from bench.store import Store
+
+RUN = Run(
+    dataset="parts",
+    synthetic=True,
+    protocol="one-for-one",
+    k=0,
+    seed=0,
+    limit=0,
+    name="a",
+    method="a",
+    title="A",
+    settings={},
+    preparation={},
+    precision="float32",
+    inputs={},
+    profile="code",
+    note="",
+    variant="v",
+)
+CATEGORIES = ("bolt", "cap", "disc", "gear", "hook", "nut")
+
+
+def answers(category: str, merit: float, seed: int = 0, count: int = 24) -> Answers:
+    """Half good, half defective; the noise hangs on the category and the seed, `merit` parts the two classes."""
+    random = np.random.default_rng([*category.encode(), seed])
+    bad = np.arange(count) % 2 == 1
+    masks = np.zeros((count, 12, 12), dtype=bool)
+    masks[bad, 3:7, 4:8] = True
+    maps = (random.normal(0, 1, masks.shape) + merit * masks).astype(np.float32)
+    return Answers(
+        files=tuple(f"{i:03}.png" for i in range(count)),
+        defects=tuple("dent" if each else "good" for each in bad),
+        scores=random.normal(0, 1, count) + merit * bad,
+        maps=maps,
+        masks=masks,
+        known=np.ones(count, dtype=bool),
+    )
+
+
+def save(store: Store, title: str, category: str, merit: float, seed: int = 0, **changed: object) -> Record:
+    """A record with its answers, as a run leaves them; further arguments are fields of the run or of the record."""
+    given = answers(category, merit, seed).rounded("float16")
+    mine = {key: changed.pop(key) for key in list(changed) if key in Record.__dataclass_fields__}
+    run = replace(RUN, **{"name": title.lower(), "title": title, "seed": seed, **changed})
+    made = {"metrics": exact(given), "tests": list(given.files), "started": "2025-01-01", **mine}
+    return store.save(Record(run=run, category=category, data=category, **made), given)
+
+
+def rendered(store: Store, form: str = "markdown") -> str:
+    return registry.load("reports", form).render(list(store.walk()), store)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def rows(text: str, first: str) -> list[list[str]]:
+    """The cells of each table row whose first cell is `first`."""
+    found = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if "|" in line]
+    return [row for row in found if row[0] == first]
+
+
+# ---- which sections appear
+
+
+def test_one_method_with_one_seed_has_nothing_to_compare(store: Store) -> None:
+    save(store, "A", "bolt", 1)
+    text = rendered(store)
+    assert "## parts · one-for-one\n" in text
+    assert "### A · parts · one-for-one" in text
+    assert "### Statistics" not in text
+    assert "### Selection gap" not in text
+
+
+def test_two_methods_with_the_same_runs_are_compared_in_numbers_and_words(store: Store) -> None:
+    first = [save(store, "A", category, 2.5) for category in CATEGORIES]
+    second = [save(store, "B", category, 0.5) for category in CATEGORIES]
+    text = rendered(store)
+    assert "categories: 6, seeds: 1" in text
+    (row,) = rows(text, "A − B")
+    gap = np.mean([a.metrics["image_auroc"] - b.metrics["image_auroc"] for a, b in zip(first, second, strict=True)])
+    assert row[1] == f"{100 * gap:+.2f}"
+    assert row[3:] == ["6", "0", "0.031", "0.031"]  # the exact test's least p of 6 categories is 2 / 2^6
+    assert "That is more than chance among categories explains." in text
+    assert "they would not turn it round" in text
+    assert "One seed each" in text
+    assert "Mean ranks" not in text
+
+
+def test_the_interval_pairs_both_methods_on_the_same_drawn_images(store: Store) -> None:
+    from zlib import crc32
+
+    drawn: dict[str, list] = {"A": [], "B": []}
+    for name, merit in (("A", 1.5), ("B", 1.0)):
+        for category in CATEGORIES:
+            given = store.answers(save(store, name, category, merit))
+            seed = [0, crc32(category.encode())]
+            drawn[name].append(resample(given.scores, given.anomalous, None, None, seed=seed))
+    found = differences(mean_of(drawn["A"]), mean_of(drawn["B"]))["image_auroc"]
+    (row,) = rows(rendered(store), "A − B")
+    assert row[2] == f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+
+
+def test_the_same_answers_under_two_names_differ_by_nothing(store: Store) -> None:
+    for name in "AB":
+        for category in CATEGORIES:
+            save(store, name, category, 1)
+    (row,) = rows(rendered(store), "A − B")
+    assert row[1:] == ["0.00", "0.00 to 0.00", "0", "0", "1", "1"]
+
+
+def test_three_methods_are_ranked(store: Store) -> None:
+    for name, merit in (("A", 3.0), ("B", 1.0), ("C", 0.0)):
+        for category in CATEGORIES:
+            save(store, name, category, merit)
+    text = rendered(store)
+    assert "**Mean ranks** (1 is best; critical difference 1.35 at 5%)" in text  # 2.343 sqrt(3 * 4 / (6 * 6))
+    assert rows(text, "A")[-1] == ["A", "1.00"]
+    assert "Friedman's test of 3 methods on 6 categories" in text
+    assert len([line for line in text.splitlines() if "after Holm's correction for 3" in line]) == 3
+
+
+def test_a_method_with_other_runs_is_named_and_left_out(store: Store) -> None:
+    for name in "AB":
+        for category in CATEGORIES[:2]:
+            save(store, name, category, 1)
+    save(store, "C", "bolt", 1)
+    save(store, "D", "bolt", 1, tests=["other.png"])
+    text = rendered(store)
+    assert "or selection: C, D." in text
+    assert rows(text, "A − B")
+    assert not rows(text, "A − C")
+    assert not rows(text, "C − D")
+
+
+def test_last_and_best_on_the_test_set_are_never_compared_as_two_methods(store: Store) -> None:
+    save(store, "A", "bolt", 1)
+    save(store, "B", "bolt", 1, selection="oracle", every=10)
+    assert "### Statistics" not in rendered(store)
+
+
+def test_without_raw_answers_the_interval_is_unknown_and_told(store: Store) -> None:
+    for name in "AB":
+        for category in CATEGORIES:
+            record = save(store, name, category, 1)
+    place = store.path(record.run, record.data, record.category, record.selection)
+    place.with_suffix(".npz").unlink()
+    text = rendered(store)
+    assert rows(text, "A − B")[0][2] == "–"
+    assert "what other test images would change is not known" in text
+
+
+def test_two_settings_of_one_method_have_names_of_their_own(store: Store) -> None:
+    save(store, "A", "bolt", 1)
+    save(store, "A", "bolt", 2, variant="w", settings={"size": 2})
+    save(store, "A", "bolt", 0, name="alias")
+    text = rendered(store)
+    assert rows(text, "A [a v] − A [a w]")
+    assert rows(text, "A [a v] − A [alias]")
+
+
+def test_the_spread_over_draws_is_of_the_means_over_categories(store: Store) -> None:
+    values = {0: (0.5, 0.7), 1: (0.7, 0.9), 2: (0.9, 1.0)}  # means 0.6, 0.8, 0.95
+    for seed, own in values.items():
+        for category, value in zip(("bolt", "cap"), own, strict=True):
+            save(store, "A", category, 1, seed, protocol="kshot", k=2, metrics={"image_auroc": value})
+    text = rendered(store)
+    assert "a seed is a fit and a draw of the training images" in text
+    row = next(row for row in rows(text, "A") if row[1] == "image AUROC")
+    # mean 0.78333, deviations -.18333, .01667, .16667: std 0.17559; t(2) 4.3027 * 0.17559 / sqrt(3) = 0.4362
+    assert row[2:] == ["3", "78.3", "17.56", "34.7 to 122.0"]
+
+
+# ---- the selection gap
+
+
+def test_the_selection_gap_has_epochs_both_values_and_the_curve(store: Store) -> None:
+    curve = [
+        {"epoch": 10.0, "image_auroc": 0.75, "pixel_auroc": 0.5},
+        {"epoch": 20.0, "image_auroc": 0.625},
+    ]
+    for category, last, best in (("bolt", 0.625, 0.75), ("cap", 0.875, 0.875)):
+        metrics = {"image_auroc": last, "pixel_auroc": 0.5}
+        save(store, "A", category, 1, epoch=20, metrics=metrics, curve=curve)
+        metrics = {"image_auroc": best, "pixel_auroc": 0.5}
+        save(store, "A", category, 1, epoch=10, metrics=metrics, curve=curve, selection="oracle", every=10)
+    text = rendered(store)
+    section = text[text.index("### Selection gap") : text.index("### A · parts")]
+    assert rows(section, "bolt") == [["bolt", "20", "10", "62.5, 75.0, +12.50", "50.0, 50.0, 0.00"]]
+    assert rows(section, "mean") == [["mean", "", "", "75.0, 81.2, +6.25", "50.0, 50.0, 0.00"]]
+    assert "- bolt, seed 0: 10: 75.0 / 50.0, 20: 62.5 / –" in section
+
+
+def test_a_metric_that_a_category_lacks_has_no_mean_gap(store: Store) -> None:
+    for category, metrics in (("bolt", {"image_auroc": 0.5, "pixel_auroc": 0.5}), ("cap", {"image_auroc": 0.5})):
+        for selection, every in (("last", 0), ("oracle", 10)):
+            save(store, "A", category, 1, metrics=metrics, selection=selection, every=every)
+    text = rendered(store)
+    section = text[text.index("### Selection gap") : text.index("### A · parts")]
+    assert rows(section, "mean") == [["mean", "", "", "50.0, 50.0, 0.00", "–"]]
+
+
+# ---- the audit
+
+
+def test_the_audit_tells_how_far_each_dialect_moves_the_mean_and_one_category(store: Store) -> None:
+    records = [save(store, "A", category, 1) for category in CATEGORIES]
+    text = rendered(store, "audit")
+    assert "## A · parts · one-for-one" in text
+    ours = np.array([record.metrics["image_auroc"] for record in records])
+    row = next(row for row in rows(text, "flipped below 0.5") if row[1] == "image AUROC")
+    assert row[2] == f"{100 * ours.mean():.2f}"
+    theirs = []
+    for record in records:
+        given = store.answers(record)
+        assert given.maps is not None
+        peaks = given.maps.max(axis=(1, 2))
+        bad = given.anomalous
+        theirs.append(np.mean(np.sign(peaks[bad][:, None] - peaks[~bad]) / 2 + 0.5))
+    moves = np.array(theirs) - ours
+    most = int(np.argmax(np.abs(moves)))
+    row = next(row for row in rows(text, "image score max") if row[1] == "image AUROC")
+    mean, largest = f"{100 * moves.mean():+.2f}", f"{100 * moves[most]:+.2f} ({CATEGORIES[most]})"
+    assert row[3:] == [f"{100 * np.mean(theirs):.2f}", mean, largest]
+
+
+def test_the_audit_shows_that_the_reference_and_min_max_move_nothing(store: Store) -> None:
+    for category in CATEGORIES[:2]:
+        save(store, "A", category, 1)
+    text = rendered(store, "audit")
+    for dialect in ("scikit-learn", "min-max over the test set"):
+        found = [row for row in rows(text, dialect) if len(row) == 6]
+        assert len(found) == 4
+        assert all(row[4:] == ["0.00", "0.00"] for row in found)
+
+
+def test_the_audit_says_what_it_can_not_know(store: Store) -> None:
+    record = save(store, "A", "bolt", 1)
+    place = store.path(record.run, record.data, record.category, record.selection)
+    place.with_suffix(".npz").unlink()
+    text = rendered(store, "audit")
+    assert "No raw answers: bolt, seed 0." in text
+    assert rows(text, "masks resized by bilinear, cut at 0.5")[0][4] == "not known"
+    assert "not the files that they were made from" in text
+
+
+def test_a_dialect_without_a_value_in_some_category_says_in_how_many_it_has_one(store: Store) -> None:
+    save(store, "A", "bolt", 1)
+    record = save(store, "A", "cap", 1)
+    given = store.answers(record)
+    assert given.maps is not None
+    given.maps[0, 0, 0] = 1e6  # one outlier, and linear thresholds have nothing to integrate
+    store.save(record, given)
+    (row,) = [row for row in rows(rendered(store, "audit"), "200 linear thresholds") if len(row) == 6]
+    assert row[1] == "AUPRO (1 of 2 categories have it)"
+
+
+# ---- text stays text
+
+
+@pytest.mark.parametrize("form", ["markdown", "audit"])
+def test_names_become_neither_html_nor_cells(store: Store, form: str) -> None:
+    for title in ("<script>x</script>", "B|C"):
+        for category in ("bolt", "c<b>|d"):
+            for selection in ("last", "oracle"):
+                save(store, title, category, 1, name=f"n{len(title)}", selection=selection, every=10)
+    text = rendered(store, form)
+    assert "<script>" not in text
+    assert "<b>" not in text
+    assert "&lt;script&gt;" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert tables
+    for lines in tables:
+        cells = {line.replace("\\|", "").count("|") for line in lines}
+        assert len(cells) == 1, lines
+
+
+# ---- the command
+
+
+def test_the_command_prints_the_audit_or_writes_it_beside_the_report(store: Store, tmp_path: Path) -> None:
+    save(store, "A", "bolt", 1)
+    words = ["report", "--runs", str(store.root), "--audit"]
+    told = CliRunner().invoke(cli.app, words)
+    assert told.exit_code == 0, told.output
+    assert len([row for row in rows(told.stdout, "scikit-learn") if len(row) == 6]) == 4
+    CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "out")])
+    CliRunner().invoke(cli.app, [*words[:-1], "--out", str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.md", "report.md"]
+
+
+def test_an_audit_in_another_format_is_refused(store: Store) -> None:
+    told = CliRunner().invoke(cli.app, ["report", "--runs", str(store.root), "--audit", "--format", "html"])
+    assert isinstance(told.exception, BenchError)
+    assert "--format html" in str(told.exception)
