@@ -81,6 +81,21 @@ class Settings:
                 raise BenchError(f"PatchCore's {rule}; got {self}.")
 
 
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """The normal patches that were kept.
+
+    Attributes:
+        rows: (m, d), less `centre`.
+        norms: (m,) their squared lengths, which every distance needs.
+        centre: (d,) the mean of all training patches. Near 0, squared distances round least.
+    """
+
+    rows: Tensor
+    norms: Tensor
+    centre: Tensor
+
+
 class PatchCore(Method):
     """A memory of normal patches, thinned to a coreset; nothing is trained."""
 
@@ -90,8 +105,7 @@ class PatchCore(Method):
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
         self.backbone = Backbone(settings.backbone, settings.stages, setup.weights, seed=setup.seed).to(setup.device)
-        self.bank: Tensor | None = None  # (m, d), the coreset less `centre`
-        self.centre: Tensor | None = None  # (d,) mean of all training patches; near 0 squared distances round least
+        self.bank: Bank | None = None
 
     @torch.no_grad()
     def fit(self, train: Images, progress: Progress) -> None:
@@ -109,15 +123,16 @@ class PatchCore(Method):
             features[filled : filled + len(patches)] = patches
             filled += len(patches)
             progress(min(done + 1, passes), passes + ticks, None)
-        if not features.isfinite().all():
+        centre = features.mean(dim=0)                                                   # (d,)
+        if not centre.isfinite().all():
             raise BenchError("Patch features are finite numbers; some aren't. Try --precision float32.")
-        self.centre = features.mean(dim=0)
-        features -= self.centre
+        features -= centre
 
         def tell(picked: int, count: int) -> None:
             progress(passes + picked * ticks // count, passes + ticks, None)
 
-        self.bank = features[self._coreset(features, tell)] if settings.coreset < 1 else features
+        rows = features[self._coreset(features, tell)] if settings.coreset < 1 else features
+        self.restore({"bank": rows, "centre": centre})
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -145,18 +160,18 @@ class PatchCore(Method):
         facts = self.backbone.facts()
         facts["trainable_parameters"] = 0
         if self.bank is not None:
-            facts["bank_rows"], facts["bank_dimensions"] = self.bank.shape
+            facts["bank_rows"], facts["bank_dimensions"] = self.bank.rows.shape
         return facts
 
     def state(self) -> dict[str, Tensor]:
         """The bank and the centre that was taken from it."""
-        bank, centre = self._fitted()
-        return {"bank": bank, "centre": centre}
+        bank = self._fitted()
+        return {"bank": bank.rows, "centre": bank.centre}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes over a bank."""
-        self.bank = state["bank"].to(self.setup.device)
-        self.centre = state["centre"].to(self.setup.device)
+        rows = state["bank"].to(self.setup.device)
+        self.bank = Bank(rows, rows.square().sum(dim=1), state["centre"].to(self.setup.device))
 
     @classmethod
     def inputs(cls, settings: Settings, weights: Path | None) -> dict[str, str]:
@@ -175,10 +190,10 @@ class PatchCore(Method):
         batch += grids[0] * (2 * len(channels) * settings.pretrain_dim + settings.target_dim)
         return 4 * ((patches + kept) * settings.target_dim + patches * projected + min(images, BATCH) * batch)
 
-    def _fitted(self) -> tuple[Tensor, Tensor]:
-        if self.bank is None or self.centre is None:
+    def _fitted(self) -> Bank:
+        if self.bank is None:
             raise BenchError(NOT_FITTED)
-        return self.bank, self.centre
+        return self.bank
 
     def _patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(b, 3, H, W) -> locally aware patch features (b * h * w, target_dim) in float32, and the grid (h, w)."""
@@ -202,9 +217,9 @@ class PatchCore(Method):
 
     def _judged(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
         """Centred patches (n, d), grid (h, w), patch scores (n,), and the bank's rows nearest to each (n, k)."""
-        bank, centre = self._fitted()
+        bank = self._fitted()
         patches, grid = self._patches(images)
-        patches = patches - centre
+        patches = patches - bank.centre
         squared, index = nearest(patches, bank, self.settings.neighbours)               # (n, k)
         distances = squared if self.settings.distance == "squared" else squared.sqrt()
         return patches, grid, distances.mean(dim=1), index
@@ -215,10 +230,10 @@ class PatchCore(Method):
         A patch whose nearest neighbour lies in a sparse region of the bank counts more. The exponentials are of
         Euclidean distances whatever `distance` says, and the neighbourhood holds the neighbour itself (our reading).
         """
-        bank, _ = self._fitted()
-        _, around = nearest(bank[index], bank, self.settings.reweight)                  # (b, k)
-        own = (farthest - bank[index]).norm(dim=1)                                      # (b,)
-        others = (farthest[:, None] - bank[around]).norm(dim=2)                         # (b, k)
+        bank = self._fitted()
+        _, around = nearest(bank.rows[index], bank, self.settings.reweight)             # (b, k)
+        own = (farthest - bank.rows[index]).norm(dim=1)                                 # (b,)
+        others = (farthest[:, None] - bank.rows[around]).norm(dim=2)                    # (b, k)
         return (1 - torch.exp(own - others.logsumexp(dim=1))).clamp(min=0)
 
 
@@ -256,31 +271,35 @@ def _pooled(values: Tensor, count: int) -> Tensor:
     return F.adaptive_avg_pool2d(as_image, (count, 1)).squeeze(3).transpose(1, 2)
 
 
-def nearest(queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
     """Squared Euclidean distances (n, k) to the nearest rows of the bank, ascending, and their indices (n, k).
 
-    queries: (n, d).  bank: (m, d).  k is `count` or m, whichever is less. They are sought by matrix products, block by
-    block; the distances of those found are taken anew from differences, so they don't cancel and hardly depend on
-    which images share a batch.
+    queries: (n, d), less the bank's centre.  k is `count`, or the number of rows where there are fewer. They are sought
+    by matrix products, block by block; the distances of those found are taken anew from differences, so nothing cancels
+    in them and they hardly depend on which images share a batch.
     """
-    norms = bank.square().sum(dim=1)                                                    # (m,)
-    found = [_nearest_of_few(few, bank, norms, count) for few in torch.split(queries, 1024)]
+    found = [_nearest_of_few(few, bank, count) for few in torch.split(queries, 1024)]
     return torch.cat([squared for squared, _ in found]), torch.cat([index for _, index in found])
 
 
-def _nearest_of_few(queries: Tensor, bank: Tensor, norms: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    rows = BLOCK // max(len(queries), 1)
+def _nearest_of_few(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
+    size = BLOCK // len(queries)
     values, places = [], []
-    for start in range(0, len(bank), rows):
-        block = torch.addmm(norms[start : start + rows], queries, bank[start : start + rows].T, alpha=-2)
-        value, place = block.topk(min(count, block.shape[1]), dim=1, largest=False)     # (n, k) less the query's norm
+    for start in range(0, len(bank.rows), size):
+        rows, norms = bank.rows[start : start + size], bank.norms[start : start + size]
+        value, place = _lowest(torch.addmm(norms, queries, rows.T, alpha=-2), count)    # less the query's own norm
         values.append(value)
         places.append(place + start)
-    best = torch.cat(values, dim=1)
-    best = best.topk(min(count, best.shape[1]), dim=1, largest=False).indices           # (n, k)
-    index = torch.cat(places, dim=1).gather(1, best)
-    squared, order = (queries[:, None] - bank[index]).square().sum(dim=2).sort(dim=1)
+    _, best = _lowest(torch.cat(values, dim=1), count)                                  # (n, k)
+    index = torch.cat(places, dim=1).gather(1, best)                                    # (n, k)
+    squared, order = (queries[:, None] - bank.rows[index]).square().sum(dim=2).sort(dim=1)
     return squared, index.gather(1, order)
+
+
+def _lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The lowest values (n, k) of each row and their places."""
+    found = values.topk(min(count, values.shape[1]), dim=1, largest=False)
+    return found.values, found.indices
 
 
 def greedy_coreset(

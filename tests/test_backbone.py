@@ -3,14 +3,15 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import bench.methods.parts.backbone as backbones
 import huggingface_hub
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
+
+import bench.methods.parts.backbone as backbones
 from bench.errors import BenchError
 from bench.methods.parts.backbone import Backbone, Weights, find, layout
-from safetensors.torch import save_file
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,7 @@ def test_without_weights_an_error_names_the_three_ways_within_seconds(tmp_path: 
 def test_a_silent_network_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(backbones, "HUB_SECONDS", 0.1)
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda _url, timeout: time.sleep(20))  # noqa: ARG005
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda _url, timeout: time.sleep(20))
     begun = time.perf_counter()
     with pytest.raises(BenchError, match="no answer"):
         find("wide_resnet50_2.tv_in1k", None)
@@ -137,8 +138,8 @@ def test_what_the_hub_sends_must_be_what_it_told_of(
     save_file(resnet18, file)
     told = hashlib.sha256(file.read_bytes()).hexdigest() if honest else 64 * "0"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda _url, timeout: SimpleNamespace(etag=told))  # noqa: ARG005
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, etag_timeout: str(file))  # noqa: ARG005
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda _url, timeout: SimpleNamespace(etag=told))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, etag_timeout: str(file))
     assert find("resnet18.tv_in1k", None) == Weights("resnet18.tv_in1k", "hub timm/resnet18.tv_in1k", None, told)
     if honest:
         assert_filled(Backbone("resnet18.tv_in1k", (2, 3), None, seed=0), resnet18)
@@ -227,13 +228,14 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, suffix: str) -> None:
 
 def test_vgg_is_filled_from_torchvisions_names(tmp_path: Path) -> None:
     held = Backbone("random:vgg11", (1, 2), None, seed=5).network.state_dict()
-    given = {key.replace("features_", "features."): value for key, value in held.items()}
+    given = {key.replace("features_", "features."): value.contiguous() for key, value in held.items()}
     save_file(given | {"classifier.6.bias": torch.zeros(1000)}, tmp_path / "vgg11.tv_in1k.safetensors")
     assert_filled(Backbone("vgg11.tv_in1k", (1, 2), tmp_path, seed=0), held)
 
 
 def test_keras_resnet50_strides_in_the_first_convolution(tmp_path: Path) -> None:
-    given = Backbone("random:resnet50", (1, 2), None, seed=5).network.state_dict()
+    held = Backbone("random:resnet50", (1, 2), None, seed=5).network.state_dict()
+    given = {key: value.contiguous() for key, value in held.items()}
     for name, first in [("resnet50.keras_in1k.stem_to_layer3", (2, 2)), ("resnet50.tv_in1k", (1, 1))]:
         save_file(given, tmp_path / f"{name}.safetensors")
         backbone = Backbone(name, (1, 2), tmp_path, seed=0)

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bench.methods.parts.maps import gaussian, image_score, upsample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
+
+from bench.methods.parts.maps import gaussian, image_score, upsample
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 

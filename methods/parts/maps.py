@@ -9,6 +9,9 @@ from torch import Tensor
 Score = Literal["max", "std", "mean"]
 """How an image's score is made from its map."""
 
+Kernel = tuple[float, ...]
+"""Weights of a filter along one axis, an odd number of them, the middle one for the place itself."""
+
 TRUNCATE = 4.0  # standard deviations at which the Gaussian ends, scipy's default
 
 
@@ -25,14 +28,41 @@ def upsample(maps: Tensor, size: tuple[int, int], *, align_corners: bool) -> Ten
 
 
 def gaussian(maps: Tensor, sigma: float) -> Tensor:
-    """Smooths (b, h, w) by a Gaussian of `sigma` pixels; 0 leaves them as they are.
+    """Smooths (..., h, w) by a Gaussian of `sigma` pixels; 0 leaves them as they are.
 
     Equal to `scipy.ndimage.gaussian_filter(map, sigma)`: mirrored at the edges, cut off at 4 sigma.
     """
     if sigma == 0:
         return maps
-    down, across = (_smoothing(n, sigma, maps.device, maps.dtype) for n in maps.shape[1:])
-    return down @ (maps @ across.T)
+    kernel = gaussian_kernel(sigma, int(TRUNCATE * sigma + 0.5))
+    return filtered(maps, kernel, kernel)
+
+
+def mean_filter(maps: Tensor, side: int) -> Tensor:
+    """The mean of side x side pixels around each of (..., h, w); `side` is odd, 1 leaves them as they are.
+
+    Equal to `scipy.ndimage.uniform_filter(map, side)`: mirrored at the edges.
+    """
+    if side == 1:
+        return maps
+    kernel = (1 / side,) * side
+    return filtered(maps, kernel, kernel)
+
+
+def filtered(maps: Tensor, down: Kernel, across: Kernel) -> Tensor:
+    """Correlates each of (..., h, w) with the outer product of two kernels, mirrored at the edges: c b a | a b c."""
+    by_rows, by_columns = (
+        _filtering(n, kernel, maps.device, maps.dtype)
+        for n, kernel in zip(maps.shape[-2:], (down, across), strict=True)
+    )
+    return by_rows @ (maps @ by_columns.T)
+
+
+@lru_cache(maxsize=16)
+def gaussian_kernel(sigma: float, radius: int) -> Kernel:
+    """2 * radius + 1 weights of a Gaussian of `sigma` pixels; their sum is 1."""
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    return tuple((weights / weights.sum()).tolist())
 
 
 def image_score(maps: Tensor, how: Score) -> Tensor:
@@ -62,16 +92,14 @@ def _stretching(n: int, target: int, align_corners: bool, device: torch.device, 
         return (1 - (place[:, None] - torch.arange(n)).abs()).clamp(min=0).to(device, dtype)
 
 
-@lru_cache(maxsize=16)
-def _smoothing(n: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(n, n): a Gaussian along one axis as a matrix, which needs no padding and is fast at the sizes of images."""
+@lru_cache(maxsize=64)
+def _filtering(n: int, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(n, n): a kernel along one axis as a matrix, which needs no padding and is fast at the sizes of images."""
     with torch.inference_mode(mode=False):
-        radius = int(TRUNCATE * sigma + 0.5)
-        offsets = torch.arange(-radius, radius + 1)
-        weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-        reached = torch.arange(n)[:, None] + offsets                                    # (n, 2 * radius + 1)
+        radius = len(kernel) // 2
+        reached = torch.arange(n)[:, None] + torch.arange(-radius, radius + 1)          # (n, 2 * radius + 1)
         mirrored = reached % (2 * n)                                                    # d c b a | a b c d | d c b a
         mirrored = torch.where(mirrored < n, mirrored, 2 * n - 1 - mirrored)
         matrix = torch.zeros(n, n, dtype=torch.float64)
-        matrix.scatter_add_(1, mirrored, (weights / weights.sum()).expand(n, -1))
+        matrix.scatter_add_(1, mirrored, torch.tensor(kernel, dtype=torch.float64).expand(n, -1))
         return matrix.to(device, dtype)
