@@ -9,7 +9,7 @@ from bench import images, machine, registry
 from bench.config import Choice, Plan, meant
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.executor import Job, Watch, local, source
+from bench.executor import Job, Watch, heard, local, source
 from bench.method import Method, Preparation
 from bench.protocol import PROTOCOLS, Task, limited
 from bench.record import Record, Run, Selection
@@ -61,7 +61,8 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
     machine.device(options.device)  # what isn't there is refused before anything is drawn or read
     methods, refused = _methods(plan)
     module = registry.load("datasets", options.dataset)
-    samples = _chosen(plan, module.samples(plan.root))
+    with heard() as said:  # of counts that aren't the official ones, missing masks and the like: records keep it
+        samples = _chosen(plan, module.samples(plan.root))
     tasks = [(k, seed, task) for k in _ks(plan) for seed in options.seed for task in _draw(plan, samples, k, seed)]
     digests: dict[str, str] = {}
     for _, _, task in tasks:
@@ -83,7 +84,7 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
                 changed.add(name)
             found += done
             if not done:
-                jobs.append(job)
+                jobs.append(replace(job, warnings=tuple(said)))
                 memory[name] = max(memory.get(name, 0), method.memory(task))
     for name in sorted(changed):
         _log.warning("The file of %s has changed since its records were made; --force makes them again.", name)
@@ -219,7 +220,18 @@ def _as_asked(record: Record, job: Job) -> bool:
         return False
     if record.selection == "oracle":
         return record.every == job.every
-    return (not job.keep_model or bool(record.stored.get("model"))) and (not job.time or bool(record.latency))
+    if job.keep_model and not record.stored.get("model"):
+        return False
+    return not job.time or (bool(record.latency) and _same_clock(record, job))
+
+
+def _same_clock(record: Record, job: Job) -> bool:
+    """Whether the latency was measured where the job would measure it: on such a device, with as many threads."""
+    device = machine.device(job.device)
+    on_gpu = "cuda" in record.machine
+    if device.type == "cuda" or on_gpu:
+        return device.type == "cuda" and on_gpu
+    return record.machine.get("threads") == (job.threads or machine.threads())
 
 
 def _disk(job: Job) -> int:

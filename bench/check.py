@@ -50,15 +50,18 @@ def method(known: Config, name: str) -> list[Finding]:
 
 
 def _methods(known: Config) -> list[Finding]:
-    """Each method file: whether it loads, and whether its backbone's weights are to be had as its defaults ask."""
+    """Each method file: whether it works with the settings of profile demo, and with those of the papers."""
     found = []
     for name in registry.names("methods"):
-        try:
-            module = registry.load("methods", name)
-            module.METHOD.inputs(module.Settings(), known.path("weights"))
-            found.append(Finding(f"method {name}"))
-        except BenchError as error:
-            found.append(Finding(f"method {name} at its default settings", str(error)))
+        for profile, size in (("demo", "demo"), ("code", "paper")):
+            try:
+                plan = config.plan(known, registry.names("methods"), said={"method": name}, profile=profile)
+                choice, module = plan.choices[0], registry.load("methods", name)
+                settings, _ = choice.resolved(module.Settings, "")
+                module.METHOD.inputs(settings, known.path("weights"))
+                found.append(Finding(f"method {name} at {size} size"))
+            except BenchError as error:
+                found.append(Finding(f"method {name} at {size} size", str(error), needed=profile == "demo"))
     return found
 
 
@@ -77,5 +80,5 @@ def _datasets(known: Config) -> list[Finding]:
             categories = len({sample.category for sample in samples})
             found.append(Finding(f"data set {name}: {len(samples)} images in {categories} categories, {root}"))
         except BenchError as error:
-            found.append(Finding(f"data set {name}", str(error)))
+            found.append(Finding(f"data set {name}", str(error), needed=False))
     return found

@@ -129,16 +129,16 @@ def run(  # noqa: PLR0917  typer makes the options from these
         paths={"data": data, "weights": weights, "runs": runs},
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
-    with err.status("Listing the data and looking up what is done ..."):
-        from bench import campaign as walk
-        from bench import screen
-
-        survey = walk.survey(plan, force=force)
-    if dry_run:
-        screen.plan(out, known, plan, survey)
-        return
-    screen.announce(out, plan, survey)
     try:
+        with err.status("Listing the data and looking up what is done ..."):
+            from bench import campaign as walk
+            from bench import screen
+
+            survey = walk.survey(plan, force=force)
+        if dry_run:
+            screen.plan(out, known, plan, survey)
+            return
+        screen.announce(out, plan, survey)
         records = [*survey.found, *screen.work(out, plan, survey)]
     except KeyboardInterrupt:
         err.print("Stopped. What was finished is kept: the same command goes on from here.")
@@ -190,7 +190,8 @@ def check(
     with err.status("Checking ..."):
         findings = checks.machine(known) if name is None else checks.method(known, name)
     for finding in findings:
-        mark = "[green]works[/green] " if not finding.broken else "[red]broken[/red]"
+        broken = "[red]broken[/red]" if finding.needed else "[yellow]absent[/yellow]"
+        mark = broken if finding.broken else "[green]works [/green]"
         out.print(f"{mark} {escape(finding.promise)}")
         if finding.broken:
             out.print(f"       {escape(finding.broken)}")

@@ -213,7 +213,9 @@ def plan(
     chosen = _entry(config, "profile", profile)
     tables = [(chosen, f"profile {profile}"), (wanted, f"campaign {campaign}")]
     options, origin = _options(tables, said)
-    choices = _choices(config, options, tuple(methods), tables, settings or {})
+    # A campaign's settings go with the profile that it was written for; under another they would mix two sources.
+    sets = tables if profile == wanted.get("profile", profile) else tables[:1]
+    choices = _choices(config, options, tuple(methods), sets, settings or {})
     given = {key: _home(path) for key, path in (paths or {}).items() if path is not None}
     runs, cache, weights = (given.get(key) or config.path(key) for key in ("runs", "cache", "weights"))
     data = given.get("data") or config.data(options.dataset)
@@ -284,7 +286,14 @@ def _choices(
 ) -> tuple[Choice, ...]:
     aliases = config.tables.get("alias", {})
     names = sorted({*methods, *aliases})
-    asked = names if "all" in options.method else list(options.method)
+    for name in sorted(aliases.keys() & set(methods)):
+        if aliases[name].get("method", name) != name:
+            raise BenchError(f"'{name}' is an alias of {aliases[name]['method']} and a file of methods. Rename one.")
+    # "all" leaves out a file to which an alias only gives another name, so that no run is made twice.
+    plainly = {name: alias.get("method", name) for name, alias in aliases.items() if not alias.get("set")}
+    renamed = {method for name, method in plainly.items() if method != name}
+    every = [name for name in names if name not in renamed]
+    asked = every if "all" in options.method else list(options.method)
     known(asked, names, "a method")
     plain, last = _said(settings, asked)
     sets = [(table.get("set", {}), where) for table, where in tables]

@@ -23,10 +23,11 @@ SIZE = (64, 64)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A promise, and what breaks it with the mend; "" where it is kept."""
+    """A promise, and what breaks it with the mend; "" where it is kept. `needed` is False for what may be absent."""
 
     promise: str
     broken: str = ""
+    needed: bool = True
 
 
 class Drawn:

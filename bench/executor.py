@@ -25,7 +25,7 @@ from bench.errors import BenchError
 from bench.images import FileImages
 from bench.method import Method, Precision, Preparation, Setup
 from bench.protocol import Task
-from bench.record import Answers, Maps, Record, Run
+from bench.record import Answers, Maps, Record, Run, Selection
 from bench.runner import Answer, Fit, Rule, cases, judge
 from bench.settings import resolve
 from bench.timing import Clock, latency
@@ -44,7 +44,7 @@ class Job:
         run, task, data: what is asked, on which samples, with which digest.
         rule, every, batch, maps, keep_model, time: as in `bench.config.Options`.
         device, threads: where and how wide. weights, cache: folders.
-        origin, command: told in the record.
+        origin, command: told in the record. warnings: what was said of the data set.
     """
 
     run: Run
@@ -62,6 +62,7 @@ class Job:
     cache: Path
     origin: dict[str, str]
     command: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -98,16 +99,18 @@ def work(job: Job, watch: Watch) -> list[Outcome]:
         commit=machine.commit(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    with _heard() as warnings:
+    with heard() as warnings:
         try:
             outcomes = _do(job, blank, watch)
-            outcomes = [replace(each, record=replace(each.record, warnings=list(warnings))) for each in outcomes]
+            said = [*job.warnings, *warnings]
+            outcomes = [replace(outcome, record=replace(outcome.record, warnings=said)) for outcome in outcomes]
             for outcome in outcomes:
                 outcome.record.to_json()  # what can't be written is this run's failure, and told by its field
         except Exception as error:  # noqa: BLE001  one run must not take the others along
             lines = traceback.format_exception(error, limit=-3)
             reason = str(error) if isinstance(error, BenchError) else "".join(lines).strip()
-            failed = replace(blank, failure=reason, warnings=list(warnings))
+            selection: Selection = "oracle" if job.rule == "oracle" else "last"
+            failed = replace(blank, failure=reason, selection=selection, warnings=[*job.warnings, *warnings])
             return [Outcome(replace(failed, category=category)) for category in job.task.tests]
     return outcomes
 
@@ -142,14 +145,18 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
         machine=machine.describe(device),
         source=source(module),
     )
+    model = None
+    if job.keep_model:
+        state = fit.method.state().items()
+        model = save({name: value.detach().cpu().clone().contiguous() for name, value in state})
     outcomes = []
     for done, answer in enumerate(answers):
         watch(job.what, "judge", done, len(answers), None)
-        outcomes.append(_judged(job, shared, fit, answer))
+        outcomes.append(_judged(job, shared, fit, answer, model))
     return outcomes
 
 
-def _judged(job: Job, shared: Record, fit: Fit, answer: Answer) -> Outcome:
+def _judged(job: Job, shared: Record, fit: Fit, answer: Answer, model: bytes | None) -> Outcome:
     clock = Clock(torch.device("cpu"))
     with clock("judge"):
         found = judge(answer.answers)
@@ -173,8 +180,7 @@ def _judged(job: Job, shared: Record, fit: Fit, answer: Answer) -> Outcome:
         return Outcome(record, answer.answers)
     with torch.no_grad():
         record, views = _beside(job, record, fit, shown)
-    kept = {name: value.detach().cpu().clone().contiguous() for name, value in fit.method.state().items()}
-    return Outcome(record, answer.answers, views, save(kept) if job.keep_model else None)
+    return Outcome(record, answer.answers, views, model)
 
 
 def _beside(job: Job, record: Record, fit: Fit, shown: dict[str, int]) -> tuple[Record, dict[str, NDArray[np.uint8]]]:
@@ -212,7 +218,7 @@ def source(module: ModuleType) -> str:
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
+def heard() -> Iterator[list[str]]:
     """What bench and its plug-ins warn of inside the block."""
     said: list[str] = []
 

@@ -36,6 +36,11 @@ def device(name: str) -> torch.device:
     return found
 
 
+def threads() -> int:
+    """Threads that torch uses on the CPU where none are asked for."""
+    return torch.get_num_threads()
+
+
 def seed_of(seed: int, task: str) -> int:
     """The seed of one task: neither the order of the tasks nor what another one drew moves it."""
     return int.from_bytes(sha256(f"{seed}/{task}".encode(errors="surrogateescape")).digest()[:4])

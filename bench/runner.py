@@ -150,6 +150,8 @@ def check(found: Prediction, images: torch.Tensor) -> None:
 def judge(answers: Answers) -> Judgement:
     """The metrics of one category. Defect images without a mask count for the image metrics only."""
     known = answers.known
+    if not known.any():
+        return metrics.judge(answers.scores, answers.anomalous, None, None)
     maps = None if answers.maps is None else list(answers.maps[known])
     pixel = metrics.judge(answers.scores[known], answers.anomalous[known], maps, list(answers.masks[known]))
     if known.all():

@@ -1,5 +1,6 @@
 """What a person sees of a run: the plan, a bar that tells the time left, a line a record, and tables at the end."""
 
+import shlex
 from collections.abc import Iterable, Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -20,6 +21,7 @@ FIT_SHARE = 0.8
 def announce(out: Console, plan: Plan, survey: Survey) -> None:
     """What will run, and what a reader must know of it."""
     options = plan.options
+    memory = [f"{name} about {_gigabytes(needed)}" for name, needed in survey.memory.items() if needed]
     titles = ", ".join(choice.title for choice in plan.choices if choice.name not in survey.refused)
     draw = f" k = {', '.join(map(str, options.k))}" if options.protocol == "kshot" else ""
     out.print(f"[bold]{escape(titles)}[/bold] on {options.dataset}, {options.protocol}{draw}, profile {plan.profile}")
@@ -29,6 +31,8 @@ def announce(out: Console, plan: Plan, survey: Survey) -> None:
         out.print("[yellow]synthetic data: the images are drawn, and the numbers say nothing of real parts[/yellow]")
     if survey.found:
         out.print(f"{len(survey.found)} records stand in the store and are not made again (--force would).")
+    if memory:
+        out.print(f"Peak memory of a fit, estimated: {escape(', '.join(memory))}")
 
 
 def work(out: Console, plan: Plan, survey: Survey) -> Iterator[Record]:
@@ -37,7 +41,8 @@ def work(out: Console, plan: Plan, survey: Survey) -> Iterator[Record]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     times = (TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, *times, console=out, transient=True) as bar:
+    # The estimate looks back far enough for slow fits, whose epochs may take minutes.
+    with Progress(*columns, *times, console=out, transient=True, speed_estimate_period=3600) as bar:
         whole = bar.add_task("starting", total=len(survey.jobs))
         finished = set[tuple[str, ...]]()
 
@@ -88,10 +93,9 @@ def close(out: Console, plan: Plan, survey: Survey, records: list[Record]) -> bo
         return False
     names = {choice.name for choice in plan.choices}
     other = next((name for name in ("patchcore", "meanmap", "aminet") if name not in names), None)
-    k = f" --k {','.join(map(str, plan.options.k))}" if plan.options.protocol == "kshot" else ""
-    step = f"bench run --method {other} --protocol {plan.options.protocol}{k}"
-    first = f"[bold]{escape(step)}[/bold] to compare, then " if other and not plan.campaign else ""
-    out.print(f"Next: {first}[bold]bench report[/bold]")
+    first = f"[bold]{escape(_with_method(plan.command, other))}[/bold] to compare, then " if other else ""
+    runs = f" --runs {shlex.quote(str(plan.runs))}" if plan.origin["runs"] == "--runs" else ""
+    out.print(f"Next: {first}[bold]bench report{escape(runs)}[/bold]")
     return True
 
 
@@ -117,7 +121,23 @@ def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
     out.print(f"{len(survey.jobs)} fits to do; {len(survey.found)} records stand already.")
     out.print(f"Disk: about {survey.disk / 1e6:.0f} MB.")
     for name, needed in survey.memory.items():
-        out.print(f"Memory of {escape(name)}: {f'about {needed / 1e9:.1f} GB' if needed else 'no estimate'}.")
+        out.print(f"Memory of {escape(name)}: {f'about {_gigabytes(needed)}' if needed else 'no estimate'}.")
+
+
+def _with_method(command: str, method: str) -> str:
+    """The same command for another method, on the same data; settings belong to the method and go with it."""
+    kept: list[str] = []
+    words = iter(shlex.split(command))
+    for word in words:
+        if word in {"--method", "--set"}:
+            next(words, None)
+        elif not word.startswith(("--method=", "--set=", "--force")):
+            kept.append(word)
+    return shlex.join([*kept, "--method", method])
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _line(record: Record) -> str:

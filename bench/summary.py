@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.record import Record, Selection
+from bench.record import Record, Run, Selection
 
 METRICS = {
     "image_auroc": "image AUROC",
@@ -111,9 +111,9 @@ def heading(group: Group) -> str:
 
 def machine(group: Group) -> str:
     """What the latency was measured on."""
-    told = group.first.machine
-    threads = "" if "cuda" in told else f", {told.get('threads')} threads"
-    return f"latency: batch 1, network to map and score, {told.get('device')}{threads}, {group.first.run.precision}"
+    places = {_place(record) for record in group.records.values() if record.latency}
+    where = " and ".join(sorted(places)) or "not measured"
+    return f"latency: batch 1, network to map and score, {where}"
 
 
 def marks(group: Group) -> list[str]:
@@ -123,8 +123,35 @@ def marks(group: Group) -> list[str]:
     found += [run.note] if run.note else []
     found += [f"limited to {run.limit} images a kind"] if run.limit else []
     found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
+    found += [f"in {run.precision}"] if run.precision != "float32" else []
+    found += [_own_preparation(run)] if group.first.origin.get("preparation") == "--preparation" else []
+    changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
+    found += [f"set: {', '.join(f'{name}={run.settings[name]}' for name in changed)}"] if changed else []
+    found += _missing(group)
     found += [f"random weights in {run.settings.get('backbone', 'it')}"] if "random" in run.inputs.values() else []
     return found
+
+
+def _own_preparation(run: Run) -> str:
+    told = run.preparation
+    crop = f", centre {told['crop']}" if told.get("crop") else ""
+    return f"prepared to {told.get('height')} x {told.get('width')}, {told.get('resample')}{crop}"
+
+
+def _missing(group: Group) -> list[str]:
+    """The metrics that some categories lack, with the reason: their mean can't be had."""
+    found = []
+    for (category, _), record in sorted(group.records.items()):
+        for name in (name for name in METRICS if name in record.missing):
+            level = "image" if name.startswith("image_") else "pixel"
+            found.append(f"no {level} metrics in {category} ({record.missing[name]})")
+    return list(dict.fromkeys(found))
+
+
+def _place(record: Record) -> str:
+    count = record.machine.get("threads")
+    threads = "" if "cuda" in record.machine else f", {count} thread{'' if count == 1 else 's'}"
+    return f"{record.machine.get('device')}{threads}"
 
 
 def _group(members: list[Record]) -> Group:

@@ -17,7 +17,8 @@ def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: obje
     given = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap", "threads": 1, "time": False} | said
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache"}
     names = registry.names("methods")
-    return config.plan(config.read(), names, said=given, settings=settings, profile="check", paths=paths, command="test")
+    known = config.read()
+    return config.plan(known, names, said=given, settings=settings, profile="check", paths=paths, command="bench run")
 
 
 def ran(plan: Plan, **options: bool) -> list[Record]:
@@ -111,7 +112,8 @@ def test_the_oracle_writes_its_own_record(parts: Path) -> None:
     plan = planned(parts, method="aminet", selection="both", every=1, category="bolt", protocol="kshot", k=2)
     assert [(record.selection, record.every) for record in ran(plan)] == [("last", 0), ("oracle", 1)]
     assert campaign.survey(plan).jobs == ()
-    assert len(campaign.survey(planned(parts, method="aminet", selection="both", every=2, category="bolt", k=2)).jobs) == 1
+    other = planned(parts, method="aminet", selection="both", every=2, category="bolt", protocol="kshot", k=2)
+    assert len(campaign.survey(other).jobs) == 1
 
 
 def test_a_crash_takes_no_other_run_along_and_is_tried_again(parts: Path) -> None:

@@ -36,7 +36,7 @@ def test_the_main_job_runs_as_the_readme_writes_it(tmp_path: Path, monkeypatch: 
     command = [sys.executable, "-m", "bench", *words]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert found.returncode == 0, found.stderr
-    for told in ("synthetic data", "reduced width, depth and epochs", "AMI-Net · demo · kshot k=4", "mean", "below runs"):
+    for told in ("synthetic data", "reduced width, depth and epochs", "AMI-Net · demo · kshot k=4", "mean", "Next: "):
         assert told in found.stdout
     assert len(list((tmp_path / "runs").rglob("*.json"))) == 4
 

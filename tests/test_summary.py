@@ -164,7 +164,23 @@ def test_marks_say_all_that_a_reader_must_know() -> None:
 
 
 def test_the_machine_is_told_with_its_threads_where_it_is_a_processor() -> None:
-    on_cpu = only([record("bolt", machine={"device": "Xeon", "threads": 2})])
-    assert machine(on_cpu) == "latency: batch 1, network to map and score, Xeon, 2 threads, float32"
-    on_gpu = only([record("bolt", machine={"device": "H100", "threads": 2, "cuda": "13"})])
-    assert machine(on_gpu) == "latency: batch 1, network to map and score, H100, float32"
+    timed = {"median_ms": 2.0}
+    on_cpu = record("bolt", machine={"device": "Xeon", "threads": 2}, latency=timed)
+    assert machine(only([on_cpu])) == "latency: batch 1, network to map and score, Xeon, 2 threads"
+    on_gpu = record("tile", machine={"device": "H100", "threads": 2, "cuda": "13"}, latency=timed)
+    assert machine(only([on_gpu])) == "latency: batch 1, network to map and score, H100"
+    assert machine(only([on_cpu, on_gpu])).endswith("H100 and Xeon, 2 threads")
+    assert machine(only([record("bolt")])).endswith("not measured")
+
+
+def test_what_the_call_set_and_what_is_missing_is_marked() -> None:
+    origin = {"settings.epochs": "--set", "settings.width": "default", "preparation": "--preparation"}
+    prepared = {"height": 256, "width": 256, "resample": "bilinear", "crop": 224}
+    run = {"settings": {"epochs": 1, "width": 8}, "preparation": prepared, "precision": "bfloat16"}
+    missing = {"pixel_auroc": "no masks", "aupro_30": "no masks"}
+    assert marks(only([record("bolt", origin=origin, missing=missing, **run)])) == [
+        "in bfloat16",
+        "prepared to 256 x 256, bilinear, centre 224",
+        "set: epochs=1",
+        "no pixel metrics in bolt (no masks)",
+    ]

@@ -144,7 +144,7 @@ def category(folder: Path, *, good: str = GOOD) -> list[Sample]:
         log.warning("%s: %d masks belong to no image and are left out: %s.", folder.name, len(unused), _listed(unused))
     bare = [f"{sample.defect}/{sample.image.name}" for sample in test if not sample.masks]
     if 0 < len(bare) < len(test):
-        log.warning("%s: %d of %d defective images have no mask, so pixel metrics misjudge them: %s.",
+        log.warning("%s: %d of %d defective images have no mask, so they count for the image metrics only: %s.",
                     folder.name, len(bare), len(test), _listed(bare))  # fmt: skip
     fine = [_sample(folder, "test", path) for path in _good(folder / "test", good)]
     return sorted(train + fine + test, key=lambda sample: (sample.split == "test", sample.defect, sample.image.name))
