@@ -1,5 +1,6 @@
 """The commands as a user types them."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -141,13 +142,18 @@ def test_help_and_lists_do_not_load_torch() -> None:
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(here: Path) -> None:
     words = [sys.executable, "-m", "bench", *RUN, "--method", "aminet", "--set", "epochs=100000"]
-    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    while not running.stdout.readline().startswith("demo profile") and running.poll() is None:
-        pass
-    time.sleep(3)
-    running.send_signal(2)
-    _, told = running.communicate(timeout=60)
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell makes its children deaf to it
+    piped = subprocess.PIPE
+    with subprocess.Popen(words, stdout=piped, stderr=piped, text=True, preexec_fn=listening) as running:  # noqa: PLW1509
+        try:
+            assert running.stdout is not None
+            while not running.stdout.readline().startswith("demo profile") and running.poll() is None:
+                pass
+            time.sleep(3)
+            running.send_signal(signal.SIGINT)
+            _, told = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert "goes on from here" in told
     assert "Traceback" not in told
