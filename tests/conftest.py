@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("bench", deadline=None)  # a busy machine is no failure
+settings.load_profile("bench")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -137,7 +137,7 @@ def test_a_record_without_answers_stands_alone(store: Store) -> None:
 
 def test_what_a_record_says_of_its_pictures_is_kept_beside_what_the_store_adds(store: Store) -> None:
     saved = store.save(replace(RECORD, stored={"views": {"best": "crack/0.png"}}), answers())
-    assert saved.stored.keys() == {"views", "maps", "sha256"}
+    assert saved.stored.keys() == {"views", "maps", "sha256", "model"}
     assert (saved.stored["views"], saved.stored["maps"]) == ({"best": "crack/0.png"}, "float16")
 
 
