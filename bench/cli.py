@@ -1,25 +1,21 @@
-"""The command line: options in, tables out. The only file that knows typer and rich; nothing heavy is imported here."""
+"""The command line: options in, tables out. `run` is here, the rest in cli_*.py. Nothing heavy is imported."""
 
 import logging
 import shlex
 import sys
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Table
 
-from bench import config, registry
+from bench import cli_list, cli_report, config, registry
+from bench.console import configured, err, out
 from bench.errors import BenchError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-out = Console(highlight=False)
-err = Console(highlight=False, stderr=True)
 
 RUN_EXAMPLES = """
 Examples:
@@ -32,17 +28,6 @@ Examples:
 
     bench run --method all --protocol kshot --k 2 --set aminet.epochs=50 --dry-run
 """
-
-
-class Plugins(StrEnum):
-    """What `bench list` lists."""
-
-    methods = "methods"
-    datasets = "datasets"
-    protocols = "protocols"
-    profiles = "profiles"
-    campaigns = "campaigns"
-    runs = "runs"
 
 
 def main() -> None:
@@ -100,7 +85,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")] = False,
 ) -> None:
     """Fit methods, judge them, and store a record for each category."""
-    known = _configured()
+    known = configured()
     plan = config.plan(
         known,
         registry.names("methods"),
@@ -148,95 +133,6 @@ def run(  # noqa: PLR0917  typer makes the options from these
         raise typer.Exit(2)
 
 
-@app.command("list", epilog="Example:\n\n    bench list methods")
-def list_(
-    kind: Annotated[Plugins, typer.Argument(help="What to list.")],
-    runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
-) -> None:
-    """List what there is, without loading it."""
-    known = _configured()
-    rows: list[tuple[str, str]]
-    if kind is Plugins.methods:
-        names = sorted({*registry.names("methods"), *known.names("alias")})
-        aliases = known.tables.get("alias", {})
-        files = {name: aliases.get(name, {}).get("method", name) for name in names}
-        rows = [(name, f"{known.title(name)} (methods/{files[name]}.py)") for name in names]
-    elif kind is Plugins.datasets:
-        rows = [(name, registry.load("datasets", name).TITLE) for name in registry.names("datasets")]
-    elif kind is Plugins.protocols:
-        from bench.protocol import PROTOCOLS
-
-        rows = [(name, (draw.__doc__ or "").splitlines()[0]) for name, draw in PROTOCOLS.items()]
-    elif kind is Plugins.profiles:
-        rows = [(name, known.tables["profile"][name].get("note", "")) for name in known.names("profile")]
-    elif kind is Plugins.campaigns:
-        rows = [(name, known.tables["campaign"][name].get("about", "")) for name in known.names("campaign")]
-    else:
-        rows = _runs(runs or known.path("runs") or Path("runs"))
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, about in rows:
-        table.add_row(escape(name), escape(about))
-    out.print(table)
-
-
-@app.command(epilog="Examples:\n\n    bench check\n\n    bench check patchcore")
-def check(
-    name: Annotated[str | None, typer.Argument(help="A method's name or file; none: this machine.")] = None,
-) -> None:
-    """Check this machine, or whether a method keeps what every method promises."""
-    from bench import check as checks
-
-    known = _configured()
-    with err.status("Checking ..."):
-        findings = checks.machine(known) if name is None else checks.method(known, name)
-    for finding in findings:
-        broken = "[red]broken[/red]" if finding.needed else "[yellow]absent[/yellow]"
-        mark = broken if finding.broken else "[green]works [/green]"
-        out.print(f"{mark} {escape(finding.promise)}")
-        if finding.broken:
-            out.print(f"       {escape(finding.broken)}")
-    if name is not None and any(finding.broken for finding in findings):
-        raise typer.Exit(2)
-
-
-@app.command(epilog="Examples:\n\n    bench report --out report\n\n    bench report --audit")
-def report(
-    runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
-    form: Annotated[str, typer.Option("--format", help="A file in reports/: markdown, audit.")] = "markdown",
-    to: Annotated[Path | None, typer.Option("--out", help="Folder to write to; none: print.")] = None,
-    audit: Annotated[bool, typer.Option("--audit", help="Instead: how far the field's habits move each mean.")] = False,
-) -> None:
-    """Make tables of the records in the store."""
-    from bench.store import Store
-
-    if audit and form != "markdown":
-        raise BenchError(f"--audit is a report of its own, in Markdown; --format {form} is another. Give one of them.")
-    form = "audit" if audit else form
-    folder = runs or _configured().path("runs") or Path("runs")
-    module = registry.load("reports", form)
-    store = Store(folder)
-    with err.status("Judging again ..." if audit else "Reading the records ..."):
-        text = module.render(list(store.walk()), store)
-    if to is None:
-        out.print(text, markup=False, soft_wrap=True)
-        return
-    path = to / f"{'audit' if form == 'audit' else 'report'}.{module.SUFFIX}"
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"--out names a folder that can be written to; {to} is none ({error.strerror}).") from error
-    out.print(f"Written: {escape(str(path))}")
-
-
-def _configured() -> config.Config:
-    """bench.toml, with the user's own folders of methods found."""
-    known = config.read()
-    for folder in known.methods():
-        registry.add("methods", folder)
-    return known
-
-
 def _pairs(texts: list[str]) -> dict[str, str]:
     found = {}
     for text in texts:
@@ -247,14 +143,5 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     return found
 
 
-def _runs(folder: Path) -> list[tuple[str, str]]:
-    from bench.store import Store
-    from bench.summary import MEAN, groups, percent
-
-    rows = []
-    for group in groups(Store(folder).walk()):
-        run = group.first.run
-        k = f"-{run.k}" if run.k else ""
-        told = f"{run.title}, {group.selection}, {len(group.records)} records, {len(group.failed)} failed, image AUROC "
-        rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", told + percent(group.cell(MEAN, "image_auroc"))))
-    return rows or [("none", f"no records in {folder}; bench run makes some")]
+for other in (cli_list, cli_report):
+    app.add_typer(other.commands)

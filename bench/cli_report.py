@@ -1,0 +1,43 @@
+"""The commands that read what is stored: `bench report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from bench import registry
+from bench.console import configured, err, out
+from bench.errors import BenchError
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Examples:\n\n    bench report --out report\n\n    bench report --audit")
+def report(
+    runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    form: Annotated[str, typer.Option("--format", help="A file in reports/: markdown, audit.")] = "markdown",
+    to: Annotated[Path | None, typer.Option("--out", help="Folder to write to; none: print.")] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Instead: how far the field's habits move each mean.")] = False,
+) -> None:
+    """Make tables of the records in the store."""
+    from bench.store import Store
+
+    if audit and form != "markdown":
+        raise BenchError(f"--audit is a report of its own, in Markdown; --format {form} is another. Give one of them.")
+    form = "audit" if audit else form
+    folder = runs or configured().path("runs") or Path("runs")
+    module = registry.load("reports", form)
+    store = Store(folder)
+    with err.status("Judging again ..." if audit else "Reading the records ..."):
+        text = module.render(list(store.walk()), store)
+    if to is None:
+        out.print(text, markup=False, soft_wrap=True)
+        return
+    path = to / f"{'audit' if form == 'audit' else 'report'}.{module.SUFFIX}"
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"--out names a folder that can be written to; {to} is none ({error.strerror}).") from error
+    out.print(f"Written: {escape(str(path))}")
