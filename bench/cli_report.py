@@ -9,6 +9,7 @@ from rich.markup import escape
 from bench import registry
 from bench.console import configured, err, out
 from bench.errors import BenchError
+from bench.report import FOLDER
 
 commands = typer.Typer()
 
@@ -29,15 +30,29 @@ def report(
     folder = runs or configured().path("runs") or Path("runs")
     module = registry.load("reports", form)
     store = Store(folder)
-    with err.status("Judging again ..." if audit else "Reading the records ..."):
-        text = module.render(list(store.walk()), store)
+    with err.status("Reading the records ...") as status:
+        records, drawn = list(store.walk()), []
+        if module.FIGURES == "inside" or (module.FIGURES == "beside" and to):
+            status.update("Drawing the figures ...")
+            drawn = registry.load("reports", "figures").draw(records, store)
+        status.update("Judging again ..." if audit else "Writing ...")
+        text = module.render(records, store, drawn)
     if to is None:
         out.print(text, markup=False, soft_wrap=True)
         return
     path = to / f"{'audit' if form == 'audit' else 'report'}.{module.SUFFIX}"
+    _write(to, {path: text.encode()})
+    out.print(f"Written: {escape(str(path))}")
+    files = [(f"{figure.name}.{kind}", content) for figure in drawn for kind, content in figure.files.items()]
+    _write(to, {to / FOLDER / name: content for name, content in files})
+    if files:
+        out.print(f"Written: {len(files)} files of figures below {escape(str(to / FOLDER))}")
+
+
+def _write(to: Path, files: dict[Path, bytes]) -> None:
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     except OSError as error:
         raise BenchError(f"--out names a folder that can be written to; {to} is none ({error.strerror}).") from error
-    out.print(f"Written: {escape(str(path))}")

@@ -13,7 +13,7 @@ Kind = Literal["methods", "datasets", "reports"]
 _DEFINES = {
     "methods": ("Settings", "METHOD"),
     "datasets": ("TITLE", "SYNTHETIC", "ABOUT", "samples"),
-    "reports": ("SUFFIX", "render"),
+    "reports": ("SUFFIX", "FIGURES", "render"),
 }
 
 

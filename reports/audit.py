@@ -7,17 +7,19 @@ import numpy as np
 
 from bench.dialects import AUDITED, DIALECTS, UNANSWERED, Finding, audit
 from bench.record import Record
+from bench.report import Figure, Use
 from bench.store import Store
 from bench.summary import METRICS, Group, groups, heading, marks
 
 from .parts.tables import answers, bullets, escape, points, table
 
 SUFFIX = "md"
+FIGURES: Use = "never"
 
 HEAD = ("dialect", "metric", "ours", "theirs", "moves the mean by", "largest move of a category")
 
 
-def render(records: Sequence[Record], store: Store) -> str:
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:  # noqa: ARG001  the contract
     """A table for each method under each protocol, after what the dialects mean and where they occur."""
     meanings = [(dialect.name, dialect.meaning, dialect.where) for dialect in DIALECTS]
     told = (

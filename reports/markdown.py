@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 
 from bench.record import Record
+from bench.report import Figure, Use
 from bench.store import Store
 from bench.summary import LATENCY, MEAN, METRICS, Group, groups, heading, machine, marks, milliseconds, percent
 
 from .parts.differences import statistics
+from .parts.gallery import gallery
 from .parts.selection import gaps
 from .parts.tables import bullets, escape, table, topics
 
 SUFFIX = "md"
+FIGURES: Use = "beside"
 
 
-def render(records: Sequence[Record], store: Store) -> str:
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:
     """For each data set and protocol a comparison, its statistics, the selection gap, then each method by category.
 
-    `store` holds the raw answers of the records, of which the statistics are made.
+    `store` holds the raw answers of the records, of which the statistics are made; `figures` lie beside the text.
     """
     found = groups(records)
     if not found:
@@ -24,7 +27,8 @@ def render(records: Sequence[Record], store: Store) -> str:
     parts = ["# maskbench", "All values in percent, the plain mean over categories; ± is the spread over seeds."]
     for topic, members in topics(found).items():
         parts += [f"## {escape(topic)}", _comparison(members)]
-        parts += [section for section in (statistics(members, store), gaps(members)) if section]
+        shown = gallery([figure for figure in figures if figure.topic == topic])
+        parts += [section for section in (statistics(members, store), gaps(members), shown) if section]
         for group in members:
             parts += [f"### {escape(heading(group))}", _by_category(group)]
     return "\n\n".join(parts) + "\n"

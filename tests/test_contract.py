@@ -2,6 +2,7 @@
 
 import types
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from bench import check, config, contract, registry
 from bench.errors import BenchError
 from bench.method import Method, Prediction
+from bench.report import Use
 from bench.store import Store
 
 
@@ -35,7 +37,8 @@ def test_every_data_set_says_what_it_is_and_refuses_an_empty_folder(name: str, t
 def test_every_report_makes_a_text_of_no_records(name: str, tmp_path) -> None:
     module = registry.load("reports", name)
     assert module.SUFFIX
-    assert module.render([], Store(tmp_path))
+    assert module.FIGURES in get_args(Use)
+    assert module.render([], Store(tmp_path), [])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from bench.errors import BenchError
 from bench.registry import add, load, names
 
-REPORT = 'SUFFIX = "txt"\n\ndef render(records):\n    return "mine"\n'
+REPORT = 'SUFFIX = "txt"\nFIGURES = "never"\n\ndef render(records):\n    return "mine"\n'
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_broken_file_is_loaded_once_it_is_mended(folder: Path) -> None:
 def test_a_file_that_lacks_what_its_kind_defines_is_told(folder: Path) -> None:
     (folder / "lacking.py").write_text("def render(records):\n    return ''\n", "utf-8")
     add("reports", folder)
-    with pytest.raises(BenchError, match=r"A file in reports/ defines SUFFIX, render; lacking\.py lacks SUFFIX"):
+    with pytest.raises(BenchError, match=r"reports/ defines SUFFIX, FIGURES, render; lacking\.py lacks SUFFIX"):
         load("reports", "lacking")
 
 
