@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from bench.dataset import GOOD
 from bench.errors import BenchError
 
-SCHEMA = 1
+SCHEMA = 2
+
+_FIRST = {
+    "run": "dataset synthetic protocol k seed limit name method title settings preparation precision inputs profile "
+    "note variant",
+    "record": "run category data selection every epoch failure metrics missing error losses curve seconds latency "
+    "memory facts machine stored train tests origin command source commit started warnings",
+}
+"""The fields of schema 1: a record has all of them, and what came later takes its default where a record lacks it."""
 
 Selection = Literal["last", "oracle"]
 """Which epoch is reported: the last, or the best on the test set, as several authors do."""
@@ -137,14 +145,18 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        """The record that `to_json` wrote. Raises BenchError where the text is none, or of another schema."""
+        """The record that `to_json` wrote, now or under an older schema, whose missing fields take their defaults.
+
+        Raises BenchError where the text is none, or of a schema that is not known.
+        """
         try:
             found = json.loads(text, parse_float=_finite, parse_constant=_finite)
         except (ValueError, RecursionError) as error:
             raise BenchError(f"A record is JSON with finite numbers; this is not ({error}).") from error
         schema = found.pop("schema", None) if isinstance(found, dict) else None
-        if schema != SCHEMA:
-            raise BenchError(f"A record has schema {SCHEMA}; this has {schema!r}. Make it again: bench run --force.")
+        if isinstance(schema, bool) or schema not in range(1, SCHEMA + 1):
+            mend = "Update maskbench" if isinstance(schema, int) and schema > SCHEMA else "Run it again with --force"
+            raise BenchError(f"A record has schema 1 to {SCHEMA}; this has {schema!r}. {mend}.")
         run = Run(**_checked("run", found.get("run"), Run))
         return cls(**{**_checked("record", found, cls), "run": run})
 
@@ -219,9 +231,9 @@ def _checked(what: str, given: Any, kind: type[Run] | type[Record]) -> dict[str,
     hints = get_type_hints(kind)
     if not isinstance(given, dict):
         raise BenchError(f"A record's {what} is a table of fields; {given!r:.80} is none. Run it again with --force.")
-    odd = sorted(hints.keys() ^ given.keys())
+    odd = sorted((given.keys() - hints.keys()) | (set(_FIRST[what].split()) - given.keys()))
     if odd:
-        raise BenchError(f"A {what} has exactly the fields of schema {SCHEMA}; these differ: {', '.join(odd)}.")
+        raise BenchError(f"A {what} has exactly the fields of its schema; these differ: {', '.join(odd)}.")
     for name, value in given.items():
         if not _fits(value, hints[name]):
             told = hints[name] if get_args(hints[name]) else hints[name].__name__

@@ -1,7 +1,8 @@
 """Records: what is written is read back the same, and what is no record is refused in words."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,13 +109,38 @@ def test_a_record_cut_off_anywhere_is_refused(cut: int) -> None:
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{}", '"x"'])
 def test_json_without_a_schema_is_refused(text: str) -> None:
-    with pytest.raises(BenchError, match=f"A record has schema {SCHEMA}; this has None"):
+    with pytest.raises(BenchError, match=f"A record has schema 1 to {SCHEMA}; this has None"):
         Record.from_json(text)
 
 
-def test_another_schema_is_refused_with_its_number_and_the_mend() -> None:
-    with pytest.raises(BenchError, match=rf"schema {SCHEMA}; this has 0\. .*--force"):
-        read(schema=0)
+@pytest.mark.parametrize(
+    ("schema", "mend"),
+    [(0, "--force"), (SCHEMA + 1, "Update maskbench"), (99, "Update maskbench"), ("1", "--force"), (True, "--force")],
+)
+def test_a_schema_that_is_not_known_is_refused_with_its_number_and_the_mend(schema: Any, mend: str) -> None:
+    with pytest.raises(BenchError, match=rf"schema 1 to {SCHEMA}; this has {schema!r}\. .*{mend}"):
+        read(schema=schema)
+
+
+def test_a_record_of_the_first_schema_is_read_with_the_defaults_of_what_came_later(data: Path) -> None:
+    text = (data / "record_schema1.json").read_text("utf-8")
+    old = json.loads(text)
+    assert old["schema"] == 1
+    found = Record.from_json(text)
+    assert found.metrics == old["metrics"]
+    again = json.loads(found.to_json())
+    assert again["schema"] == SCHEMA
+    assert {name: again[name] for name in old if name not in {"schema", "run"}} == {
+        name: value for name, value in old.items() if name not in {"schema", "run"}
+    }
+    assert {name: again["run"][name] for name in old["run"]} == old["run"]
+    later = {entry.name: entry for entry in fields(Record) if entry.name not in old}
+    assert all(entry.default is not MISSING or entry.default_factory is not MISSING for entry in later.values())
+
+
+def test_a_record_of_the_first_schema_keeps_its_place(data: Path) -> None:
+    found = Record.from_json((data / "record_schema1.json").read_text("utf-8"))
+    assert found.run.key(found.data) == "8f009c6194d7"
 
 
 def test_missing_and_unknown_fields_are_named() -> None:
