@@ -209,7 +209,7 @@ def _views(method: Method, images: Tensor, names: list[str]) -> dict[str, NDArra
 
 
 def _told(sample: Sample) -> str:
-    return f"{sample.category}/{sample.split}/{sample.image.parent.name}/{sample.image.name}"
+    return f"{sample.category}/{sample.split}/{sample.defect}/{sample.image.name}"
 
 
 def source(module: ModuleType) -> str:

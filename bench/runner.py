@@ -180,7 +180,7 @@ def _named(found: dict[str, V], *, image: bool) -> dict[str, V]:
 def truth(images: FileImages) -> Callable[..., Answers]:
     """What is known of the images before any method is asked: the function from (scores, maps) to their Answers."""
     samples = images.samples
-    files = tuple(f"{sample.image.parent.name}/{sample.image.name}" for sample in samples)
+    files = tuple(f"{sample.defect}/{sample.image.name}" for sample in samples)
     defects = tuple(sample.defect for sample in samples)
     known = np.array([bool(sample.masks) or not sample.anomalous for sample in samples])
     masks = np.stack(images.masks())

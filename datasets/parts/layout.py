@@ -5,7 +5,7 @@ files that are no images are passed over.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 EXTENSIONS = frozenset(
     (".bmp", ".dib", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif")
 ) | {".tiff", ".webp"}
+
+
+Masks = Callable[[Path, str], dict[str, tuple[Path, ...]]]
+"""Called as `masks(category's folder, defect)`: the files of each mask, by the image's stem or that with "_mask"."""
 
 
 class Counts(NamedTuple):
@@ -38,7 +42,21 @@ def check_root(root: Path, title: str, mend: str) -> None:
         raise BenchError(f"{title} is looked for in a folder; {root} is a file. {mend}")
 
 
-def official(root: Path, title: str, counts: Mapping[str, Counts], mend: str, *, good: str = GOOD) -> list[Sample]:
+def flat(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
+    """The masks of MVTec AD's layout: `ground_truth/<defect>/<stem>_mask.*` or `<stem>.*`."""
+    return {path.stem: (path,) for path in images(folder / "ground_truth" / defect)}
+
+
+def official(
+    root: Path,
+    title: str,
+    counts: Mapping[str, Counts],
+    mend: str,
+    *,
+    good: str = GOOD,
+    inner: str = "",
+    masks: Masks = flat,
+) -> list[Sample]:
     """The samples of a published data set whose categories lie in `root`, or of the one category that `root` is.
 
     Args:
@@ -47,6 +65,8 @@ def official(root: Path, title: str, counts: Mapping[str, Counts], mend: str, *,
         counts: the official ones by category. Categories that are absent, and counts that differ, are warned of.
         mend: how to get the data set right, the end of every error.
         good: how the folders of good images are called.
+        inner: the folder of the images within that of each kind, "" for none.
+        masks: finds them.
 
     Raises BenchError where no category is there, or none has images to train and to test on.
     """
@@ -55,25 +75,41 @@ def official(root: Path, title: str, counts: Mapping[str, Counts], mend: str, *,
     present = [root.resolve()] if alone else [path for path in folders(root) if path.name in counts]
     if not present:
         raise BenchError(
-            f"{title} has the folders {_listed(sorted(counts))}; {root} has none of them, but {_contents(root)}. {mend}"
+            f"{title} has the folders {listed(sorted(counts))}; {root} has none of them, but {contents(root)}. {mend}"
         )
-    samples = categories(present, title, mend, good=good)
-    for path in present:
-        here = [sample for sample in samples if sample.category == path.name]
+    samples = categories(present, title, mend, good=good, inner=inner, masks=masks)
+    compare(samples, title, counts)
+    return samples
+
+
+def compare(samples: list[Sample], title: str, counts: Mapping[str, Counts]) -> None:
+    """Warns where the samples of a category are not as many as the official `counts` say, and of absent categories."""
+    for name in sorted({sample.category for sample in samples}):
+        here = [sample for sample in samples if sample.category == name]
         found = Counts(
             sum(sample.split == "train" for sample in here),
             sum(sample.split == "test" and not sample.anomalous for sample in here),
             sum(sample.anomalous for sample in here),
         )
-        if here and found != counts[path.name]:
-            log.warning("%s: officially %s; here are %s.", path.name, counts[path.name], found)
-    absent = sorted(set(counts) - {path.name for path in present})
+        if found != counts[name]:
+            log.warning("%s: officially %s; here are %s.", name, counts[name], found)
+    absent = sorted(set(counts) - {sample.category for sample in samples})
     if absent:
-        log.warning("%s: %d of %d categories are absent: %s.", title, len(absent), len(counts), _listed(absent))
-    return samples
+        log.warning("%s: %d of %d categories are absent: %s.", title, len(absent), len(counts), listed(absent))
 
 
-def categories(present: Iterable[Path], title: str, mend: str, *, good: str = GOOD) -> list[Sample]:
+def left_out(samples: list[Sample], title: str, folder: str) -> None:
+    """Warns of a split that is there and not used, so that every record tells it: `folder` beside train/ and test/."""
+    places = {sample.category: sample.image for sample in samples}
+    used = {name for name, image in places.items() for above in image.parents if above.name == name
+            and (above / folder).is_dir()}  # fmt: skip
+    if used:
+        log.warning("%s: %s/ is left out in %s, as methods learn from train/.", title, folder, listed(sorted(used)))
+
+
+def categories(
+    present: Iterable[Path], title: str, mend: str, *, good: str = GOOD, inner: str = "", masks: Masks = flat
+) -> list[Sample]:
     """The samples of several categories, by name. One that lacks train or test images is left out with a warning.
 
     Raises BenchError where none is left.
@@ -81,7 +117,7 @@ def categories(present: Iterable[Path], title: str, mend: str, *, good: str = GO
     samples: list[Sample] = []
     empty: list[str] = []
     for folder in sorted(present, key=lambda path: path.name):
-        here = category(folder, good=good)
+        here = category(folder, good=good, inner=inner, masks=masks)
         lacking = {"train", "test"} - {sample.split for sample in here}
         if not lacking:
             samples += here
@@ -89,9 +125,9 @@ def categories(present: Iterable[Path], title: str, mend: str, *, good: str = GO
             where = " and ".join({"train": f"train/{good}/", "test": "test/*/"}[split] for split in sorted(lacking))
             empty.append(f"{folder.name} (none in {where})")
     if not samples:
-        raise BenchError(f"{title} needs images to train and to test on; missing in {_listed(empty)}. {mend}")
+        raise BenchError(f"{title} needs images to train and to test on; missing in {listed(empty)}. {mend}")
     if empty:
-        log.warning("%s: left out for want of images: %s.", title, _listed(empty))
+        log.warning("%s: left out for want of images: %s.", title, listed(empty))
     return samples
 
 
@@ -117,46 +153,46 @@ def images(folder: Path) -> list[Path]:
     return found
 
 
-def category(folder: Path, *, good: str = GOOD) -> list[Sample]:
+def category(folder: Path, *, good: str = GOOD, inner: str = "", masks: Masks = flat) -> list[Sample]:
     """The samples of one category: first train, then test, each by defect and file name.
 
     Args:
         folder: holds `train/` and `test/`; its name is the category's.
         good: how the folders of good images are called.
-
-    A mask is `ground_truth/<defect>/<stem>_mask.*` or `<stem>.*`. Masks that are missing or left over are warned of.
+        inner: the folder of the images within that of each kind, "" for none.
+        masks: finds them. Masks that are missing or left over are warned of.
     """
-    others = [path.name for path in folders(folder / "train") if path.name.lower() != good and images(path)]
+    others = [path.name for path in folders(folder / "train") if path.name.lower() != good and images(path / inner)]
     if others:
         log.warning("%s: train/ holds %s besides '%s'; left out, as methods learn from good images only.",
-                    folder.name, _listed(others), good)  # fmt: skip
-    train = [_sample(folder, "train", path) for path in _good(folder / "train", good)]
+                    folder.name, listed(others), good)  # fmt: skip
+    train = [_sample(folder, "train", path) for path in _good(folder / "train", good, inner)]
     test: list[Sample] = []
     unused: list[str] = []
     kinds = {path.name for top in ("test", "ground_truth") for path in folders(folder / top)}
     for kind in sorted(kind for kind in kinds if kind.lower() != good):
-        masks = {path.stem: path for path in images(folder / "ground_truth" / kind)}
-        for image in images(folder / "test" / kind):
-            mask = masks.pop(f"{image.stem}_mask", None) or masks.pop(image.stem, None)
-            test.append(_sample(folder, "test", image, kind, mask))
-        unused += [f"{kind}/{path.name}" for path in masks.values()]
+        found = masks(folder, kind)
+        for image in images(folder / "test" / kind / inner):
+            own = found.pop(f"{image.stem}_mask", ()) or found.pop(image.stem, ())
+            test.append(_sample(folder, "test", image, kind, own))
+        unused += [f"{kind}/{path.name}" for paths in found.values() for path in paths]
     if unused:
-        log.warning("%s: %d masks belong to no image and are left out: %s.", folder.name, len(unused), _listed(unused))
+        log.warning("%s: %d masks belong to no image and are left out: %s.", folder.name, len(unused), listed(unused))
     bare = [f"{sample.defect}/{sample.image.name}" for sample in test if not sample.masks]
     if 0 < len(bare) < len(test):
         log.warning("%s: %d of %d defective images have no mask, so they count for the image metrics only: %s.",
-                    folder.name, len(bare), len(test), _listed(bare))  # fmt: skip
-    fine = [_sample(folder, "test", path) for path in _good(folder / "test", good)]
+                    folder.name, len(bare), len(test), listed(bare))  # fmt: skip
+    fine = [_sample(folder, "test", path) for path in _good(folder / "test", good, inner)]
     return sorted(train + fine + test, key=lambda sample: (sample.split == "test", sample.defect, sample.image.name))
 
 
-def _good(folder: Path, good: str) -> list[Path]:
+def _good(folder: Path, good: str, inner: str) -> list[Path]:
     """The good images of a split; `Good/` is not mistaken for a kind of defect."""
-    return [image for path in folders(folder) if path.name.lower() == good for image in images(path)]
+    return [image for path in folders(folder) if path.name.lower() == good for image in images(path / inner)]
 
 
-def _sample(folder: Path, split: Split, image: Path, defect: str = GOOD, mask: Path | None = None) -> Sample:
-    return Sample(image, folder.name, split, defect, (mask,) if mask else ())
+def _sample(folder: Path, split: Split, image: Path, defect: str = GOOD, masks: tuple[Path, ...] = ()) -> Sample:
+    return Sample(image, folder.name, split, defect, masks)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -169,13 +205,13 @@ def _entries(folder: Path) -> list[Path]:
         raise BenchError(f"A data set's folders must be readable; {folder} is not ({error.strerror}).") from error
 
 
-def _contents(folder: Path) -> str:
+def contents(folder: Path) -> str:
     """What lies in a folder, for a message."""
     names = [path.name + "/" * path.is_dir() for path in _entries(folder)]
-    return _listed(names) if names else "nothing"
+    return listed(names) if names else "nothing"
 
 
-def _listed(names: list[str], most: int = 6) -> str:
+def listed(names: list[str], most: int = 6) -> str:
     """Names as words, the first few of many."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
