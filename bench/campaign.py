@@ -11,7 +11,7 @@ from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.executor import Job, Watch, heard, local, source
 from bench.method import Method, Preparation
-from bench.protocol import PROTOCOLS, Task, limited
+from bench.protocol import PROTOCOLS, Task, held_out, limited
 from bench.record import Record, Run, Selection
 from bench.settings import known, resolve
 from bench.store import Store
@@ -132,6 +132,8 @@ class _Method:
             inputs=self._inputs(settings),
             profile=plan.profile,
             note=plan.note,
+            calibrate=options.calibrate,
+            resolution=options.resolution,
         )
         common = replace(told, settings=_plain(shared), inputs=self._inputs(shared))
         return Job(
@@ -198,7 +200,9 @@ def _ks(plan: Plan) -> tuple[int, ...]:
 
 def _draw(plan: Plan, samples: list[Sample], k: int, seed: int) -> list[Task]:
     known([plan.options.protocol], PROTOCOLS, "a protocol")
-    return PROTOCOLS[plan.options.protocol](samples, k, seed)
+    tasks = PROTOCOLS[plan.options.protocol](samples, k, seed)
+    rate = plan.options.calibrate
+    return [held_out(task, rate, seed) for task in tasks] if rate else tasks
 
 
 def _done(store: Store, job: Job, *, iterative: bool) -> list[Record]:

@@ -77,6 +77,10 @@ def run(  # noqa: PLR0917  typer makes the options from these
     threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU; 0 is torch's own choice.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a predict call.")] = None,
     maps: Annotated[str | None, typer.Option(help="Keep anomaly maps as float16, float32 or none.")] = None,
+    calibrate: Annotated[
+        float | None, typer.Option(help="Hold good images out and set a threshold at this false positive rate: 0.1.")
+    ] = None,
+    resolution: Annotated[str | None, typer.Option(help="Judge pixels at input or at original resolution.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder with backbone weights.")] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
     keep_model: Annotated[bool | None, typer.Option("--keep-model", help="Store the fitted methods.")] = None,
@@ -105,6 +109,8 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "threads": threads,
             "batch": batch,
             "maps": maps,
+            "calibrate": calibrate,
+            "resolution": resolution,
             "keep_model": keep_model,
             "time": latency,
         },

@@ -38,6 +38,8 @@ class Options:
         preparation: "shared" (the profile's, the same for all methods) or "native" (each method's own).
         batch: images a predict call.
         maps: "float16", "float32" or "none".
+        calibrate: hold good images out of training and set a threshold by them at this false positive rate; 0: don't.
+        resolution: judge the pixels of the prepared images ("input"), or of each image's own file ("original").
         keep_model: whether to store the fitted methods.
         time: whether to measure latency.
     """
@@ -57,6 +59,8 @@ class Options:
     preparation: Literal["shared", "native"] = "shared"
     batch: int = 8
     maps: Literal["float16", "float32", "none"] = "float16"
+    calibrate: float = 0.0
+    resolution: Literal["input", "original"] = "input"
     keep_model: bool = False
     time: bool = True
 
@@ -274,6 +278,8 @@ def _options(tables: list[tuple[dict[str, Any], str]], said: Mapping[str, Any]) 
             raise BenchError(f"A run needs at least one {key}; {origin[key]} gives none. Name one.")
         if key in _LEAST and value < _LEAST[key]:
             raise BenchError(f"{key} is {_LEAST[key]} or more; {origin[key]} gives {value}. Raise it.")
+        if key == "calibrate" and not 0 <= value < 1:
+            raise BenchError(f"A false positive rate is 0 or more and below 1; {origin[key]} gives {value}. Give 0.1.")
     return Options(**values), origin
 
 

@@ -26,7 +26,7 @@ from bench.images import FileImages
 from bench.method import Method, Precision, Preparation, Setup
 from bench.protocol import Task
 from bench.record import Answers, Maps, Record, Run, Selection
-from bench.runner import Answer, Fit, Rule, cases, judge
+from bench.runner import Answer, Fit, Rule, cases
 from bench.settings import resolve
 from bench.timing import Clock, latency
 
@@ -135,7 +135,18 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
         return FileImages(samples, preparation)
 
     machine.reset_peak(device)
-    fit = Fit(job.task, make, load, device, rule=job.rule, every=job.every, batch=job.batch, maps=job.maps)
+    fit = Fit(
+        job.task,
+        make,
+        load,
+        device,
+        rule=job.rule,
+        every=job.every,
+        batch=job.batch,
+        maps=job.maps,
+        calibrate=job.run.calibrate,
+        resolution=job.run.resolution,
+    )
     answers = list(fit.answers(lambda done, total, loss: watch(job.what, "fit", done, total, loss)))
     shared = replace(
         blank,
@@ -159,8 +170,9 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
 def _judged(job: Job, shared: Record, fit: Fit, answer: Answer, model: bytes | None) -> Outcome:
     clock = Clock(torch.device("cpu"))
     with clock("judge"):
-        found = judge(answer.answers)
+        found = fit.judge(answer)
     last = answer.selection == "last"
+    threshold, pixel_threshold = answer.thresholds or (None, None)
     shown = cases(answer.answers)
     record = replace(
         shared,
@@ -170,10 +182,13 @@ def _judged(job: Job, shared: Record, fit: Fit, answer: Answer, model: bytes | N
         epoch=answer.epoch,
         metrics=found.values,
         missing=found.missing,
+        threshold=threshold,
+        pixel_threshold=pixel_threshold,
         error=found.error,
         curve=fit.curves[answer.category],
         seconds={"fit": fit.seconds, "predict": answer.seconds, **clock.seconds},
         tests=[_told(sample) for sample in fit.tests[answer.category].samples],
+        held=[_told(sample) for sample in job.task.held.get(answer.category, ())],
         stored={"views": {case: answer.answers.files[index] for case, index in shown.items()} if last else {}},
     )
     if not last:  # the method has gone on since that epoch: no picture or latency of it can be had

@@ -73,6 +73,10 @@ class FileImages:
         """(h, w) a sample, True on defect pixels; all False where the sample has no mask."""
         return [defects(sample, self.preparation) for sample in self.samples]
 
+    def soft_masks(self) -> list[NDArray[np.uint8]]:
+        """(h, w) a sample, the masks as other code resizes them: bilinear, with 1 to 254 along their edges."""
+        return [softened(sample, self.preparation) for sample in self.samples]
+
     def _stack(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         return np.stack([self._pixels(index) for index in indices])  # (b, h, w, 3)
 
@@ -126,15 +130,66 @@ def defects(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
     found = np.zeros(preparation.size, dtype=np.bool_)
     for path in sample.masks:
         with _told(path, "A mask"):
-            with Image.open(path) as image:
-                image.load()
-                _fitting(image.size, sample.image)
-                plain = image.mode in {"1", "L", "F"} or image.mode.startswith("I")
-                values = np.asarray(image) if plain else np.asarray(_colours(image)).max(axis=2)  # (h, w)
-            half = 32767 if image.mode.startswith("I") else 127
-            binary = values > (half if values.max() > half else 0)
-            found |= np.asarray(prepare(Image.fromarray(binary), preparation, resample="nearest"))
+            found |= np.asarray(prepare(Image.fromarray(_marked(path, sample)), preparation, resample="nearest"))
     return found
+
+
+def softened(sample: Sample, preparation: Preparation) -> NDArray[np.uint8]:
+    """(h, w), the masks of `defects` in 255ths after a bilinear resize, the highest of several."""
+    found = np.zeros(preparation.size, dtype=np.uint8)
+    for path in sample.masks:
+        with _told(path, "A mask"):
+            grey = Image.fromarray(_marked(path, sample).astype(np.uint8) * 255)
+            found = np.maximum(found, np.asarray(prepare(grey, preparation, resample="bilinear")))
+    return found
+
+
+class Originals:
+    """The images of some samples at their own sizes, for metrics there: maps are resized to them, masks never.
+
+    What a crop keeps from the input is judged neither there nor here: of each image only the part that its input shows
+    counts, in whole pixels.
+    """
+
+    def __init__(self, samples: Sequence[Sample], preparation: Preparation) -> None:
+        self.samples = tuple(samples)
+        self._sizes = [_size(sample.image) for sample in samples]
+        self._parts = [shown(size, preparation) for size in self._sizes]
+
+    def map(self, index: int, found: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(h, w) the map of an image, resized bilinearly to the part of the image that its input shows."""
+        left, top, right, bottom = self._parts[index]
+        return np.asarray(Image.fromarray(found).resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """(h, w) the same part of the image's masks, cut as `defects` cuts them, united and not resized.
+
+        Raises BenchError where a mask is not of its image's size.
+        """
+        (width, height), sample = self._sizes[index], self.samples[index]
+        left, top, right, bottom = self._parts[index]
+        found = np.zeros((height, width), dtype=np.bool_)
+        for path in sample.masks:
+            with _told(path, "A mask at original resolution"):
+                marked = _marked(path, sample)
+                if marked.shape != found.shape:
+                    rows, columns = marked.shape
+                    raise ValueError(f"it has {columns} x {rows} pixels, its image {width} x {height}")
+                found |= marked
+        return found[top:bottom, left:right]
+
+
+def shown(size: tuple[int, int], preparation: Preparation) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of what the input shows of an image of (width, height), in its own whole pixels."""
+    width, height = _resized(size, preparation)
+    rows, columns = preparation.size
+    ends = []
+    for own, resized, kept in ((size[0], width, columns), (size[1], height, rows)):
+        first = (resized - kept) // 2
+        start = min(round(first * own / resized), own - 1)
+        ends.append((start, max(round((first + kept) * own / resized), start + 1)))
+    (left, right), (top, bottom) = ends
+    return left, top, right, bottom
 
 
 def prepare(image: Image.Image, preparation: Preparation, resample: Resample | None = None) -> Image.Image:
@@ -142,12 +197,7 @@ def prepare(image: Image.Image, preparation: Preparation, resample: Resample | N
 
     Raises ValueError where an image is so long and thin that keeping its aspect would make it huge.
     """
-    width, height = preparation.width, preparation.height
-    if preparation.keep_aspect:
-        scale = max(width / image.width, height / image.height)
-        width, height = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-        if width * height > LARGEST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} would become {width} x {height}; set keep_aspect = false")
+    width, height = _resized(image.size, preparation)
     if image.size != (width, height):
         image = image.resize((width, height), _FILTERS[resample or preparation.resample])
     rows, columns = preparation.size
@@ -155,6 +205,34 @@ def prepare(image: Image.Image, preparation: Preparation, resample: Resample | N
         left, top = (image.width - columns) // 2, (image.height - rows) // 2
         image = image.crop((left, top, left + columns, top + rows))
     return image
+
+
+def _resized(size: tuple[int, int], preparation: Preparation) -> tuple[int, int]:
+    """(width, height) before anything is cut out. Raises ValueError as `prepare` does."""
+    width, height = preparation.width, preparation.height
+    if preparation.keep_aspect:
+        scale = max(width / size[0], height / size[1])
+        width, height = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
+        if width * height > LARGEST_PIXELS:
+            raise ValueError(f"{size[0]} x {size[1]} would become {width} x {height}; set keep_aspect = false")
+    return width, height
+
+
+def _marked(path: Path, sample: Sample) -> NDArray[np.bool_]:
+    """(h, w) a mask's file, cut as `defects` says. Raises ValueError where it can't lie over the sample's image."""
+    with Image.open(path) as image:
+        image.load()
+        _fitting(image.size, sample.image)
+        plain = image.mode in {"1", "L", "F"} or image.mode.startswith("I")
+        values = np.asarray(image) if plain else np.asarray(_colours(image)).max(axis=2)
+    half = 32767 if image.mode.startswith("I") else 127
+    marked: NDArray[np.bool_] = values > (half if values.max() > half else 0)
+    return marked
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with _told(path, "An image"), Image.open(path) as opened:
+        return opened.size
 
 
 def _colours(image: Image.Image) -> Image.Image:
@@ -171,8 +249,7 @@ def _scaled(values: NDArray[np.generic], largest: int) -> Image.Image:
 
 def _fitting(size: tuple[int, int], image: Path) -> None:
     """Raises ValueError where a mask of that (width, height) can't lie over the image, but for rounding to a pixel."""
-    with _told(image, "An image"), Image.open(image) as opened:
-        width, height = opened.size
+    width, height = _size(image)
     if abs(size[0] * height - size[1] * width) > max(width, height):
         raise ValueError(f"it has {size[0]} x {size[1]} pixels, its image {width} x {height}")
 

@@ -16,6 +16,10 @@ from bench.errors import BenchError
 
 IMAGE_NAMES = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max")
+THRESHOLD_NAMES = ("image_precision", "image_recall", "image_f1", "image_fpr")
+
+LIMITS = (0.05, 0.3)
+"""Of the false positive rate, up to which AUPRO goes unless told otherwise: aupro_05 and aupro_30."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Judgement:
 
     Attributes:
         values: fractions in [0, 1] by name: image_auroc, image_ap, image_f1max, pixel_auroc, pixel_ap, pixel_f1max,
-            and an aupro_30 for the limit 0.3 of the false positive rate.
+            and an aupro_30 for the limit 0.3 of the false positive rate. `at_threshold` names its own.
         missing: why a metric does not exist, by the same names.
         error: how far any of the values can lie from the exact one; 0 up to counting.EXACT defect pixels.
     """
@@ -64,7 +68,7 @@ def judge(
     maps: Sequence[Array] | None,
     masks: Sequence[Bools] | None,
     *,
-    fpr_limits: Sequence[float] = (0.3,),
+    fpr_limits: Sequence[float] = LIMITS,
 ) -> Judgement:
     """All metrics of one category, on raw scores.
 
@@ -113,27 +117,40 @@ def threshold_at(normals: Array, rate: float) -> float:
     Raises: BenchError where a score is not finite, or where n < 1 / rate - 1, so that no score would do.
     """
     normals = _checked(normals, np.zeros(np.shape(normals), dtype=bool))
-    if not 0 < rate < 1:
-        raise BenchError(f"A false positive rate lies between 0 and 1; this is {rate}. Give 0.1.")
-    rank = math.ceil((normals.size + 1) * (1 - rate) - 1e-9)  # 1e-9: (9 + 1)(1 - 0.1) is 9 and not a hair more
-    if rank > normals.size:
+    needed = least_held(rate)
+    if normals.size < needed:
         raise BenchError(
-            f"A false positive rate of {rate:g} needs {math.ceil(1 / rate - 1 - 1e-9)} good images held out of "
-            f"training, there are {normals.size}. Hold out more, or allow a rate of {1 / (normals.size + 1):.2g}."
+            f"A false positive rate of {rate:g} needs {needed} good images held out of training, there are "
+            f"{normals.size}. Hold out more, or allow a rate of {1 / (normals.size + 1):.2g}."
         )
+    rank = math.ceil((normals.size + 1) * (1 - rate) - 1e-9)  # 1e-9: (9 + 1)(1 - 0.1) is 9 and not a hair more
     return float(np.sort(normals)[rank - 1])
 
 
-def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str, float]:
-    """precision, recall and f1 of calling (n,) images defective where their score lies above the threshold.
+def least_held(rate: float) -> int:
+    """How many good images `threshold_at` needs for a rate. Raises: BenchError where it is not between 0 and 1."""
+    if not 0 < rate < 1:
+        raise BenchError(f"A false positive rate lies between 0 and 1; this is {rate}. Give 0.1.")
+    return math.ceil(1 / rate - 1 - 1e-9)
 
+
+def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str, float]:
+    """THRESHOLD_NAMES: what it means to call (n,) images defective where their score lies above the threshold.
+
+    The last is the share of good images that are called defective: what the chosen rate became on these images.
     Precision and F1 are 0 where nothing is called defective.
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
     scores, anomalous = both_classes(scores, anomalous)
-    called = scores > threshold
-    hits, calls, defects = (int(np.count_nonzero(chosen)) for chosen in (called & anomalous, called, anomalous))
-    return {"precision": hits / max(calls, 1), "recall": hits / defects, "f1": 2 * hits / (calls + defects)}
+    found = of_decisions(scores > threshold, anomalous, np.ones(scores.size))
+    return {name: float(value) for name, value in found.items()}
+
+
+def of_decisions(called: Bools, anomalous: Bools, weights: Floats) -> dict[str, Floats]:
+    """THRESHOLD_NAMES (...) of (n,) decisions about images that count as often as `weights` (..., n) say."""
+    hits, calls, defects, goods = (weights @ chosen for chosen in (called & anomalous, called, anomalous, ~anomalous))
+    values = hits / np.maximum(calls, 1), hits / defects, 2 * hits / (calls + defects), (calls - hits) / goods
+    return dict(zip(THRESHOLD_NAMES, values, strict=True))
 
 
 # --- From counts to metrics; a curve's arrays may have leading axes, as one for draws -------------------------------

@@ -1,12 +1,14 @@
 """Protocols: pure functions from samples to tasks. A task is one fit and the categories that it is judged on."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from types import MappingProxyType
 
 from bench.dataset import Sample
 from bench.errors import BenchError
+from bench.metrics import least_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +19,13 @@ class Task:
         name: the category, or "all" where one model serves all.
         train: good images.
         tests: test images by category.
+        held: good images by category that were held out of training, to set a threshold by; empty unless asked for.
     """
 
     name: str
     train: tuple[Sample, ...]
     tests: dict[str, tuple[Sample, ...]]
+    held: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
 
 
 Protocol = Callable[[Sequence[Sample], int, int], list[Task]]
@@ -87,6 +91,28 @@ def k_shot(samples: Sequence[Sample], k: int, seed: int) -> list[Task]:
     return tasks
 
 
+def held_out(task: Task, rate: float, seed: int) -> Task:
+    """The task with good images of each category taken out of training, to set a threshold at a false positive rate.
+
+    A fifth of them, or as many as the rate needs where that is more, drawn as `k_shot` draws: the same on every machine
+    and for every method. Raises BenchError where that would be more than half of a category's images.
+    """
+    held: dict[str, tuple[Sample, ...]] = {}
+    for category in task.tests:
+        own = [sample for sample in task.train if sample.category == category]
+        count, most = max(least_held(rate), len(own) // 5), len(own) // 2
+        if count > most:
+            allowed = f", or allow a rate of {math.ceil(100 / (most + 1)) / 100:g} or more" if most else ""
+            raise BenchError(
+                f"A threshold at a false positive rate of {rate:g} takes {count} good images out of training, and half "
+                f"of them at most; '{category}' has {len(own)}. Train on more, leave --calibrate out{allowed}."
+            )
+        drawn = sorted(own, key=lambda sample: _lot(f"held/{seed}", sample))[:count]
+        held[category] = tuple(sorted(drawn, key=_order))
+    out = {sample for samples in held.values() for sample in samples}
+    return replace(task, train=tuple(sample for sample in task.train if sample not in out), held=held)
+
+
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {"one-for-one": one_for_one, "unified": unified, "kshot": k_shot}
 )
@@ -96,5 +122,5 @@ def _order(sample: Sample) -> tuple[str, str, str, str]:
     return (sample.category, sample.split, sample.defect, sample.image.as_posix())
 
 
-def _lot(seed: int, sample: Sample) -> bytes:
+def _lot(seed: int | str, sample: Sample) -> bytes:
     return sha256(f"{seed}/{sample.category}/{sample.image.stem}".encode(errors="surrogateescape")).digest()

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -25,6 +26,9 @@ _FIRST = {
 Selection = Literal["last", "oracle"]
 """Which epoch is reported: the last, or the best on the test set, as several authors do."""
 
+Resolution = Literal["input", "original"]
+"""At which pixels are judged: those of the prepared images, or those of each image's own file."""
+
 Maps = Literal["float16", "float32", "none"]
 """How maps are kept: half precision with one power-of-two exponent a category, in full, or not at all."""
 
@@ -40,6 +44,8 @@ class Run:
         k: training images a category, or 0 where the protocol takes all.
         seed: as the user gave it; draws and fits follow from it.
         limit: the cap of a quick look, or 0.
+        calibrate: the false positive rate for which good training images were held out to set a threshold, or 0.
+        resolution: at which pixels were judged.
         name: what the user calls the method, an alias or a file: "aminet_jitter".
         method: the file in methods/ that it is: "aminet".
         title: as tables print it: "AMI-Net‡".
@@ -68,10 +74,16 @@ class Run:
     profile: str
     note: str
     variant: str = ""
+    calibrate: float = 0.0
+    resolution: Resolution = "input"
 
     def key(self, data: str) -> str:
-        """Short hash of what decides the answers besides the seed; `data` is the digest of the images."""
-        decisive = (self.method, self.settings, self.preparation, self.precision, self.inputs, self.limit, data)
+        """Short hash of what decides the numbers besides the seed; `data` is the digest of the images."""
+        decisive = [self.method, self.settings, self.preparation, self.precision, self.inputs, self.limit, data]
+        if self.calibrate:
+            decisive.append({"calibrate": self.calibrate})
+        if self.resolution != "input":
+            decisive.append({"resolution": self.resolution})
         return sha256(json.dumps(decisive, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
@@ -89,6 +101,8 @@ class Record:
         failure: why there are no metrics, with the last lines of the traceback; "" where all went well.
         metrics: fractions in [0, 1], by name.
         missing: the metrics that do not exist here, with the reason.
+        threshold: an image whose score lies above it is called defective, with `run.calibrate`; else None.
+        pixel_threshold: the same for a pixel of the map: of a good image the highest pixel lies above it that rarely.
         error: bound on the error of the pixel metrics; 0 where they are exact, as they are but for huge sets.
         losses: the mean loss of each epoch.
         curve: the metrics of each epoch at which the oracle looked, with its "epoch".
@@ -99,7 +113,8 @@ class Record:
         machine: device, versions, numeric switches.
         stored: what lies beside the record: "maps" ("float16" | "float32" | "none"), "sha256" of the answers' file,
             "model" (whether the fitted method is there), "views": the image that each picture shows.
-        train: the training files. tests: the test files, as stored.
+        train: the training files. held: the good ones held out of them, by which the thresholds were set.
+        tests: the test files, as stored.
         origin: where each value of the plan came from.
         command: the command line.
         source: hash of the method's source file. commit: of the checkout.
@@ -116,6 +131,8 @@ class Record:
     failure: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    threshold: float | None = None
+    pixel_threshold: float | None = None
     error: float = 0.0
     losses: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -126,6 +143,7 @@ class Record:
     machine: dict[str, Any] = field(default_factory=dict)
     stored: dict[str, Any] = field(default_factory=dict)
     train: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     tests: list[str] = field(default_factory=list)
     origin: dict[str, str] = field(default_factory=dict)
     command: str = ""
@@ -172,6 +190,7 @@ class Answers:
         maps: (n, h, w) float32, or None where they were not kept.
         masks: (n, h, w), True on defect pixels.
         known: (n,) whether the pixel truth is known: False for a defect image without a mask.
+        soft: (n, h, w) the masks in 255ths, as a bilinear resize would have made them; None where they were not kept.
     """
 
     files: tuple[str, ...]
@@ -180,6 +199,7 @@ class Answers:
     maps: NDArray[np.float32] | None
     masks: NDArray[np.bool_]
     known: NDArray[np.bool_]
+    soft: NDArray[np.uint8] | None = None
 
     @property
     def anomalous(self) -> NDArray[np.bool_]:
@@ -248,11 +268,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if origin is Literal:
         return value in inner
+    if origin is UnionType:
+        return any(_fits(value, each) for each in inner)
     if origin is dict:
         return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
     if origin is list:
         return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
-    if hint is Run:
-        return isinstance(value, dict)
-    kinds = (int, float) if hint is float else (hint,)
+    kinds = {float: (int, float), Run: (dict,)}.get(hint, (hint,))
     return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))

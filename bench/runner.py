@@ -4,20 +4,22 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench import metrics
+from bench.counting import Bools, Floats
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.images import FileImages
+from bench.images import FileImages, Originals
 from bench.method import Method, Prediction, Progress
 from bench.metrics import Judgement
 from bench.protocol import Task
-from bench.record import Answers, Maps, Selection
+from bench.record import Answers, Maps, Resolution, Selection
 from bench.timing import Clock
 
 V = TypeVar("V")
@@ -38,6 +40,7 @@ class Answer:
         epoch: reported; 0 where the method has none.
         seconds: that predicting all the category's test images took.
         answers: raw, beside the truth.
+        thresholds: of an image's score and of a pixel, set by images held out of training; None where none were.
     """
 
     category: str
@@ -45,6 +48,7 @@ class Answer:
     epoch: int
     seconds: float
     answers: Answers
+    thresholds: tuple[float, float] | None = None
 
 
 class Fit:
@@ -65,16 +69,23 @@ class Fit:
         every: int,
         batch: int,
         maps: Maps,
+        calibrate: float = 0.0,
+        resolution: Resolution = "input",
     ) -> None:
         self.train = load(task.train)
+        self.held = {category: load(samples) for category, samples in task.held.items()}
         self.tests = {category: load(samples) for category, samples in task.tests.items()}
         self.method = make()
         self.losses: list[float] = []
         self.curves: dict[str, list[dict[str, float]]] = {category: [] for category in task.tests}
         self._truth = {category: truth(images) for category, images in self.tests.items()}
+        self._originals = {
+            category: Originals(images.samples, images.preparation) if resolution == "original" else None
+            for category, images in self.tests.items()
+        }
         self.device = device
         self.seconds = 0.0
-        self._rule, self._every, self._batch, self._maps = rule, every, batch, maps
+        self._rule, self._every, self._batch, self._maps, self._calibrate = rule, every, batch, maps, calibrate
         self._epoch = 0
         self._best: list[Answer] = []
         self._best_merit = (-1.0, -1.0)
@@ -102,32 +113,51 @@ class Fit:
         if iterative and not self._epoch:
             raise BenchError("An iterative method calls progress after each epoch; this one never did. Mend its fit.")
         if self._rule != "oracle" or not iterative:  # without epochs there is nothing to choose from
-            yield from self._ask("last")
+            yield from map(self._calibrated, self._ask("last"))
         yield from self._best
+
+    def judge(self, answer: Answer) -> Judgement:
+        """The metrics of an answer of this fit, at the resolution and with the threshold that were asked for."""
+        threshold = answer.thresholds[0] if answer.thresholds else None
+        return judge(answer.answers, threshold=threshold, originals=self._originals[answer.category])
 
     def _look(self) -> None:
         """Repeats the authors' rule: the best sum of image and pixel AUROC on the test set, ties by the sum of APs."""
         found = list(self._ask("oracle"))
-        points = [judge(answer.answers).values for answer in found]
+        points = [self.judge(answer).values for answer in found]
         for answer, point in zip(found, points, strict=True):
             self.curves[answer.category].append({"epoch": float(self._epoch), **point})
         merit = (_mean_sum(points, "auroc"), _mean_sum(points, "ap"))
         if merit > self._best_merit:
-            self._best, self._best_merit = found, merit
+            self._best, self._best_merit = list(map(self._calibrated, found)), merit
 
     def _ask(self, selection: Selection) -> Iterator[Answer]:
         for category, images in self.tests.items():
             clock = Clock(self.device)
-            scores, maps = [], []
-            for batch in images.batches(self._batch):
-                given = batch.to(self.device)
-                with clock("predict"), torch.no_grad():
-                    found = self.method.predict(given)
-                check(found, given)
-                scores.append(found.scores.double().cpu().numpy())
-                maps.append(found.maps.float().cpu().numpy())
+            scores, maps = zip(*self._predicted(images, clock), strict=True)
             said = self._truth[category](np.concatenate(scores), np.concatenate(maps)).rounded(self._maps)
             yield Answer(category, selection, self._epoch, clock.seconds["predict"], said)
+
+    def _calibrated(self, answer: Answer) -> Answer:
+        """With the thresholds that the images held out of training set: of their scores, and of their highest pixels.
+
+        Neither is rounded, nor are the scores that it is held against.
+        """
+        if not self.held:
+            return answer
+        found = self._predicted(self.held[answer.category], Clock(self.device))
+        scores, highest = zip(*((scores, maps.max(axis=(1, 2))) for scores, maps in found), strict=True)
+        image, pixel = (metrics.threshold_at(np.concatenate(of), self._calibrate) for of in (scores, highest))
+        return replace(answer, thresholds=(image, pixel))
+
+    def _predicted(self, images: FileImages, clock: Clock) -> Iterator[tuple[Floats, NDArray[np.float32]]]:
+        """(b,) scores and (b, h, w) maps of each batch, checked."""
+        for batch in images.batches(self._batch):
+            given = batch.to(self.device)
+            with clock("predict"), torch.no_grad():
+                found = self.method.predict(given)
+            check(found, given)
+            yield found.scores.double().cpu().numpy(), found.maps.float().cpu().numpy()
 
 
 def _mean_sum(points: list[dict[str, float]], name: str) -> float:
@@ -147,21 +177,51 @@ def check(found: Prediction, images: torch.Tensor) -> None:
         raise BenchError("A method's scores and maps are finite; this one answered NaN or infinity. Mend its predict.")
 
 
-def judge(answers: Answers) -> Judgement:
-    """The metrics of one category. Defect images without a mask count for the image metrics only."""
-    known = answers.known
-    if not known.any():
-        return metrics.judge(answers.scores, answers.anomalous, None, None)
-    maps = None if answers.maps is None else list(answers.maps[known])
-    pixel = metrics.judge(answers.scores[known], answers.anomalous[known], maps, list(answers.masks[known]))
-    if known.all():
-        return pixel
+def judge(answers: Answers, *, threshold: float | None = None, originals: Originals | None = None) -> Judgement:
+    """The metrics of one category. Defect images without a mask count for the image metrics only.
+
+    threshold: of the scores, at which precision and the like are told. originals: judge the pixels of the images' own
+    files, one image in memory at a time; None: those of the input.
+    """
     image = metrics.judge(answers.scores, answers.anomalous, None, None)
+    if threshold is not None and "image_auroc" in image.values:
+        image.values.update(metrics.at_threshold(answers.scores, answers.anomalous, threshold))
+    elif threshold is not None:
+        image.missing.update(dict.fromkeys(metrics.THRESHOLD_NAMES, image.missing["image_auroc"]))
+    known = np.flatnonzero(answers.known)
+    if not known.size:
+        return image
+    maps, masks = _pixels(answers, known, originals)
+    pixel = metrics.judge(answers.scores[known], answers.anomalous[known], maps, masks)
     return Judgement(
         _named(pixel.values, image=False) | _named(image.values, image=True),
         _named(pixel.missing, image=False) | _named(image.missing, image=True),
         pixel.error,
     )
+
+
+class _Asked(Sequence[V]):
+    """As many things as there are `numbers`, each made when it is asked for and not kept."""
+
+    def __init__(self, numbers: NDArray[np.intp], make: Callable[[int], V]) -> None:
+        self._numbers, self._make = numbers, make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> V:  # type: ignore[override]  # nobody cuts it
+        return self._make(int(self._numbers[index]))
+
+
+def _pixels(
+    answers: Answers, known: NDArray[np.intp], originals: Originals | None
+) -> tuple[Sequence[NDArray[np.float32]] | None, Sequence[Bools]]:
+    """The maps, where there are any, and the masks of the images whose pixel truth is known."""
+    found, masks = answers.maps, answers.masks
+    if originals is None:
+        return (None if found is None else list(found[known])), list(masks[known])
+    at_original = _Asked(known, originals.mask)
+    return (None if found is None else _Asked(known, lambda i: originals.map(i, found[i]))), at_original
 
 
 def cases(answers: Answers) -> dict[str, int]:
@@ -183,8 +243,8 @@ def truth(images: FileImages) -> Callable[..., Answers]:
     files = tuple(f"{sample.defect}/{sample.image.name}" for sample in samples)
     defects = tuple(sample.defect for sample in samples)
     known = np.array([bool(sample.masks) or not sample.anomalous for sample in samples])
-    masks = np.stack(images.masks())
-    return lambda scores, maps: Answers(files, defects, scores, maps, masks, known)
+    masks, soft = np.stack(images.masks()), np.stack(images.soft_masks())
+    return lambda scores, maps: Answers(files, defects, scores, maps, masks, known, soft)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from bench import campaign, summary
 from bench.campaign import Survey
 from bench.config import Config, Plan
 from bench.record import Record
+from bench.summary import Group
 
 FIT_SHARE = 0.8
 """How much of a job's bar the fit takes; predict, timing and metrics share the rest."""
@@ -64,23 +65,33 @@ def results(out: Console, records: Iterable[Record]) -> None:
     for group in summary.groups(records):
         if not group.records:
             continue
-        table = Table(
-            title=escape(summary.heading(group)),
-            title_justify="left",
-            caption_justify="left",
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        table.add_column("category", vertical="bottom")
-        for name in (*summary.METRICS.values(), "latency"):
-            table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
-        for category in (*group.categories, summary.MEAN):
-            cells = [summary.percent(group.cell(category, metric)) for metric in summary.METRICS]
-            speed = summary.milliseconds(group.cell(category, summary.LATENCY))
-            table.add_row(escape(category), *cells, speed, style="bold" if category == summary.MEAN else "")
-        table.caption = escape("; ".join(["percent", *summary.marks(group), summary.machine(group)]))
-        out.print(table)
+        caption = escape("; ".join(["percent", *summary.marks(group), summary.machine(group)]))
+        if group.first.run.calibrate:  # all in one would be wider than many a terminal
+            out.print(_table(group, summary.METRICS, latency=True))
+            out.print(_table(group, summary.CALIBRATED, caption=caption))
+        else:
+            out.print(_table(group, summary.METRICS, latency=True, caption=caption))
+
+
+def _table(group: Group, metrics: dict[str, str], *, latency: bool = False, caption: str = "") -> Table:
+    table = Table(
+        title=escape(summary.heading(group)) if latency else "at the threshold",
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("category", vertical="bottom")
+    for name in (*metrics.values(), *(["latency"] if latency else [])):
+        shown = name.replace(" ", "\n").replace("@", "\n@")
+        table.add_column(shown, justify="right", no_wrap=True, vertical="bottom")
+    for category in (*group.categories, summary.MEAN):
+        cells = [summary.percent(group.cell(category, metric)) for metric in metrics]
+        cells += [summary.milliseconds(group.cell(category, summary.LATENCY))] if latency else []
+        table.add_row(escape(category), *cells, style="bold" if category == summary.MEAN else "")
+    return table
 
 
 def close(out: Console, plan: Plan, survey: Survey, records: list[Record]) -> bool:

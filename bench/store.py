@@ -11,6 +11,7 @@ that belongs to it stands.
 
 import io
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -106,8 +107,8 @@ class Store:
         if sha256(packed).hexdigest() != record.stored.get("sha256"):
             raise BenchError(f"{path} is not the file that its record names. Run it again with --force.")
         with np.load(io.BytesIO(packed), allow_pickle=False) as found:
-            count, height, width = found["shape"].tolist()
-            bits = np.unpackbits(found["masks"], count=count * height * width)
+            shape = found["shape"].tolist()
+            bits = np.unpackbits(found["masks"], count=math.prod(shape)).reshape(shape)
             maps = None
             if "maps" in found:
                 maps = widened(found["maps"], int(found["exponent"])) if "exponent" in found else found["maps"]
@@ -116,8 +117,9 @@ class Store:
                 defects=tuple(found["defects"].tolist()),
                 scores=found["scores"],
                 maps=maps,
-                masks=bits.astype(np.bool_).reshape(count, height, width),
+                masks=bits.astype(np.bool_),
                 known=found["known"],
+                soft=_soft(found["soft"], found["soft_at"], bits) if "soft" in found else None,
             )
 
     def views(self, record: Record) -> dict[str, Path]:
@@ -162,9 +164,19 @@ def _pack(answers: Answers, maps: Maps) -> bytes:
         arrays["maps"] = answers.maps
     elif answers.maps is not None and maps == "float16":
         arrays["maps"], arrays["exponent"] = halved(answers.maps)
+    if answers.soft is not None:  # but for their edges the masks are these as well
+        at = np.flatnonzero(answers.soft != answers.masks * np.uint8(255))
+        arrays["soft"], arrays["soft_at"] = answers.soft.ravel()[at], at.astype(np.min_scalar_type(answers.soft.size))
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
+
+
+def _soft(values: NDArray[np.uint8], at: NDArray[np.uint64], bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(n, h, w) the masks of (n, h, w) bits in 255ths, with other values at some places."""
+    soft = bits * np.uint8(255)
+    soft.put(at.astype(np.intp), values)
+    return soft
 
 
 def _write(last: Path, content: bytes, others: Mapping[Path, bytes]) -> None:

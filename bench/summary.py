@@ -12,9 +12,18 @@ METRICS = {
     "image_ap": "image AP",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
-    "aupro_30": "AUPRO",
+    "aupro_30": "AUPRO@0.3",
+    "aupro_05": "AUPRO@0.05",
 }
 """The metrics that every table shows, in order, with their headings."""
+
+CALIBRATED = {
+    "image_precision": "precision",
+    "image_recall": "recall",
+    "image_f1": "F1",
+    "image_fpr": "false positive rate",
+}
+"""Those at the threshold of a calibrated run, which its tables show as well."""
 
 MEAN = "mean"
 LATENCY = "latency"
@@ -122,6 +131,9 @@ def marks(group: Group) -> list[str]:
     found = ["synthetic data"] if run.synthetic else []
     found += [run.note] if run.note else []
     found += [f"limited to {run.limit} images a kind"] if run.limit else []
+    found += [_calibrated(run)] if run.calibrate else []
+    found += ["pixel metrics at original resolution"] if run.resolution == "original" else []
+    found += _error(group)
     found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
     found += [f"in {run.precision}"] if run.precision != "float32" else []
     found += [_own_preparation(run)] if group.first.origin.get("preparation") == "--preparation" else []
@@ -130,6 +142,21 @@ def marks(group: Group) -> list[str]:
     found += _missing(group)
     found += [f"random weights in {run.settings.get('backbone', 'it')}"] if "random" in run.inputs.values() else []
     return found
+
+
+def columns(group: Group) -> dict[str, str]:
+    """The metrics that a table of the group shows, with their headings."""
+    return METRICS | (CALIBRATED if group.first.run.calibrate else {})
+
+
+def _calibrated(run: Run) -> str:
+    return f"threshold for a false positive rate of {run.calibrate:g}, set by good images held out of training"
+
+
+def _error(group: Group) -> list[str]:
+    """What counting the pixels of a huge set in groups may cost."""
+    error = max((record.error for record in group.records.values()), default=0.0)
+    return [f"pixel metrics exact to {error:.0e}"] if error else []
 
 
 def _own_preparation(run: Run) -> str:

@@ -5,7 +5,19 @@ from collections.abc import Sequence
 from bench.record import Record
 from bench.report import Figure, Use
 from bench.store import Store
-from bench.summary import LATENCY, MEAN, METRICS, Group, groups, heading, machine, marks, milliseconds, percent
+from bench.summary import (
+    LATENCY,
+    MEAN,
+    METRICS,
+    Group,
+    columns,
+    groups,
+    heading,
+    machine,
+    marks,
+    milliseconds,
+    percent,
+)
 
 from .parts.differences import statistics
 from .parts.gallery import gallery
@@ -46,9 +58,10 @@ def _comparison(members: Sequence[Group]) -> str:
 
 
 def _by_category(group: Group) -> str:
-    rows = [("category", *METRICS.values(), "latency")]
+    shown = columns(group)
+    rows = [("category", *shown.values(), "latency")]
     for category in (*group.categories, MEAN):
-        cells = [percent(group.cell(category, metric)) for metric in METRICS]
+        cells = [percent(group.cell(category, metric)) for metric in shown]
         rows.append((category, *cells, milliseconds(group.cell(category, LATENCY))))
     run = group.first.run
     seeds = ", ".join(str(seed) for seed in sorted({seed for _, seed in group.records}))

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from bench import campaign, config, registry, runner
+from bench import campaign, config, metrics, registry, runner
 from bench.config import Plan
+from bench.dataset import Sample
 from bench.errors import BenchError
+from bench.images import FileImages, Originals
+from bench.method import Preparation, Setup
 from bench.record import Record
 from bench.store import Store
 
@@ -21,6 +26,11 @@ def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: obje
     return config.plan(known, names, said=given, settings=settings, profile="check", paths=paths, command="bench run")
 
 
+def prepared(parts: Path, files: list[str]) -> FileImages:
+    samples = [Sample(parts / name, "bolt", "train") for name in files]
+    return FileImages(samples, Preparation(64, 64))
+
+
 def ran(plan: Plan, **options: bool) -> list[Record]:
     return list(campaign.run(plan, campaign.survey(plan, **options), lambda *_: None))
 
@@ -31,7 +41,7 @@ def test_a_run_writes_a_record_a_category_with_all_that_made_it(parts: Path) -> 
     bolt = records[0]
     assert bolt.metrics["image_auroc"] == 1.0
     assert bolt.metrics.keys() >= {
-        "image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_30"
+        "image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05", "aupro_30"
     }  # fmt: skip
     assert bolt.train == [f"bolt/train/good/{i:03}.png" for i in range(5)]
     assert len(bolt.tests) == 6
@@ -152,6 +162,78 @@ def test_without_maps_nothing_but_numbers_is_kept(parts: Path) -> None:
     assert Store(plan.runs).answers(record).maps is None
 
 
+def test_a_threshold_is_set_by_good_images_that_the_fit_never_saw(parts: Path) -> None:
+    plan = planned(parts, calibrate="0.34", category="bolt", maps="float32")
+    (record,) = ran(plan)
+    assert (len(record.held), len(record.train)) == (2, 3)
+    assert sorted([*record.held, *record.train]) == [f"bolt/train/good/{i:03}.png" for i in range(5)]
+    # The same fit by hand: the mean of the three, and the higher score of the two, since ceil(3 x 0.66) is the second.
+    meanmap = registry.load("methods", "meanmap")
+    method = meanmap.METHOD(meanmap.Settings(), Setup((64, 64), torch.device("cpu"), 0))
+    method.fit(prepared(parts, record.train), lambda *_: None)
+    found = method.predict(next(prepared(parts, record.held).batches(2)))
+    assert record.threshold == pytest.approx(float(found.scores.max()), rel=1e-6)
+    assert record.pixel_threshold == pytest.approx(float(found.maps.amax((1, 2)).max()), rel=1e-6)
+    answers = Store(plan.runs).answers(record)
+    called = answers.scores > record.threshold
+    assert record.metrics["image_recall"] == called[answers.anomalous].mean() == 1.0
+    assert record.metrics["image_fpr"] == called[~answers.anomalous].mean()
+    assert runner.judge(answers, threshold=record.threshold).values == record.metrics
+
+
+def test_a_calibrated_run_is_another_one_and_a_plain_one_stays_where_it_is(parts: Path) -> None:
+    plain, held = (campaign.survey(planned(parts, calibrate=rate)).jobs[0].run for rate in (0, 0.34))
+    assert plain.key("d") == dataclasses.replace(held, calibrate=0.0).key("d") != held.key("d")
+    assert plain.variant != held.variant
+    (record, _) = ran(planned(parts))
+    assert (record.threshold, record.held) == (None, [])
+    assert "image_recall" not in record.metrics
+
+
+def test_each_category_of_one_model_has_its_own_threshold(parts: Path) -> None:
+    bolt, plate = ran(planned(parts, protocol="unified", calibrate=0.34))
+    assert bolt.threshold != plate.threshold
+    assert len(bolt.train) == 6
+    assert {name.split("/")[0] for name in bolt.held} == {"bolt"}
+
+
+def enlarged(parts: Path, category: str, size: tuple[int, int]) -> None:
+    """Every file of a category becomes (width, height), by nearest neighbour."""
+    for path in (parts / category).rglob("*.png"):
+        Image.open(path).resize(size, Image.Resampling.NEAREST).save(path)
+
+
+def test_at_original_resolution_pixels_are_those_of_the_files(parts: Path) -> None:
+    enlarged(parts, "bolt", (192, 128))
+    mixed = parts / "bolt" / "test" / "good" / "000.png"
+    Image.open(mixed).resize((96, 80)).save(mixed)
+    plan = planned(parts, category="bolt", resolution="original")
+    (record,) = ran(plan)
+    assert record.run.resolution == "original"
+    answers = Store(plan.runs).answers(record)
+    assert answers.maps.shape == (6, 64, 64)
+    whole = [np.asarray(Image.open(parts / name)) for name in record.tests]
+    masks = [np.zeros(image.shape[:2], bool) for image in whole]
+    for number, (name, defect) in enumerate(zip(record.tests, answers.defects, strict=True)):
+        if defect == "spot":
+            path = parts / "bolt" / "ground_truth" / "spot" / f"{Path(name).stem}_mask.png"
+            masks[number] = np.asarray(Image.open(path)) > 0
+    maps = [
+        np.asarray(Image.fromarray(found).resize(mask.shape[::-1], Image.Resampling.BILINEAR))
+        for found, mask in zip(answers.maps, masks, strict=True)
+    ]
+    expected = metrics.judge(answers.scores, answers.anomalous, maps, masks).values
+    assert record.metrics == expected
+    # They can be had again from what is stored and the files.
+    samples = campaign.survey(plan, force=True).jobs[0].task.tests["bolt"]
+    originals = Originals(samples, Preparation(**record.run.preparation))
+    assert runner.judge(answers, originals=originals).values == expected
+    at_input = ran(planned(parts, category="bolt"))[0]
+    assert at_input.run.key("d") != record.run.key("d")
+    assert at_input.metrics["image_auroc"] == record.metrics["image_auroc"]
+    assert at_input.metrics["pixel_ap"] != record.metrics["pixel_ap"]
+
+
 def test_an_alias_is_a_name_over_a_file_with_settings_of_its_own(parts: Path) -> None:
     jobs = campaign.survey(planned(parts, method="aminet,aminet_jitter", category="bolt")).jobs
     assert [(job.run.title, job.run.method, job.run.settings["jitter"]) for job in jobs] == [
@@ -175,6 +257,9 @@ def test_settings_of_a_category_do_not_split_the_table(parts: Path) -> None:
         ({"protocol": "kshoot"}, "Did you mean 'kshot'"),
         ({"protocol": "kshot", "k": "6"}, "'bolt' has 5"),
         ({"protocol": "kshot", "k": "0"}, "at least one image"),
+        ({"protocol": "kshot", "k": "4", "calibrate": "0.1"}, "takes 9 good images .* 'bolt' has 4"),
+        ({"calibrate": "1"}, "0 or more and below 1"),
+        ({"resolution": "native"}, "input.*original"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused_in_words(parts: Path, said: dict, words: str) -> None:

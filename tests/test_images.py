@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.images import FileImages, contents, decode, defects, prepare
+from bench.images import FileImages, Originals, contents, decode, defects, prepare, shown, softened
 from bench.method import Preparation
 
 SMALL = Preparation(4, 4, resample="nearest")
@@ -320,6 +320,68 @@ def test_a_mask_is_cut_as_its_image_is(tmp_path: Path) -> None:
 def test_a_mask_of_half_the_images_size_lies_over_it(tmp_path: Path) -> None:
     image, mask = saved(tmp_path / "a.png", grey(0, 9, 12)), saved(tmp_path / "m.png", grey(255, 4, 6))
     assert defects(sample(image, mask), SMALL).all()
+
+
+# ---- Masks as other code resizes them, and images at their own size
+
+
+def test_a_softened_mask_has_values_in_between_along_its_edges(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4), dtype=np.uint8)
+    pixels[:, :1] = 1  # a mask of class indices
+    image, mask = saved(tmp_path / "a.png", grey(0)), saved(tmp_path / "m.png", pixels)
+    # From 4 columns to 2, each new one is a triangle of 4 old ones: (3 + 3 + 1) / 8 in the middle, so 3 of 7 here.
+    found = softened(sample(image, mask), Preparation(4, 2))
+    assert found[:, 1].tolist() == [0] * 4
+    assert found[:, 0].tolist() == [round(255 * 3 / 7)] * 4
+    assert not softened(sample(image), SMALL).any()
+
+
+def test_a_softened_mask_at_its_own_size_is_the_mask(tmp_path: Path) -> None:
+    image, mask = saved(tmp_path / "a.png", grey(0)), saved(tmp_path / "m.png", CORNER * 255)
+    assert np.array_equal(softened(sample(image, mask), SMALL) == 255, defects(sample(image, mask), SMALL))
+
+
+@pytest.mark.parametrize(
+    ("size", "preparation", "part"),
+    [
+        ((900, 700), Preparation(256, 256), (0, 0, 900, 700)),
+        ((8, 4), Preparation(4, 4, keep_aspect=True), (2, 0, 6, 4)),
+        ((1024, 1024), Preparation(256, 256, crop=224), (64, 64, 960, 960)),
+        ((600, 300), Preparation(256, 256, keep_aspect=True, crop=224), (169, 19, 431, 281)),
+        ((1, 1), Preparation(8, 8, crop=2), (0, 0, 1, 1)),
+    ],
+)
+def test_what_the_input_shows_of_an_image_is_found_in_it_again(
+    size: tuple[int, int], preparation: Preparation, part: tuple[int, int, int, int]
+) -> None:
+    assert shown(size, preparation) == part
+
+
+@given(width=st.integers(1, 60), height=st.integers(1, 60), keep_aspect=st.booleans(), crop=st.sampled_from([None, 5]))
+def test_what_the_input_shows_lies_inside_the_image(
+    width: int, height: int, keep_aspect: bool, crop: int | None
+) -> None:
+    left, top, right, bottom = shown((width, height), Preparation(7, 9, keep_aspect=keep_aspect, crop=crop))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+def test_at_its_own_size_a_map_is_enlarged_and_a_mask_only_cut(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 8), dtype=np.uint8)
+    pixels[1, 5] = pixels[3, 0] = 255  # the second lies outside the centre
+    image, mask = saved(tmp_path / "a.png", grey(0, 4, 8)), saved(tmp_path / "m.png", pixels)
+    found = Originals([sample(image, mask)], Preparation(2, 2, keep_aspect=True))
+    assert np.argwhere(found.mask(0)).tolist() == [[1, 3]]
+    ramp = np.array([[0, 4], [0, 4]], dtype=np.float32)
+    # Pixel centres of the four columns lie at 1/4, 3/4, 5/4 and 7/4 of the two: 0, a quarter, three quarters, all.
+    assert found.map(0, ramp).tolist() == [[0, 1, 3, 4]] * 4
+    assert found.map(0, ramp).dtype == np.float32
+
+
+def test_at_original_resolution_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    image, mask = saved(tmp_path / "a.png", grey(0, 8, 8)), saved(tmp_path / "m.png", grey(255))
+    with pytest.raises(BenchError, match=r"m\.png is not: it has 4 x 4 pixels, its image 8 x 8"):
+        Originals([sample(image, mask)], SMALL).mask(0)
 
 
 def test_a_mask_of_other_proportions_is_refused_with_both_sizes(tmp_path: Path) -> None:

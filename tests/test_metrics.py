@@ -14,7 +14,7 @@ from bench import counting
 from bench.errors import BenchError
 from bench.metrics import at_threshold, auroc, average_precision, f1_max, judge, threshold_at
 
-PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_30")
+PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05", "aupro_30")
 SCORES, LABELS = np.array([0.0, 1.0]), np.array([False, True])
 
 
@@ -40,7 +40,7 @@ def brute_aupro(maps, masks, limit):
     return (area + limit - last[0]) / limit
 
 
-def expected(maps, masks, limits=(0.3,)):
+def expected(maps, masks, limits=(0.05, 0.3)):
     """What scikit-learn and the brute force say of the pixels."""
     labels = np.concatenate([mask.ravel() for mask in masks])
     scores = np.concatenate([scored.ravel() for scored in maps]).astype(np.float64)
@@ -108,7 +108,7 @@ def test_the_limit_cuts_a_ramp_of_ties_where_it_lies():
 def test_a_perfect_map_gives_one_and_its_negative_gives_nothing():
     mask = np.zeros((8, 8), dtype=bool)
     mask[2:4, 2:5] = True
-    assert list(pixels([mask * 1.0] * 2, [mask] * 2).values()) == [1.0] * 4
+    assert list(pixels([mask * 1.0] * 2, [mask] * 2).values()) == [1.0] * 5
     worst = pixels([mask * -1.0] * 2, [mask] * 2)
     assert worst["pixel_auroc"] == worst["aupro_30"] == 0.0
 
@@ -118,15 +118,19 @@ def test_a_perfect_map_gives_one_and_its_negative_gives_nothing():
 
 @st.composite
 def categories(draw):
-    """A few maps of mixed sizes with masks; continuous, heavily tied or constant; of each type that a map may have."""
+    """A few maps of mixed sizes with masks; continuous, heavily tied or constant; of each type that a map may have.
+
+    The defects are scattered pixels, which join to regions, or a single pixel in the whole category.
+    """
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     levels = draw(st.sampled_from([1, 2, 5, 50, None]))
     kind = draw(st.sampled_from([np.float16, np.float32, np.float64]))
     scale = draw(st.sampled_from([1.0, 1e-3, 300.0]))
+    share = draw(st.sampled_from([0.0, 0.05, 0.3]))
     maps, masks = [], []
     for number in range(draw(st.integers(2, 4))):
         shape = draw(st.integers(3, 12)), draw(st.integers(3, 12))
-        mask = random.random(shape) < draw(st.sampled_from([0.05, 0.3]))
+        mask = random.random(shape) < share
         mask &= number > 0  # the first image is good
         mask[-1, -1], mask[0, 0] = number == 1, False
         values = random.standard_normal(shape) + mask * draw(st.sampled_from([0.0, 1.0, -1.0]))
@@ -322,8 +326,8 @@ def test_precision_recall_and_f1_at_a_threshold_by_hand():
     scores, labels = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([False, True, False, True, True])
     # Above 2: goods 3, defects 4 and 5. The score at the threshold itself is not above it.
     found = at_threshold(scores, labels, 2.0)
-    assert found == {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
-    assert at_threshold(scores, labels, 9.0) == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert found == {"image_precision": 2 / 3, "image_recall": 2 / 3, "image_f1": 2 / 3, "image_fpr": 1 / 2}
+    assert set(at_threshold(scores, labels, 9.0).values()) == {0.0}
 
 
 # --- What does not exist, and what is refused -----------------------------------------------------------------------

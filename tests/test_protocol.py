@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.protocol import k_shot, limited, one_for_one, unified
+from bench.protocol import held_out, k_shot, limited, one_for_one, unified
 
 
 def samples(category: str, *, train: int = 10, good: int = 2, defects: dict[str, int] | None = None) -> list[Sample]:
@@ -109,6 +109,43 @@ def test_seeds_and_categories_draw_differently() -> None:
     assert len(draws) > 15
     both = k_shot([*samples("bolt"), *samples("tile")], 4, 0)
     assert names(both[0].train) != names(both[1].train)
+
+
+def test_a_fifth_is_held_out_of_training_or_as_many_as_the_rate_needs() -> None:
+    for images, rate, held in ((18, 0.1, 9), (44, 0.1, 9), (100, 0.1, 20), (100, 0.02, 49), (4, 0.34, 2)):
+        task = held_out(one_for_one(samples("bolt", train=images))[0], rate, 0)
+        assert len(task.held["bolt"]) == held
+        assert len(task.train) == images - held
+        assert not {*task.train} & {*task.held["bolt"]}
+        assert task.tests == one_for_one(samples("bolt", train=images))[0].tests
+
+
+def test_images_are_held_out_of_each_category_where_one_model_serves_all() -> None:
+    both = held_out(unified([*samples("bolt", train=20), *samples("tile", train=60)])[0], 0.1, 0)
+    assert {category: len(held) for category, held in both.held.items()} == {"bolt": 9, "tile": 12}
+    assert len(both.train) == 11 + 48
+    assert both.held["bolt"] == held_out(one_for_one(samples("bolt", train=20))[0], 0.1, 0).held["bolt"]
+
+
+def test_the_held_out_images_are_others_with_another_seed_and_no_test_images() -> None:
+    drawn = [held_out(one_for_one(samples("bolt", train=20))[0], 0.1, seed).held["bolt"] for seed in range(5)]
+    assert len(set(drawn)) == 5
+    assert {sample.split for held in drawn for sample in held} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("images", "rate", "words"),
+    [
+        (17, 0.1, r"takes 9 good images .* 'bolt' has 17\. .* or allow a rate of 0\.12 or more"),
+        (4, 0.1, r"'bolt' has 4\. .* or allow a rate of 0\.34 or more"),
+        (1, 0.5, r"'bolt' has 1\. Train on more, leave --calibrate out\.$"),
+    ],
+)
+def test_too_few_images_to_hold_any_out_are_refused_with_the_rate_that_they_allow(
+    images: int, rate: float, words: str
+) -> None:
+    with pytest.raises(BenchError, match=words):
+        held_out(one_for_one(samples("bolt", train=images))[0], rate, 0)
 
 
 def test_every_image_is_drawn_about_equally_often() -> None:

@@ -51,6 +51,7 @@ RECORDS = st.builds(
     epoch=st.integers(),
     metrics=NUMBERS,
     missing=st.dictionaries(TEXT, TEXT, max_size=2),
+    threshold=st.none() | FINITE,
     losses=st.lists(FINITE, max_size=3),
     curve=st.lists(NUMBERS, max_size=2),
     facts=TABLE,
@@ -223,6 +224,14 @@ def test_the_key_covers_what_decides_the_answers_and_nothing_else() -> None:
     assert len(keys) == len(changed) + 2
     told = {"title": "x", "note": "x", "profile": "x", "variant": "x", "seed": 7, "name": "x"}
     assert replace(RUN, **told).key("d1") == RUN.key("d1")
+
+
+def test_what_a_later_version_can_ask_for_moves_no_hash_where_it_is_not_asked() -> None:
+    assert RUN.key("d1") == "423257ef4a08"  # as the first version had it
+    assert len({RUN.key("d1"), *(replace(RUN, **LATER[name]).key("d1") for name in LATER)}) == 1 + len(LATER)
+
+
+LATER = {"calibrate": {"calibrate": 0.1}, "resolution": {"resolution": "original"}}
 
 
 def test_the_key_is_the_same_after_json_and_for_tuples() -> None:

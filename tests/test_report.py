@@ -268,7 +268,7 @@ def test_a_dialect_without_a_value_in_some_category_says_in_how_many_it_has_one(
     given.maps[0, 0, 0] = 1e6  # one outlier, and linear thresholds have nothing to integrate
     store.save(record, given)
     (row,) = [row for row in rows(rendered(store, "audit"), "200 linear thresholds") if len(row) == 6]
-    assert row[1] == "AUPRO (1 of 2 categories have it)"
+    assert row[1] == "AUPRO@0.3 (1 of 2 categories have it)"
 
 
 # ---- text stays text

@@ -1,7 +1,7 @@
 """The runner on a method whose every answer is known beforehand."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +64,12 @@ def task(tmp_path: Path) -> Task:
     return Task("part", train, {"part": good + spot})
 
 
-def fitted(task: Task, rule: str, every: int = 1) -> tuple[Fit, list]:
+def fitted(task: Task, rule: str, every: int = 1, **options: object) -> tuple[Fit, list]:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     setup = Setup((8, 8), torch.device("cpu"), 0)
     load = lambda samples: FileImages(samples, Preparation(8, 8))
     make = lambda: Turning(Settings(), setup)
-    fit = Fit(task, make, load, torch.device("cpu"), rule=rule, every=every, batch=2, maps="float16")
+    fit = Fit(task, make, load, torch.device("cpu"), rule=rule, every=every, batch=2, maps="float16", **options)
     return fit, list(fit.answers(lambda *_: None))
 
 
@@ -95,6 +95,23 @@ def test_the_oracle_looks_every_so_many_epochs_and_at_the_end(task: Task) -> Non
 def test_looking_does_not_change_the_fit(task: Task) -> None:
     blind, looking = fitted(task, "last")[0], fitted(task, "both")[0]
     assert blind.method.drawn == looking.method.drawn
+
+
+def test_each_epochs_threshold_is_set_by_the_images_held_out(task: Task) -> None:
+    # They are grey throughout, 50 of 255: their score is that, and its negative once the method has turned.
+    held = replace(task, train=task.train[:1], held={"part": task.train[1:]})
+    fit, (last, best) = fitted(held, "both", calibrate=0.5)
+    assert best.thresholds == pytest.approx((50 / 255, 50 / 255))
+    assert last.thresholds == pytest.approx((-50 / 255, -50 / 255))
+    assert fit.judge(best).values["image_recall"] == 1.0
+    assert fit.judge(best).values["image_fpr"] == 0.0
+    assert fitted(task, "last")[1][0].thresholds is None
+
+
+def test_without_defects_there_is_no_precision_and_the_record_says_why(task: Task) -> None:
+    good = {"part": tuple(sample for sample in task.tests["part"] if not sample.anomalous)}
+    fit, (last,) = fitted(replace(task, tests=good, held={"part": task.train[1:]}), "last", calibrate=0.5)
+    assert fit.judge(last).missing["image_fpr"] == "no defective images"
 
 
 def test_losses_are_kept_by_epoch(task: Task) -> None:
@@ -129,7 +146,7 @@ def test_a_defect_image_without_a_mask_counts_for_the_image_metrics_only() -> No
 def test_without_any_mask_the_pixel_metrics_are_missing_and_say_why() -> None:
     found = judge(answers([True, True, False, False]))
     assert set(found.values) == {"image_auroc", "image_ap", "image_f1max"}
-    assert set(found.missing) == {"pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_30"}
+    assert set(found.missing) == {"pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05", "aupro_30"}
 
 
 def test_shown_cases_are_worst_median_best_and_the_most_suspicious_good_image() -> None:

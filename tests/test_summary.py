@@ -5,7 +5,21 @@ from dataclasses import replace
 import pytest
 
 from bench.record import Record, Run
-from bench.summary import LATENCY, MEAN, Cell, Group, groups, heading, machine, marks, milliseconds, percent
+from bench.summary import (
+    CALIBRATED,
+    LATENCY,
+    MEAN,
+    METRICS,
+    Cell,
+    Group,
+    columns,
+    groups,
+    heading,
+    machine,
+    marks,
+    milliseconds,
+    percent,
+)
 
 RUN = Run(
     dataset="real",
@@ -184,3 +198,15 @@ def test_what_the_call_set_and_what_is_missing_is_marked() -> None:
         "set: epochs=1",
         "no pixel metrics in bolt (no masks)",
     ]
+
+
+def test_a_calibrated_run_and_one_at_original_resolution_say_so() -> None:
+    group = only([record("bolt", calibrate=0.1, resolution="original", error=2e-6), record("nut", calibrate=0.1,
+                  resolution="original")])  # fmt: skip
+    assert marks(group) == [
+        "threshold for a false positive rate of 0.1, set by good images held out of training",
+        "pixel metrics at original resolution",
+        "pixel metrics exact to 2e-06",
+    ]
+    assert columns(group) == METRICS | CALIBRATED
+    assert columns(only([record("bolt")])) == METRICS
