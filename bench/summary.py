@@ -1,6 +1,6 @@
 """Records grouped for tables: a group is a method in one setting, a cell the mean and spread of a metric over seeds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,11 +111,43 @@ def milliseconds(cell: Cell | None) -> str:
     return "–" if cell is None else f"{cell.mean:.3g} ms"
 
 
+def topic(group: Group) -> str:
+    """What methods can be compared on: data set and protocol, as a table's title says them."""
+    run = group.first.run
+    return f"{run.dataset} · {run.protocol}{f' k={run.k}' if run.k else ''}"
+
+
+def topics(found: Iterable[Group]) -> dict[str, list[Group]]:
+    """The groups by their topic, as "mvtec · kshot k=4"."""
+    by_topic: dict[str, list[Group]] = {}
+    for group in found:
+        by_topic.setdefault(topic(group), []).append(group)
+    return by_topic
+
+
+def named(members: Sequence[Group]) -> dict[str, Group]:
+    """Each group by a name of its own: the title, with what the user calls it and its settings' hash where needed."""
+    found: dict[str, Group] = {}
+    for group in members:
+        run = group.first.run
+        twins = [each.first.run for each in members if each is not group and each.selection == group.selection]
+        same = [twin for twin in twins if twin.title == run.title]
+        title = _title(group)
+        if any(twin.name == run.name for twin in same):
+            title += f" [{run.name} {run.variant}]"
+        elif same:
+            title += f" [{run.name}]"
+        found[title] = group
+    return found
+
+
 def heading(group: Group) -> str:
     """Method, data set and protocol, as a table's title says them."""
-    run = group.first.run
-    oracle = " (oracle)" if group.selection == "oracle" else ""
-    return f"{run.title}{oracle} · {run.dataset} · {run.protocol}{f' k={run.k}' if run.k else ''}"
+    return f"{_title(group)} · {topic(group)}"
+
+
+def _title(group: Group) -> str:
+    return group.first.run.title + (" (oracle)" if group.selection == "oracle" else "")
 
 
 def machine(group: Group) -> str:
@@ -126,6 +158,11 @@ def machine(group: Group) -> str:
 
 
 def marks(group: Group) -> list[str]:
+    """What a reader must know of the group: its caveats, and the metrics that it lacks."""
+    return [*caveats(group), *_missing(group)]
+
+
+def caveats(group: Group) -> list[str]:
     """What a reader must know beside every number of the group."""
     run = group.first.run
     found = ["synthetic data"] if run.synthetic else []
@@ -139,7 +176,6 @@ def marks(group: Group) -> list[str]:
     found += [_own_preparation(run)] if group.first.origin.get("preparation") == "--preparation" else []
     changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
     found += [f"set: {', '.join(f'{name}={run.settings[name]}' for name in changed)}"] if changed else []
-    found += _missing(group)
     found += [f"random weights in {run.settings.get('backbone', 'it')}"] if "random" in run.inputs.values() else []
     return found
 
@@ -163,6 +199,24 @@ def _own_preparation(run: Run) -> str:
     told = run.preparation
     crop = f", centre {told['crop']}" if told.get("crop") else ""
     return f"prepared to {told.get('height')} x {told.get('width')}, {told.get('resample')}{crop}"
+
+
+def why(group: Group, category: str, metric: str) -> list[str]:
+    """Why there is no such cell, in a sentence a category: it failed, it is not done, or the metric does not exist."""
+    found = []
+    for own in group.categories if category == MEAN else [category]:
+        failures = [record for record in group.failed if record.category == own]
+        records = [record for (name, _), record in group.records.items() if name == own]
+        if not records:
+            seeds = ", ".join(str(record.run.seed) for record in failures)
+            told = f"failed in {own}, seed {seeds}: {failures[0].failure.splitlines()[0]}" if failures else ""
+            found.append(told or f"{own} is not done")
+        elif all(_value(record, metric) is None for record in records):
+            reason = records[0].missing.get(metric, "not measured")
+            found.append(f"no {(METRICS | CALIBRATED).get(metric, metric)} in {own}: {reason}")
+    if not found and category == MEAN:
+        found.append("no seed has all categories")
+    return found
 
 
 def _missing(group: Group) -> list[str]:

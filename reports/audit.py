@@ -11,7 +11,9 @@ from bench.report import Figure, Use
 from bench.store import Store
 from bench.summary import METRICS, Group, groups, heading, marks
 
-from .parts.tables import answers, bullets, escape, points, table
+from .parts.markup import markdown
+from .parts.stored import answers
+from .parts.tables import NONE, Section, Table, points
 
 SUFFIX = "md"
 FIGURES: Use = "never"
@@ -26,9 +28,10 @@ def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = 
         "The same answers, judged as other code would. Means over categories in percent, moves in points. "
         "Each habit is applied alone; ours is the exact value."
     )
-    parts = ["# maskbench: dialects", told, table([("dialect", "what it does", "where it occurs"), *meanings])]
-    parts += [f"## {escape(heading(group))}\n\n{_section(group, store)}" for group in groups(records)]
-    return "\n\n".join(parts if records else [*parts, "There are no records yet. `bench run` makes some."]) + "\n"
+    listed = Table.of("", ("dialect", "what it does", "where it occurs"), meanings)
+    none = () if records else ("There are no records yet. `bench run` makes some.",)
+    parts = [_section(group, store) for group in groups(records)]
+    return markdown("maskbench: dialects", [Section("", (told, listed, *none)), *parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class _Move:
         return self.theirs - self.ours
 
 
-def _section(group: Group, store: Store) -> str:
+def _section(group: Group, store: Store) -> Section:
     found: dict[tuple[str, str], dict[str, list[Finding]]] = {}
     judged, without = set(), []
     for (category, seed), record in sorted(group.records.items()):
@@ -55,20 +58,20 @@ def _section(group: Group, store: Store) -> str:
         judged.add(category)
         for finding in audit(given):
             found.setdefault((finding.dialect, finding.metric), {}).setdefault(category, []).append(finding)
-    rows: list[tuple[str, ...]] = [HEAD]
+    rows: list[tuple[str, ...]] = []
     for dialect in DIALECTS:
         rows += [
             _row(dialect.name, metric, found[dialect.name, metric], len(judged))
             for metric in AUDITED
             if (dialect.name, metric) in found
         ]
-    rows += [(name, "pixel metrics", "–", "–", "not known", "–") for name in UNANSWERED]
+    rows += [(name, "pixel metrics", NONE, NONE, "not known", NONE) for name in UNANSWERED]
     told = [*marks(group), *([f"No raw answers: {'; '.join(without)}."] if without else [])]
     told.append(
         "Masks resized by another filter can't be judged from what is stored: it holds the masks as they were judged "
         "(nearest neighbour), not the files that they were made from."
     )
-    return f"{table(rows)}\n\n{bullets(told)}"
+    return Section(heading(group), (Table.of("", HEAD, rows), tuple(told)))
 
 
 def _row(dialect: str, metric: str, categories: dict[str, list[Finding]], judged: int) -> tuple[str, ...]:

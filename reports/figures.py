@@ -7,6 +7,8 @@ from bench.report import Figure, Use
 from bench.store import Store
 
 from .parts.gallery import gallery
+from .parts.markup import markdown
+from .parts.tables import Section
 
 SUFFIX = "md"
 FIGURES: Use = "beside"
@@ -14,7 +16,8 @@ FIGURES: Use = "beside"
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:  # noqa: ARG001  the contract
     """A gallery."""
-    return f"# maskbench: figures\n\n{gallery(figures, '##') or '`bench report --out DIR` draws figures.'}\n"
+    none = [] if figures else [Section("", ("`bench report --out DIR` draws figures.",))]
+    return markdown("maskbench: figures", [*gallery(figures, 1), *none])
 
 
 def draw(records: Sequence[Record], store: Store) -> list[Figure]:  # noqa: ARG001

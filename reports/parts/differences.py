@@ -20,9 +20,10 @@ from bench.statistics import (
     spread,
 )
 from bench.store import Store
-from bench.summary import METRICS, Group
+from bench.summary import METRICS, Group, named
 
-from .tables import answers, bullets, points, table
+from .stored import answers
+from .tables import NONE, Block, Section, Table, points
 
 METRIC = "image_auroc"
 OVER_IMAGES = "95 % over test images"
@@ -30,41 +31,25 @@ SEED = 0
 """Of the bootstrap; each category adds its own name, so that not all are lucky at once."""
 
 
-def statistics(members: Sequence[Group], store: Store) -> str:
-    """What can be concluded from the runs of one data set and protocol; "" where there is nothing to compare.
+def statistics(members: Sequence[Group], store: Store) -> list[Section]:
+    """What can be concluded from the runs of one data set and protocol; nothing where there is nothing to compare.
 
     Methods are compared where they ran on the same categories, seeds and test images, by the same selection rule.
     """
-    names = _names(members)
-    sections = [_spreads(names)]
+    names = named(members)
+    blocks: list[Block] = [*_spreads(names)]
     alike: dict[tuple[object, ...], dict[str, Group]] = {}
     for name, group in names.items():
         if group.records:
             alike.setdefault(_runs(group), {})[name] = group
     compared = [found for found in alike.values() if len(found) > 1]
-    sections += [_comparison(found, store) for found in compared]
+    blocks += [block for found in compared for block in _comparison(found, store)]
     alone = [name for found in alike.values() if len(found) == 1 for name in found]
     if compared and alone:
-        told = f"Not compared, since they have other categories, seeds, test images or selection: {', '.join(alone)}."
-        sections.append(bullets([told]))
-    sections = [section for section in sections if section]
-    return "\n\n".join(["### Statistics", *sections]) if sections else ""
-
-
-def _names(members: Sequence[Group]) -> dict[str, Group]:
-    """Each group by a name of its own: the title, with what the user calls it and its settings' hash where needed."""
-    found: dict[str, Group] = {}
-    for group in members:
-        run = group.first.run
-        title = run.title + (" (oracle)" if group.selection == "oracle" else "")
-        twins = [each.first.run for each in members if each is not group and each.selection == group.selection]
-        same = [twin for twin in twins if twin.title == run.title]
-        if any(twin.name == run.name for twin in same):
-            title += f" [{run.name} {run.variant}]"
-        elif same:
-            title += f" [{run.name}]"
-        found[title] = group
-    return found
+        blocks.append(
+            f"Not compared, since they have other categories, seeds, test images or selection: {', '.join(alone)}."
+        )
+    return [Section("Statistics", tuple(blocks), 2)] if blocks else []
 
 
 def _runs(group: Group) -> tuple[object, ...]:
@@ -76,19 +61,20 @@ def _runs(group: Group) -> tuple[object, ...]:
 # --- Seeds and draws -------------------------------------------------------------------------------------------------
 
 
-def _spreads(names: Mapping[str, Group]) -> str:
+def _spreads(names: Mapping[str, Group]) -> list[Block]:
     """How the means over categories vary from seed to seed, of the methods that ran several."""
-    rows = [("method", "metric", "seeds", "mean", "standard deviation", "95 % interval of the mean")]
+    head = ("method", "metric", "seeds", "mean", "standard deviation", "95 % interval of the mean")
+    rows = []
     for name, group in names.items():
         for metric, heading in METRICS.items():
             found = _by_seed(group, metric)
             if len(found) > 1:
                 rows.append((name, heading, str(len(found)), *_spread(spread(found))))
-    if len(rows) == 1:
-        return ""
+    if not rows:
+        return []
     drawn = any(group.first.run.k for group in names.values())
     each = "a seed is a fit and a draw of the training images" if drawn else "a seed is a fit on the same images"
-    return f"**Over seeds** ({each}; Student's t)\n\n{table(rows)}"
+    return [Table.of(f"Over seeds ({each}; Student's t)", head, rows)]
 
 
 def _by_seed(group: Group, metric: str) -> list[float]:
@@ -113,19 +99,19 @@ def _spread(found: Spread) -> tuple[str, str, str]:
 # --- Methods ---------------------------------------------------------------------------------------------------------
 
 
-def _comparison(found: Mapping[str, Group], store: Store) -> str:
+def _comparison(found: Mapping[str, Group], store: Store) -> list[Block]:
     values, categories = _by_category(found)
     if not categories:
-        return ""
+        return []
     seeds = len({seed for group in found.values() for _, seed in group.records})
     drawn = _draws(found, categories, store)
-    told = f"**{METRICS[METRIC]} of methods with the same runs** (categories: {len(categories)}, seeds: {seeds})"
-    parts = [told, _means(values, drawn), _pairs(values, drawn, seeds)]
+    title = f"{METRICS[METRIC]} of methods with the same runs (categories: {len(categories)}, seeds: {seeds})"
+    blocks = [_means(title, values, drawn), *_pairs(values, drawn, seeds)]
     if not drawn:
-        parts.append("The raw answers are not all here: what other test images would change is not known.")
+        blocks.append("The raw answers are not all here: what other test images would change is not known.")
     if len(values) > 2 and len(categories) > 1:
-        parts.append(_ranking(values))
-    return "\n\n".join(parts)
+        blocks += _ranking(values)
+    return blocks
 
 
 def _by_category(found: Mapping[str, Group]) -> tuple[dict[str, list[float]], list[str]]:
@@ -141,35 +127,35 @@ def _by_category(found: Mapping[str, Group]) -> tuple[dict[str, list[float]], li
     return values, categories
 
 
-def _pairs(values: Mapping[str, Sequence[float]], drawn: Mapping[str, Draws], seeds: int) -> str:
+def _pairs(values: Mapping[str, Sequence[float]], drawn: Mapping[str, Draws], seeds: int) -> list[Block]:
     """Every pair of methods: a row of numbers, and what can be concluded from them."""
-    rows = [("first − second", "points", OVER_IMAGES, "higher in", "lower in", "p (Wilcoxon)", "p after Holm")]
-    told = []
+    head = ("first − second", "points", OVER_IMAGES, "higher", "lower", "p (Wilcoxon)", "p after Holm")
+    rows, told = [], []
     for each in compare(values):
         images = differences(drawn[each.first], drawn[each.second])[METRIC] if drawn else None
-        over = f"{points(images.low)} to {points(images.high)}" if images else "–"
+        over = f"{points(images.low)} to {points(images.high)}" if images else NONE
         tested = (str(each.won), str(each.lost), f"{each.p:.2g}", f"{each.corrected:.2g}")
         rows.append((f"{each.first} − {each.second}", points(each.difference), over, *tested))
         told.append(conclude(each, images=images, seeds=seeds))
-    return f"{table(rows)}\n\n{bullets(told)}"
+    return [Table.of("", head, rows), tuple(told)]
 
 
-def _means(values: Mapping[str, Sequence[float]], drawn: Mapping[str, Draws]) -> str:
-    rows = [("method", METRICS[METRIC], OVER_IMAGES)]
+def _means(title: str, values: Mapping[str, Sequence[float]], drawn: Mapping[str, Draws]) -> Block:
+    rows = []
     for name, own in values.items():
-        over = "–"
+        over = NONE
         if drawn:
             found = intervals(drawn[name])[METRIC]
             over = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
         rows.append((name, f"{100 * float(np.mean(own)):.1f}", over))
-    return table(rows)
+    return Table.of(title, ("method", METRICS[METRIC], OVER_IMAGES), rows)
 
 
-def _ranking(values: Mapping[str, Sequence[float]]) -> str:
+def _ranking(values: Mapping[str, Sequence[float]]) -> list[Block]:
     found = rank(values)
-    rows = [("method", "mean rank"), *((n, f"{r:.2f}") for n, r in zip(found.methods, found.mean_ranks, strict=True))]
-    critical = f"**Mean ranks** (1 is best; critical difference {found.critical_difference:.2f} at {found.alpha:.0%})"
-    return f"{critical}\n\n{table(rows)}\n\n{bullets([conclude_ranking(found)])}"
+    title = f"Mean ranks (1 is best; critical difference {found.critical_difference:.2f} at {found.alpha:.0%})"
+    rows = [(name, f"{mean:.2f}") for name, mean in zip(found.methods, found.mean_ranks, strict=True)]
+    return [Table.of(title, ("method", "mean rank"), rows), conclude_ranking(found)]
 
 
 def _draws(found: Mapping[str, Group], categories: Sequence[str], store: Store) -> dict[str, Draws]:

@@ -7,7 +7,7 @@ import numpy as np
 from bench.record import Record
 from bench.summary import MEAN, Group
 
-from .tables import bullets, escape, points, table
+from .tables import NONE, Block, Section, Table, points
 
 GAP = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}
 """What the oracle maximises the sum of."""
@@ -16,13 +16,13 @@ Pair = tuple[Record, Record]
 """The last epoch and the best on the test set, of one fit."""
 
 
-def gaps(members: Sequence[Group]) -> str:
-    """A table for each method that has records of its last epoch and of its best on the test set; "" for none."""
+def gaps(members: Sequence[Group]) -> list[Section]:
+    """A table for each method that has records of its last epoch and of its best on the test set."""
     last = {_method(group): group for group in members if group.selection == "last"}
     oracles = [group for group in members if group.selection == "oracle" and _method(group) in last]
-    sections = [section for group in oracles if (section := _gap(last[_method(group)], group))]
+    blocks = [block for group in oracles for block in _gap(last[_method(group)], group)]
     told = "The last epoch against the best on the test set, of the same fits. The gap is no merit of the method."
-    return "\n\n".join(["### Selection gap", told, *sections]) if sections else ""
+    return [Section("Selection gap", (told, *blocks), 2)] if blocks else []
 
 
 def _method(group: Group) -> tuple[str, str, str]:
@@ -30,14 +30,15 @@ def _method(group: Group) -> tuple[str, str, str]:
     return run.title, run.name, run.variant
 
 
-def _gap(last: Group, oracle: Group) -> str:
+def _gap(last: Group, oracle: Group) -> list[Block]:
     places = sorted(last.records.keys() & oracle.records.keys())
     fits: dict[str, list[Pair]] = {}
     for category, seed in places:
         fits.setdefault(category, []).append((last.records[category, seed], oracle.records[category, seed]))
     if not fits:
-        return ""
-    rows = [("category", "last epoch", "best epoch", *(f"{name}: last, best, gap" for name in GAP.values()))]
+        return []
+    head = ("category", "last epoch", "best epoch", *(f"{name}: last, best, gap" for name in GAP.values()))
+    rows = []
     for category, pairs in fits.items():
         epochs = [", ".join(str(pair[side].epoch) for pair in pairs) for side in (0, 1)]
         rows.append((category, *epochs, *(_told(_values(pairs, metric)) for metric in GAP)))
@@ -46,11 +47,12 @@ def _gap(last: Group, oracle: Group) -> str:
         values = [found for pairs in fits.values() if (found := _values(pairs, metric))]
         means.append(_told(_mean(values) if len(values) == len(fits) else None))
     rows.append((MEAN, "", "", *means))
-    parts = [f"**{escape(last.first.run.title)}**, mean over seeds", table(rows)]
+    title = f"{last.first.run.title}, mean over seeds"
+    blocks: list[Block] = [Table.of(title, head, rows, ruled=[len(rows) - 2])]
     curves = [curve for place in places if (curve := _curve(oracle.records[place]))]
     if curves:
-        parts += ["Over epochs, as epoch: image AUROC / pixel AUROC", bullets(curves)]
-    return "\n\n".join(parts)
+        blocks += ["Over epochs, as epoch: image AUROC / pixel AUROC", tuple(curves)]
+    return blocks
 
 
 def _values(pairs: Sequence[Pair], metric: str) -> tuple[float, float] | None:
@@ -67,7 +69,7 @@ def _mean(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 def _told(values: tuple[float, float] | None) -> str:
     if values is None:
-        return "–"
+        return NONE
     last, best = values
     return f"{100 * last:.1f}, {100 * best:.1f}, {points(best - last)}"
 
@@ -76,6 +78,6 @@ def _curve(record: Record) -> str:
     """What the oracle saw at each epoch at which it looked, in a line."""
     looks = []
     for point in record.curve:
-        seen = [f"{100 * point[metric]:.1f}" if metric in point else "–" for metric in GAP]
+        seen = [f"{100 * point[metric]:.1f}" if metric in point else NONE for metric in GAP]
         looks.append(f"{point['epoch']:.0f}: {' / '.join(seen)}")
     return f"{record.category}, seed {record.run.seed}: {', '.join(looks)}" if looks else ""

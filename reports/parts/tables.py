@@ -1,53 +1,148 @@
-"""What Markdown reports share: tables, text that stays text, and the answers behind a record."""
+"""What a report is made of, whatever its format: sections of paragraphs, lists, tables and figures.
 
-import logging
+All text in it is plain: a format escapes it. A pair of backticks marks a command or settings. The notes of a table
+belong to its entries, so that no mark can lack its explanation.
+"""
+
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from bench.errors import BenchError
-from bench.record import Answers, Record
-from bench.store import Store
-from bench.summary import Group
+from bench.report import Figure
 
-_log = logging.getLogger(__name__)
+NONE = "–"
+"""In the place of a number that there is not."""
 
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of plain text; the first row is its head."""
-    lines = ["| " + " | ".join(escape(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+_LETTERS = "abcdefghijklmnoprstuvwxyz"  # there is no small raised q
 
 
-def bullets(lines: Iterable[str]) -> str:
-    """A Markdown list of plain text."""
-    return "\n".join(f"- {escape(line)}" for line in lines)
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A word or number of an entry; the best of its like is bold, the second underlined."""
+
+    text: str
+    bold: bool = False
+    underlined: bool = False
 
 
-def escape(text: str) -> str:
-    """One line that holds no HTML, whatever a name holds."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cell of a table: pieces side by side, as image / pixel, and what a reader must know with them, in sentences."""
+
+    pieces: tuple[Piece, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, text: "str | Entry", *notes: str) -> "Entry":
+        """Plain text as an entry, with these notes added."""
+        if isinstance(text, str):
+            return cls((Piece(text),), notes)
+        return cls(text.pieces, (*text.notes, *notes))
+
+    @property
+    def joint(self) -> str:
+        """What stands between two pieces: as close as the papers set it where no piece has a blank."""
+        return " / " if any(" " in piece.text for piece in self.pieces) else "/"
+
+    @property
+    def text(self) -> str:
+        """The pieces without their typography."""
+        return self.joint.join(piece.text for piece in self.pieces)
 
 
-def topics(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    """The groups by what their methods can be compared on, as "mvtec · kshot k=4"."""
-    found: dict[str, list[Group]] = {}
-    for group in groups:
-        run = group.first.run
-        found.setdefault(f"{run.dataset} · {run.protocol}{f' k={run.k}' if run.k else ''}", []).append(group)
-    return found
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; its first column names the rows.
+
+    Attributes:
+        title: what it shows; "" where its section says so.
+        head: an entry a column. rows: as long as the head.
+        spans: what neighbouring columns have in common, with their number, left to right after the first column: what
+            is published and what was measured stand apart.
+        ruled: the rows below which there is a line: sums, and the ends of parts.
+        remarks: sentences on the whole table.
+    """
+
+    title: str
+    head: tuple[Entry, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    spans: tuple[tuple[str, int], ...] = ()
+    ruled: frozenset[int] = frozenset()
+    remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        head: Sequence[str | Entry],
+        rows: Iterable[Sequence[str | Entry]],
+        *,
+        spans: Sequence[tuple[str, int]] = (),
+        ruled: Iterable[int] = (),
+        remarks: Sequence[str] = (),
+    ) -> "Table":
+        """A table of entries and plain text."""
+        entries = tuple(tuple(map(Entry.of, row)) for row in rows)
+        return cls(title, tuple(map(Entry.of, head)), entries, tuple(spans), frozenset(ruled), tuple(remarks))
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Each note of the entries, in the order in which they are read, with its letter."""
+        entries = [*self.head, *(entry for row in self.rows for entry in row)]
+        notes = dict.fromkeys(note for entry in entries for note in entry.notes)
+        return {note: _letter(i) for i, note in enumerate(notes)}
+
+
+Block = Table | Figure | str | tuple[str, ...]
+"""Of a section: a table, a figure, a paragraph, or a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and what stands below it. level: 1 for a part of the report, 2 for a part of that, and so on."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    level: int = 1
+
+
+def ranked(entries: Sequence[Entry], *, lowest: bool = False) -> list[Entry]:
+    """Entries that compare with one another: in each piece the best number is bold, the second underlined.
+
+    The best is the highest, or the lowest. Equal as printed is equal in rank; fewer than two numbers compare nothing.
+    """
+    longest = max((len(entry.pieces) for entry in entries), default=0)
+    texts = [[entry.pieces[i].text if i < len(entry.pieces) else "" for entry in entries] for i in range(longest)]
+    columns = [_ranked(column, lowest=lowest) for column in texts]
+    return [
+        replace(entry, pieces=tuple(columns[i][place] for i in range(len(entry.pieces))))
+        for place, entry in enumerate(entries)
+    ]
+
+
+def _ranked(texts: Sequence[str], *, lowest: bool) -> list[Piece]:
+    numbers = [_number(text) for text in texts]
+    there = sorted({number for number in numbers if number is not None}, reverse=not lowest)
+    best, second = [*there, None, None][:2] if sum(number is not None for number in numbers) > 1 else (None, None)
+    return [
+        Piece(text, bold=number is not None and number == best, underlined=number is not None and number == second)
+        for text, number in zip(texts, numbers, strict=True)
+    ]
+
+
+def _number(text: str) -> float | None:
+    """The number that a printed value begins with, as 98.7 of "98.7 ± 0.2"."""
+    try:
+        return float(text.split(maxsplit=1)[0])
+    except (ValueError, IndexError):
+        return None
+
+
+def _letter(number: int) -> str:
+    more, rest = divmod(number, len(_LETTERS))
+    return (_letter(more - 1) if more else "") + _LETTERS[rest]
 
 
 def points(fraction: float) -> str:
     """A difference in points of a percentage, with its sign."""
     told = f"{100 * fraction:+.2f}"
     return "0.00" if float(told) == 0 else told
-
-
-def answers(store: Store, record: Record) -> Answers | None:
-    """The raw answers of a record; None where none were kept, or where they can't be read, which is told."""
-    if "sha256" not in record.stored:
-        return None
-    try:
-        return store.answers(record)
-    except BenchError as error:
-        _log.warning("%s", error)
-        return None

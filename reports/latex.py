@@ -1,0 +1,18 @@
+"""The report as LaTeX."""
+
+from collections.abc import Sequence
+
+from bench.record import Record
+from bench.report import Figure, Use
+from bench.store import Store
+
+from .parts.document import TITLE, document
+from .parts.markup import latex
+
+SUFFIX = "tex"
+FIGURES: Use = "beside"
+
+
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:
+    """A document that compiles; `store` holds the raw answers of the records, of which the statistics are made."""
+    return latex(TITLE, document(records, store, figures))

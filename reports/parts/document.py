@@ -1,0 +1,62 @@
+"""The whole report: what was measured, on what, and what a reader must know beside it, as sections for any format."""
+
+from collections.abc import Sequence
+
+from bench.record import Record
+from bench.report import Figure
+from bench.store import Store
+from bench.summary import LATENCY, MEAN, METRICS, Group, columns, groups, heading, machine, named, topics
+
+from .differences import statistics
+from .gallery import gallery
+from .measured import measured
+from .selection import gaps
+from .tables import Section, Table, ranked
+
+TITLE = "maskbench"
+
+
+def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> list[Section]:
+    """For each data set and protocol a comparison, statistics, the selection gap, figures, then each method.
+
+    `store` holds the raw answers of the records, of which the statistics are made.
+    """
+    found = groups(records)
+    if not found:
+        return [Section("", ("There are no records yet. `bench run` makes some.",))]
+    sections = [Section("", ("All values in percent, the plain mean over categories; ± is the spread over seeds.",))]
+    for topic, members in topics(found).items():
+        sections.append(Section(topic, (_comparison(members),)))
+        sections += [*statistics(members, store), *gaps(members)]
+        sections += gallery([figure for figure in figures if figure.topic == topic])
+        sections += [_by_category(group) for group in members]
+    return sections
+
+
+def _comparison(members: Sequence[Group]) -> Table:
+    """A row a method; the last epochs are ranked among themselves, and the best epochs on the test set too."""
+    names = named(members)
+    rows, ruled = [], []
+    for selection in ("last", "oracle"):
+        own = {name: group for name, group in names.items() if group.selection == selection}
+        found = [ranked([measured(group, MEAN, metric) for group in own.values()]) for metric in METRICS]
+        found.append(ranked([measured(group, MEAN, LATENCY) for group in own.values()], lowest=True))
+        rows += [(name, *(column[i] for column in found)) for i, name in enumerate(own)]
+        ruled.append(len(rows) - 1)
+    return Table.of("", ("method", *METRICS.values(), "latency"), rows, ruled=ruled)
+
+
+def _by_category(group: Group) -> Section:
+    shown = columns(group) | {LATENCY: LATENCY}
+    rows = [(own, *(measured(group, own, metric) for metric in shown)) for own in (*group.categories, MEAN)]
+    run = group.first.run
+    seeds = ", ".join(str(seed) for seed in sorted({seed for _, seed in group.records}))
+    settings = ", ".join(f"{name}={value}" for name, value in run.settings.items())
+    told = [
+        f"Seeds: {seeds}. Profile: {run.profile}. {machine(group)}.",
+        f"Settings: `{settings}`.",
+        *(f"Failed: {record.category}, seed {record.run.seed}: {record.failure}" for record in group.failed),
+        f"Command: `{group.first.command}`",
+    ]
+    table = Table.of("", ("category", *shown.values()), rows, ruled=[len(rows) - 2])
+    return Section(heading(group), (table, tuple(told)), 2)

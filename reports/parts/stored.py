@@ -1,0 +1,20 @@
+"""The raw answers behind a record, where they are still there."""
+
+import logging
+
+from bench.errors import BenchError
+from bench.record import Answers, Record
+from bench.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+def answers(store: Store, record: Record) -> Answers | None:
+    """The raw answers of a record; None where none were kept, or where they can't be read, which is told."""
+    if "sha256" not in record.stored:
+        return None
+    try:
+        return store.answers(record)
+    except BenchError as error:
+        _log.warning("%s", error)
+        return None
