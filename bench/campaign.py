@@ -134,6 +134,7 @@ class _Method:
             note=plan.note,
             calibrate=options.calibrate,
             resolution=options.resolution,
+            swept=list(self.choice.swept),
         )
         common = replace(told, settings=_plain(shared), inputs=self._inputs(shared))
         return Job(
@@ -173,12 +174,21 @@ def _methods(plan: Plan) -> tuple[list[_Method], dict[str, str]]:
     refused: dict[str, str] = {}
     for choice in plan.choices:
         try:
-            found.append(_Method(plan, choice))
+            kind = registry.load("methods", choice.method).Settings
+            variants = choice.variants(kind, one_at_a_time=plan.options.one_at_a_time)
         except BenchError as refusal:
-            if len(plan.choices) == 1:
-                raise
             refused[choice.name] = str(refusal)
-            _log.warning("%s is left out: %s", choice.name, refusal)
+            continue
+        for variant in variants:
+            try:
+                found.append(_Method(plan, variant))
+            except BenchError as refusal:
+                point = (f"{key}={variant.last[key][0]}" for key in variant.swept if key in variant.last)
+                refused[" ".join([choice.name, *point])] = str(refusal)
+    if not found and len(refused) == 1:
+        raise BenchError(*refused.values())
+    for name, reason in refused.items():
+        _log.warning("%s is left out: %s", name, reason)
     meant(plan.choices, {method.choice.name: method.module.Settings for method in found})
     if not found:
         raise BenchError(f"None of the methods can run here: {', '.join(refused)}. The lines above say why.")
@@ -215,7 +225,8 @@ def _done(store: Store, job: Job, *, iterative: bool) -> list[Record]:
             if record is None or record.failure or not _as_asked(record, job):
                 return []
             found.append(record)
-    return [replace(record, run=replace(record.run, title=job.run.title)) for record in found]
+    title, swept = job.run.title, job.run.swept  # as this call names it
+    return [replace(record, run=replace(record.run, title=title, swept=swept)) for record in found]
 
 
 def _as_asked(record: Record, job: Job) -> bool:

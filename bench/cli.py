@@ -27,6 +27,8 @@ Examples:
     bench run table1 --category bottle,cable --seed 0,1,2
 
     bench run --method all --protocol kshot --k 2 --set aminet.epochs=50 --dry-run
+
+    bench run --method aminet --over clusters=2,4,8 --over depth=2,4 --one-at-a-time
 """
 
 
@@ -69,6 +71,10 @@ def run(  # noqa: PLR0917  typer makes the options from these
     limit: Annotated[int | None, typer.Option(help="A quick look: at most so many images a kind.")] = None,
     profile: Annotated[str | None, typer.Option(help="demo, code, paper, or one of yours.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="epochs=50, or aminet.epochs=50.")] = None,
+    over: Annotated[list[str] | None, typer.Option(help="Sweep: clusters=2,4, or aminet.stages='1,2;1,2,3'.")] = None,
+    one_at_a_time: Annotated[
+        bool | None, typer.Option("--one-at-a-time", help="Sweep a key at a time from the defaults, not the product.")
+    ] = None,
     selection: Annotated[str | None, typer.Option(help="last, oracle (best on the test set) or both.")] = None,
     every: Annotated[int | None, typer.Option(help="The oracle looks every so many epochs.")] = None,
     preparation: Annotated[str | None, typer.Option(help="shared (alike for all) or native (the paper's).")] = None,
@@ -113,8 +119,10 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "resolution": resolution,
             "keep_model": keep_model,
             "time": latency,
+            "one_at_a_time": one_at_a_time,
         },
-        settings=_pairs(settings or []),
+        settings=_pairs("--set", settings or []),
+        over=_pairs("--over", over or []),
         profile=profile,
         campaign=campaign,
         paths={"data": data, "weights": weights, "runs": runs},
@@ -139,12 +147,12 @@ def run(  # noqa: PLR0917  typer makes the options from these
         raise typer.Exit(2)
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise BenchError(f"--set takes key=value; '{text}' is not. Write for example --set epochs=50.")
+            raise BenchError(f"{option} takes key=value; '{text}' is not. Write for example {option} epochs=50.")
         found[key.strip()] = value.strip()
     return found
 

@@ -8,12 +8,13 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from bench.errors import BenchError
 from bench.settings import S, known, resolve, shaped, typed
+from bench.sweep import Over, laid, of, values
 
 FILE = "bench.toml"
 
@@ -42,6 +43,7 @@ class Options:
         resolution: judge the pixels of the prepared images ("input"), or of each image's own file ("original").
         keep_model: whether to store the fitted methods.
         time: whether to measure latency.
+        one_at_a_time: whether a sweep varies one setting from the defaults at a time, or lays out the product.
     """
 
     method: tuple[str, ...] = ("aminet",)
@@ -63,6 +65,7 @@ class Options:
     resolution: Literal["input", "original"] = "input"
     keep_model: bool = False
     time: bool = True
+    one_at_a_time: bool = False
 
 
 _CHOOSING = {entry.name: object for entry in fields(Options)}
@@ -70,7 +73,7 @@ _SETTINGS = {"*": {"*": object}}  # method -> key -> value
 _SHAPE: dict[str, Any] = {
     "paths": {"runs": str, "cache": str, "weights": str, "methods": tuple[str, ...], "data": {"*": str}},
     "profile": {"*": {"note": str, "shared": {"*": object}, "set": _SETTINGS, **_CHOOSING}},
-    "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, **_CHOOSING}},
+    "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, "over": {"*": object}, **_CHOOSING}},
     "alias": {"*": {"method": str, "title": str, "set": {"*": object}}},
     "category": {"*": {"*": _SETTINGS}},  # data set -> category -> settings
 }
@@ -92,6 +95,8 @@ class Choice:
         by_category: the same, by category of the plan's data set, laid over those.
         plain: the same, from --set key=value, laid over those where this method has such a setting.
         last: the same, from --set name.key=value, laid over all.
+        over: what a sweep varies, key -> (values, origin); a key for this method alone is "name.key".
+        swept: the settings that tell this variant of a sweep from the others.
     """
 
     name: str
@@ -101,6 +106,8 @@ class Choice:
     by_category: dict[str, dict[str, tuple[Any, str]]]
     plain: dict[str, tuple[Any, str]]
     last: dict[str, tuple[Any, str]]
+    over: Over = field(default_factory=dict)
+    swept: tuple[str, ...] = ()
 
     def raw(self, category: str) -> dict[str, tuple[Any, str]]:
         """The settings for one category, or for "all", with every plain --set key."""
@@ -113,6 +120,15 @@ class Choice:
         """
         others = self.plain.keys() - _fields(kind) - self.last.keys()
         return resolve(kind, {key: value for key, value in self.raw(category).items() if key not in others}, self.name)
+
+    def variants(self, kind: type[S], *, one_at_a_time: bool) -> "list[Choice]":
+        """A choice for each point of the sweep, with every value typed; only itself where nothing is swept."""
+        own = {key.rpartition(".")[2]: found for key, found in self.over.items() if "." in key or key in _fields(kind)}
+        found: dict[str, Choice] = {}
+        for point, swept in laid(own, one_at_a_time=one_at_a_time):
+            variant = replace(self, last=self.last | point, swept=swept)
+            found.setdefault(repr(variant.resolved(kind, "")[0]), variant)  # 2 and 2.0 may be one value
+        return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +216,7 @@ def plan(
     *,
     said: Mapping[str, Any],
     settings: Mapping[str, str] | None = None,
+    over: Mapping[str, str] | None = None,
     profile: str | None = None,
     campaign: str | None = None,
     paths: Mapping[str, Path | None] | None = None,
@@ -207,9 +224,10 @@ def plan(
 ) -> Plan:
     """Lays profile, campaign and the options that were `said` over each other.
 
-    methods: the files there are. settings: --set, key -> text, "name.key" for one method only. paths: data, runs,
-    cache, weights as options gave them. Raises BenchError for a name, key or value that bench.toml can't know;
-    data set, protocol and the settings themselves are looked up by the campaign.
+    methods: the files there are. settings: --set, key -> text, "name.key" for one method only. over: --over, the same
+    with several values in the text. paths: data, runs, cache, weights as options gave them. Raises BenchError for a
+    name, key or value that bench.toml can't know; data set, protocol and the settings themselves are looked up by the
+    campaign.
     """
     wanted = _entry(config, "campaign", campaign) if campaign else {}
     profile_origin = "--profile" if profile else f"campaign {campaign}" if "profile" in wanted else "default"
@@ -219,7 +237,11 @@ def plan(
     options, origin = _options(tables, said)
     # A campaign's settings go with the profile that it was written for; under another they would mix two sources.
     sets = tables if profile == wanted.get("profile", profile) else tables[:1]
+    swept = {key: (values(key, given), f"campaign {campaign}, over") for key, given in wanted.get("over", {}).items()}
+    swept |= {key: (values(key, given), "--over") for key, given in (over or {}).items()}
     choices = _choices(config, options, tuple(methods), sets, settings or {})
+    asked = [choice.name for choice in choices]
+    choices = tuple(replace(choice, over=of(swept, choice.name, settings or {}, asked)) for choice in choices)
     given = {key: _home(path) for key, path in (paths or {}).items() if path is not None}
     runs, cache, weights = (given.get(key) or config.path(key) for key in ("runs", "cache", "weights"))
     data = given.get("data") or config.data(options.dataset)
@@ -244,12 +266,13 @@ def plan(
 
 
 def meant(choices: Iterable[Choice], kinds: Mapping[str, type]) -> None:
-    """Raises BenchError for a plain --set key that is a setting of none of the methods.
+    """Raises BenchError for a plain key of --set or of a sweep that is a setting of none of the methods.
 
     kinds: the Settings by name, of the methods that could be loaded.
     """
     names = sorted({name for kind in kinds.values() for name in _fields(kind)})
-    known(sorted({key for choice in choices for key in choice.plain}), names, f"a setting of {' or '.join(kinds)}")
+    plain = {key for choice in choices for key in (*choice.plain, *choice.over) if "." not in key}
+    known(sorted(plain), names, f"a setting of {' or '.join(kinds)}")
 
 
 def cache_folder(config: Config) -> Path:

@@ -68,7 +68,8 @@ class Job:
     def what(self) -> str:
         """What a person calls it: "AMI-Net bottle, seed 0"."""
         k = f" k={self.run.k}" if self.run.k else ""
-        return f"{self.run.title} {self.task.name}{k}, seed {self.run.seed}"
+        over = f", {self.run.over}" if self.run.over else ""
+        return f"{self.run.title} {self.task.name}{k}, seed {self.run.seed}{over}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Run:
         profile: the profile of bench.toml that the values began with.
         note: what a reader must know of that profile, as "reduced width, depth and epochs"; "" where nothing.
         variant: short hash of what the categories of a table share: `key` before the settings of single categories.
+        swept: the settings whose value tells this run from the others of its sweep; it decides no answer.
     """
 
     dataset: str
@@ -76,6 +77,12 @@ class Run:
     variant: str = ""
     calibrate: float = 0.0
     resolution: Resolution = "input"
+    swept: list[str] = field(default_factory=list)
+
+    @property
+    def over(self) -> str:
+        """The swept settings and their values, as tables print them: "clusters=4, depth=2"; "" outside a sweep."""
+        return ", ".join(f"{name}={self.settings.get(name)}" for name in self.swept)
 
     def key(self, data: str) -> str:
         """Short hash of what decides the numbers besides the seed; `data` is the digest of the images."""

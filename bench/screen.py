@@ -45,7 +45,7 @@ def work(out: Console, plan: Plan, survey: Survey) -> Iterator[Record]:
     # The estimate looks back far enough for slow fits, whose epochs may take minutes.
     with Progress(*columns, *times, console=out, transient=True, speed_estimate_period=3600) as bar:
         whole = bar.add_task("starting", total=len(survey.jobs))
-        finished = set[tuple[str, ...]]()
+        finished = set[tuple[str | int, ...]]()
 
         def watch(what: str, phase: str, done: int, total: int, loss: float | None) -> None:
             share = FIT_SHARE * done / max(total, 1) if phase == "fit" else FIT_SHARE
@@ -54,28 +54,51 @@ def work(out: Console, plan: Plan, survey: Survey) -> Iterator[Record]:
             bar.update(whole, completed=len(finished) + share, description=escape(text))
 
         for record in campaign.run(plan, survey, watch):
-            finished.add((record.run.name, str(record.run.k), str(record.run.seed), *record.train))
+            finished.add((record.run.name, record.run.variant, record.run.k, record.run.seed, record.data))
             bar.update(whole, completed=len(finished))
             bar.console.print(_line(record))
             yield record
 
 
 def results(out: Console, records: Iterable[Record]) -> None:
-    """A table a method and setting: a row a category and the mean; mean ± std where there are several seeds."""
-    for group in summary.groups(records):
-        if not group.records:
-            continue
-        caption = escape("; ".join(["percent", *summary.marks(group), summary.machine(group)]))
-        if group.first.run.calibrate:  # all in one would be wider than many a terminal
-            out.print(_table(group, summary.METRICS, latency=True))
-            out.print(_table(group, summary.CALIBRATED, caption=caption))
+    """A table a method and setting: a row a category and the mean; mean ± std where there are several seeds.
+
+    Of a sweep a table a method, with a row of means a variant.
+    """
+    swept: dict[str, list[Group]] = {}
+    for group in (group for group in summary.groups(records) if group.records):
+        if group.first.run.swept:
+            swept.setdefault(summary.heading(group), []).append(group)
         else:
-            out.print(_table(group, summary.METRICS, latency=True, caption=caption))
+            _tables(out, "category", [(category, group, category) for category in (*group.categories, summary.MEAN)])
+    for variants in swept.values():
+        _tables(out, "over", [(group.first.run.over, group, summary.MEAN) for group in variants])
 
 
-def _table(group: Group, metrics: dict[str, str], *, latency: bool = False, caption: str = "") -> Table:
+def _tables(out: Console, first: str, rows: list[tuple[str, Group, str]]) -> None:
+    """A row for each (name, group, category) below the heading and above the marks of the first group."""
+    group = rows[0][1]
+    marks = [mark for mark in summary.marks(group) if not (first == "over" and mark.startswith("over: "))]
+    percent = "percent" if first == "category" else "percent, means over categories"
+    caption = escape("; ".join([percent, *marks, summary.machine(group)]))
+    if group.first.run.calibrate:  # all in one would be wider than many a terminal
+        out.print(_table(summary.heading(group), first, rows, summary.METRICS, latency=True))
+        out.print(_table("at the threshold", first, rows, summary.CALIBRATED, caption=caption))
+    else:
+        out.print(_table(summary.heading(group), first, rows, summary.METRICS, latency=True, caption=caption))
+
+
+def _table(
+    title: str,
+    first: str,
+    rows: list[tuple[str, Group, str]],
+    metrics: dict[str, str],
+    *,
+    latency: bool = False,
+    caption: str = "",
+) -> Table:
     table = Table(
-        title=escape(summary.heading(group)) if latency else "at the threshold",
+        title=escape(title),
         title_justify="left",
         caption=caption or None,
         caption_justify="left",
@@ -83,14 +106,14 @@ def _table(group: Group, metrics: dict[str, str], *, latency: bool = False, capt
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    table.add_column("category", vertical="bottom")
+    table.add_column(first, vertical="bottom")
     for name in (*metrics.values(), *(["latency"] if latency else [])):
         shown = name.replace(" ", "\n").replace("@", "\n@")
         table.add_column(shown, justify="right", no_wrap=True, vertical="bottom")
-    for category in (*group.categories, summary.MEAN):
+    for name, group, category in rows:
         cells = [summary.percent(group.cell(category, metric)) for metric in metrics]
         cells += [summary.milliseconds(group.cell(category, summary.LATENCY))] if latency else []
-        table.add_row(escape(category), *cells, style="bold" if category == summary.MEAN else "")
+        table.add_row(escape(name), *cells, style="bold" if name == summary.MEAN else "")
     return table
 
 
@@ -121,9 +144,13 @@ def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
     for name, value in values.items():
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         table.add_row(name, escape(shown or "–"), escape(asked.origin.get(name, "default")))
+    told = set[str]()
     for job in {job.run.variant: job for job in survey.jobs}.values():
         for name, value in job.run.settings.items():
+            if job.run.name in told and name not in job.run.swept:
+                continue  # of a sweep's further variants, what differs
             table.add_row(f"{job.run.name}.{name}", escape(str(value)), escape(job.origin[f"settings.{name}"]))
+        told.add(job.run.name)
     out.print(table)
     out.print(f"bench.toml: {escape(', '.join(map(str, known.found)))}")
     for job in survey.jobs:
@@ -140,9 +167,9 @@ def _with_method(command: str, method: str) -> str:
     kept: list[str] = []
     words = iter(shlex.split(command))
     for word in words:
-        if word in {"--method", "--set"}:
+        if word in {"--method", "--set", "--over"}:
             next(words, None)
-        elif not word.startswith(("--method=", "--set=", "--force")):
+        elif not word.startswith(("--method=", "--set=", "--over=", "--one-at-a-time", "--force")):
             kept.append(word)
     return shlex.join([*kept, "--method", method])
 
@@ -152,7 +179,8 @@ def _gigabytes(count: int) -> str:
 
 
 def _line(record: Record) -> str:
-    place = f"{record.run.title} {record.category}, seed {record.run.seed}"
+    over = f", {record.run.over}" if record.run.over else ""
+    place = f"{record.run.title} {record.category}, seed {record.run.seed}{over}"
     if record.failure:
         return f"[red]{escape(place)} failed:[/red] {escape(record.failure)}"
     told = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,8 @@ def groups(records: Iterable[Record]) -> list[Group]:
     found: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         run = record.run
-        key = (run.dataset, run.protocol, f"{run.k:06d}", run.title, run.name, run.variant, record.selection)
+        over = "/".join(_sortable(run.settings.get(name)) for name in run.swept)
+        key = (run.dataset, run.protocol, f"{run.k:06d}", run.title, run.name, over, run.variant, record.selection)
         found.setdefault(key, []).append(record)
     return [_group(members) for _, members in sorted(found.items())]
 
@@ -173,6 +175,7 @@ def caveats(group: Group) -> list[str]:
     found += _error(group)
     found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
     found += [f"in {run.precision}"] if run.precision != "float32" else []
+    found += [f"over: {run.over}"] if run.swept else []
     found += [_own_preparation(run)] if group.first.origin.get("preparation") == "--preparation" else []
     changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
     found += [f"set: {', '.join(f'{name}={run.settings[name]}' for name in changed)}"] if changed else []
@@ -193,6 +196,10 @@ def _error(group: Group) -> list[str]:
     """What counting the pixels of a huge set in groups may cost."""
     error = max((record.error for record in group.records.values()), default=0.0)
     return [f"pixel metrics exact to {error:.0e}"] if error else []
+
+
+def _sortable(value: Any) -> str:
+    return f"{value:024.9f}" if isinstance(value, int | float) else str(value)
 
 
 def _own_preparation(run: Run) -> str:

@@ -242,18 +242,23 @@ ANY_TOML = st.recursive(
 )
 LIKELY = st.sampled_from(["1", 2, "0,1", [0], "inpaint", "all", "none", "last", "both", "float16", "yes", {}, None])
 PLACES = [(), ("paths",), ("profile", "demo"), ("campaign", "table"), ("alias", "jittered"), ("category", "real")]
-KEYS = [*(entry.name for entry in fields(Options)), "paths", "data", "profile", "demo", "set", "inpaint", "bolt", "lr"]
+KEYS = [*(entry.name for entry in fields(Options)), "paths", "data", "profile", "demo", "set", "over", "inpaint", "lr"]
 
 
 @given(
     changes=st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(KEYS), LIKELY | ANY_TOML), max_size=2),
     said=st.dictionaries(st.sampled_from([entry.name for entry in fields(Options)]), LIKELY | ANY_TOML, max_size=2),
     keys=st.dictionaries(st.sampled_from(["lr", "width", "memory.lr", ".", ""]), st.text(max_size=3), max_size=2),
+    over=st.dictionaries(st.sampled_from(["lr", "width", "memory.lr", ".", ""]), st.text(max_size=3), max_size=2),
     campaign=st.sampled_from([None, "table"]),
 )
 @settings(deadline=None, max_examples=300)
 def test_any_tables_and_options_give_a_plan_or_a_bench_error(
-    changes: list[tuple[tuple[str, ...], str, Any]], said: dict[str, Any], keys: dict[str, str], campaign: str | None
+    changes: list[tuple[tuple[str, ...], str, Any]],
+    said: dict[str, Any],
+    keys: dict[str, str],
+    over: dict[str, str],
+    campaign: str | None,
 ) -> None:
     tables: dict[str, Any] = deepcopy(TABLES)
     for place, key, value in changes:
@@ -263,7 +268,8 @@ def test_any_tables_and_options_give_a_plan_or_a_bench_error(
         if isinstance(table, dict):
             table[key] = value
     try:
-        found = plan(Config(tables), METHODS, said={"method": "memory"} | said, settings=keys, campaign=campaign)
+        given = {"settings": keys, "over": over, "campaign": campaign}
+        found = plan(Config(tables), METHODS, said={"method": "memory"} | said, **given)
     except BenchError:
         return
     assert found.choices
