@@ -16,18 +16,12 @@ from bench import metrics
 from bench.counting import EIGHT_NEIGHBOURS, Array, Bools, pixel_curve
 from bench.record import Answers
 
-AUDITED = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30")
+AUDITED = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30", "aupro_05")
 """The metrics that papers print, and dialects move."""
 
 BINS = 50
 THRESHOLDS = 200
 LIMIT = 0.3
-
-UNANSWERED = {
-    "masks resized by bilinear, cut at 0.5": "common loaders; scaled to [0, 1] first",
-    "masks resized by bilinear, cut above 0": "loaders that take any touched pixel as defective",
-}
-"""Habits that can't be recomputed: the store keeps masks as they were judged, not the files they were made from."""
 
 Values = dict[str, float]
 
@@ -55,7 +49,7 @@ class Finding:
 class Dialect:
     """A habit: its name, where it occurs, and its values for answers whose exact values are given.
 
-    `needs` names what must exist for it to answer: "maps", or a metric that the category has.
+    `needs` names what must exist for it to answer: "maps", "soft", or a metric that the category has.
     """
 
     name: str
@@ -83,7 +77,7 @@ def audit(answers: Answers) -> list[Finding]:
     Raises: BenchError as `metrics.judge` does.
     """
     ours = exact(answers)
-    there = {*ours, *(("maps",) if answers.maps is not None else ())}
+    there = {*ours, *(name for name in ("maps", "soft") if getattr(answers, name) is not None)}
     return [
         Finding(dialect.name, dialect.where, metric, ours[metric], theirs)
         for dialect in DIALECTS
@@ -132,6 +126,24 @@ def map_mean(answers: Answers, _: Values) -> Values:
 def map_std(answers: Answers, _: Values) -> Values:
     """The image score is the standard deviation of the map instead of the method's own score."""
     return _of_maps(answers, np.std)
+
+
+# --- Habits before it: what is done to the masks ---------------------------------------------------------------------
+
+
+def cut_at_half(answers: Answers, _: Values) -> Values:
+    """Masks are resized by a bilinear filter, as images are, and cut at a half; ours take the nearest pixel."""
+    return _of_masks(answers, 128)
+
+
+def cut_above_zero(answers: Answers, _: Values) -> Values:
+    """Masks are resized by a bilinear filter, and every pixel that is touched by a defect counts as one."""
+    return _of_masks(answers, 1)
+
+
+def cut_at_one(answers: Answers, _: Values) -> Values:
+    """Masks are resized by a bilinear filter and cast to integers: only pixels that lie wholly in a defect are left."""
+    return _of_masks(answers, 255)
 
 
 # --- Habits in between: how the curve is made ------------------------------------------------------------------------
@@ -224,6 +236,14 @@ DIALECTS = (
     Dialect("image score max", "CFA, STFPM and most others", ("image_auroc", "maps"), map_max),
     Dialect("image score mean", "offered by UniAD's evaluator", ("image_auroc", "maps"), map_mean),
     Dialect("image score std", "AMI-Net's code; offered by UniAD's evaluator", ("image_auroc", "maps"), map_std),
+    Dialect("bilinear masks, cut at 0.5", "RD4AD's test script and many after it", ("maps", "soft"), cut_at_half),
+    Dialect(
+        "bilinear masks, cut above 0",
+        "loaders that take any value for a defect; no author's code is known to us",
+        ("maps", "soft"),
+        cut_above_zero,
+    ),
+    Dialect("bilinear masks, cut at 1", "PatchCore's code, by its cast to int", ("maps", "soft"), cut_at_one),
     Dialect("min-max over the test set", "PatchCore and CFA; harmless", (), min_max),
     Dialect("scikit-learn", "the reference: must not differ", (), scikit_learn),
 )
@@ -251,6 +271,12 @@ def _of_pixels(answers: Answers, maps: Array | None, masks: Bools) -> Values:
     scores, anomalous = answers.scores[answers.known], answers.anomalous[answers.known]
     found = metrics.judge(scores, anomalous, None if maps is None else list(maps), list(masks)).values
     return {name: value for name, value in found.items() if not name.startswith("image_")}
+
+
+def _of_masks(answers: Answers, least: int) -> Values:
+    """The pixel metrics with the softened masks cut at `least` of 255."""
+    assert answers.soft is not None  # the dialect needs them
+    return _of_pixels(answers, known_pixels(answers)[0], answers.soft[answers.known] >= least)
 
 
 def _of_maps(answers: Answers, reduce: Callable[..., Any]) -> Values:

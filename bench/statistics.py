@@ -16,6 +16,7 @@ from bench.counting import Array, Bools, Curve, Floats, ImageCounts, image_count
 from bench.errors import BenchError
 from bench.metrics import (
     IMAGE_NAMES,
+    LIMITS,
     PIXEL_NAMES,
     aupro_name,
     both_classes,
@@ -25,6 +26,7 @@ from bench.metrics import (
     curve_error,
     curve_f1,
     curve_precision,
+    of_decisions,
 )
 
 HOLD = 2048
@@ -70,7 +72,9 @@ def resample(
     maps: Sequence[Array] | None,
     masks: Sequence[Bools] | None,
     *,
-    fpr_limits: Sequence[float] = (0.3,),
+    known: Bools | None = None,
+    threshold: float | None = None,
+    fpr_limits: Sequence[float] = LIMITS,
     draws: int = 1000,
     seed: int | Sequence[int] = 0,
 ) -> Draws:
@@ -81,19 +85,24 @@ def resample(
     give each category a seed of its own, or all would be lucky at once in their mean.
     Pixels are counted once for each image, in groups between HOLD of the defect scores; a test set is a weighted sum
     of these counts. Arguments and errors as in `metrics.judge`, but that both classes must be there.
+
+    known: (n,) the images whose pixels count; None: all.  threshold: of the scores, for `metrics.at_threshold`.
     """
     scores, anomalous = both_classes(scores, anomalous)
     weights = _weights(anomalous, draws, seed)  # (draws, n)
     good, defective = int(np.count_nonzero(~anomalous)), int(np.count_nonzero(anomalous))
     values, _ = _judged(_of_images(scores, anomalous), weights, IMAGE_NAMES, ())
+    if threshold is not None:
+        values |= of_decisions(scores > threshold, anomalous, weights)
     if maps is None or masks is None:
         return Draws(values, 0.0, good, defective)
     check_one_each(scores, maps, masks)
-    counts = image_counts(maps, masks, HOLD)
+    counted = np.arange(scores.size) if known is None else np.flatnonzero(known)
+    counts = image_counts([maps[i] for i in counted], [masks[i] for i in counted], HOLD)
     if not counts.regions.any() or not counts.normals.any():
         return Draws(values, 0.0, good, defective)
     names = (*PIXEL_NAMES, *map(aupro_name, fpr_limits))
-    pixels, error = _judged(counts, weights, names, fpr_limits)
+    pixels, error = _judged(counts, weights[:, counted], names, fpr_limits)
     return Draws(values | pixels, error, good, defective)
 
 

@@ -38,7 +38,8 @@ def random_answers(seed: int = 0, count: int = 8, size: int = 24) -> Answers:
         masks[i, top : top + 5, left : left + 5] = 1
     maps += masks * 1.5
     labels = "".join("d" if i % 2 == 0 else "g" for i in range(count))
-    return answers(list(random.normal(0, 1, count) + (np.arange(count) % 2 == 0)), labels, maps, masks)
+    found = answers(list(random.normal(0, 1, count) + (np.arange(count) % 2 == 0)), labels, maps, masks)
+    return replace(found, soft=masks.astype(np.uint8) * 255)
 
 
 def said(given_answers: Answers, dialect: str) -> dict[str, float]:
@@ -54,7 +55,7 @@ def test_every_dialect_has_a_name_a_meaning_and_a_place() -> None:
     for dialect in DIALECTS:
         assert dialect.meaning.endswith("."), dialect.name
         assert dialect.where
-        assert not {*dialect.needs} - {*dialects.AUDITED, "maps"}
+        assert not {*dialect.needs} - {*dialects.AUDITED, "maps", "soft"}
 
 
 def test_on_whole_answers_every_dialect_speaks_and_ours_is_the_exact_value() -> None:
@@ -75,7 +76,7 @@ def test_without_maps_only_the_image_metrics_are_audited() -> None:
 
 def test_without_good_images_the_pixel_metrics_are_still_audited() -> None:
     found = audit(replace(random_answers(), defects=("dent",) * 8))
-    assert {each.metric for each in found} == {"pixel_auroc", "pixel_ap", "aupro_30"}
+    assert {each.metric for each in found} == {"pixel_auroc", "pixel_ap", "aupro_30", "aupro_05"}
     assert "scikit-learn" in {each.dialect for each in found}
 
 
@@ -153,6 +154,22 @@ def test_the_image_score_may_be_the_maximum_the_mean_or_the_spread_of_the_map() 
     assert said(two, "image score max") == {"image_auroc": 0.0, "image_ap": 0.5}
     assert said(two, "image score mean") == {"image_auroc": 1.0, "image_ap": 1.0}
     assert said(two, "image score std") == {"image_auroc": 0.0, "image_ap": 0.5}
+
+
+def test_a_softened_mask_may_be_cut_at_a_half_above_zero_or_at_one() -> None:
+    # One defect of pixels 0 / 0.4 / 0.6 / 1, with falling scores 2, 1, 4, 3 there and a normal image at 2.5.
+    two = answers([0, 1], "dg", [[[2, 1, 4, 3]], [[2.5, 2.5, 2.5, 2.5]]], [[[0, 0, 0, 1]], [[0, 0, 0, 0]]])
+    two = replace(two, soft=np.array([[[0, 102, 153, 255]], [[0, 0, 0, 0]]], np.uint8))
+    assert said(two, "bilinear masks, cut at 0.5")["pixel_auroc"] == 1.0  # 4 and 3 lie above all
+    assert said(two, "bilinear masks, cut above 0")["pixel_auroc"] == (5 + 5 + 0) / 15  # the 1 lies below all five
+    assert said(two, "bilinear masks, cut at 1")["pixel_auroc"] == pytest.approx(6 / 7)  # the 4 is a false alarm
+    assert said(replace(two, soft=None), "bilinear masks, cut at 1") == {}
+
+
+def test_where_masks_are_not_resized_their_filter_moves_nothing() -> None:
+    found = [each for each in audit(random_answers()) if each.dialect.startswith("bilinear")]
+    assert len(found) == 3 * 4
+    assert all(each.theirs == each.ours for each in found)
 
 
 def thresholds_one_by_one(given_answers: Answers) -> float:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from bench.errors import BenchError
-from bench.metrics import judge
+from bench.metrics import at_threshold, judge
 from bench.statistics import (
     Comparison,
     Interval,
@@ -66,6 +66,30 @@ def test_counting_in_groups_costs_no_more_than_is_told(monkeypatch):
 def test_without_masks_only_image_metrics_are_drawn():
     scores, labels, maps, _ = category(0)
     assert set(resample(scores, labels, maps, None, draws=3).values) == {"image_auroc", "image_ap", "image_f1max"}
+
+
+def test_an_image_of_unknown_truth_is_drawn_but_its_pixels_do_not_count():
+    scores, labels, maps, masks = category(0)
+    known = np.arange(12) != 11
+    drawn = resample(scores, labels, maps, masks, known=known, draws=10, seed=5)
+    random = np.random.default_rng(5)
+    good = random.multinomial(4, np.full(4, 1 / 4), size=10)
+    again = np.repeat(np.arange(12), [*good[0], *random.multinomial(8, np.full(8, 1 / 8), size=10)[0]])
+    exact = judge(scores[again], labels[again], None, None).values
+    again = again[known[again]]
+    pixel = judge(scores[again], labels[again], maps[again], masks[again]).values
+    for name, values in drawn.values.items():
+        assert values[0] == pytest.approx((exact if name in exact else pixel)[name], abs=1e-12)
+
+
+def test_decisions_at_a_threshold_are_drawn_with_the_images():
+    scores, labels, *_ = category(0)
+    drawn = resample(scores, labels, None, None, threshold=0.5, draws=10, seed=5).values
+    random = np.random.default_rng(5)
+    good = random.multinomial(4, np.full(4, 1 / 4), size=10)
+    again = np.repeat(np.arange(12), [*good[0], *random.multinomial(8, np.full(8, 1 / 8), size=10)[0]])
+    for name, value in at_threshold(scores[again], labels[again], 0.5).items():
+        assert drawn[name][0] == value
 
 
 def test_a_draw_without_any_defect_pixel_is_left_out():
