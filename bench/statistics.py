@@ -97,7 +97,7 @@ def resample(
     if maps is None or masks is None:
         return Draws(values, 0.0, good, defective)
     check_one_each(scores, maps, masks)
-    counted = np.arange(scores.size) if known is None else np.flatnonzero(known)
+    counted = [index for index in range(scores.size) if known is None or known[index]]
     counts = image_counts([maps[i] for i in counted], [masks[i] for i in counted], HOLD)
     if not counts.regions.any() or not counts.normals.any():
         return Draws(values, 0.0, good, defective)
@@ -118,8 +118,11 @@ def mean_of(categories: Sequence[Draws]) -> Draws:
 
 
 def intervals(draws: Draws, *, confidence: float = 0.95) -> dict[str, Interval]:
-    """For each metric the median of its draws and the percentiles that leave out the same share on either side."""
-    return {name: _percentiles(values, confidence) for name, values in draws.values.items()}
+    """For each metric the median of its draws and the percentiles that leave out the same share on either side.
+
+    A draw without any defect pixel has no pixel metrics and is left out; so is a metric that no draw has.
+    """
+    return _percentiles(draws.values, confidence)
 
 
 def differences(first: Draws, second: Draws, *, confidence: float = 0.95) -> dict[str, Interval]:
@@ -135,13 +138,16 @@ def differences(first: Draws, second: Draws, *, confidence: float = 0.95) -> dic
     shared = [name for name in first.values if name in second.values]
     if any(first.values[name].shape != second.values[name].shape for name in shared):
         raise BenchError("Two methods are paired draw by draw; their numbers of draws differ. Draw both equally often.")
-    return {name: _percentiles(first.values[name] - second.values[name], confidence) for name in shared}
+    return _percentiles({name: first.values[name] - second.values[name] for name in shared}, confidence)
 
 
-def _percentiles(values: Floats, confidence: float) -> Interval:
-    aside = (1 - confidence) / 2
-    low, middle, high = np.quantile(values[np.isfinite(values)], (aside, 0.5, 1 - aside))
-    return Interval(float(middle), float(low), float(high), confidence)
+def _percentiles(draws: Mapping[str, Floats], confidence: float) -> dict[str, Interval]:
+    aside, found = (1 - confidence) / 2, {}
+    for name, values in draws.items():
+        if np.isfinite(values).any():
+            low, middle, high = np.quantile(values[np.isfinite(values)], (aside, 0.5, 1 - aside)).tolist()
+            found[name] = Interval(middle, low, high, confidence)
+    return found
 
 
 def _weights(anomalous: Bools, draws: int, seed: int | Sequence[int]) -> Floats:

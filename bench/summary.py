@@ -26,6 +26,9 @@ CALIBRATED = {
 }
 """Those at the threshold of a calibrated run, which its tables show as well."""
 
+HEADINGS = METRICS | {"image_f1max": "image F1-max", "pixel_f1max": "pixel F1-max"} | CALIBRATED
+"""All that is recorded."""
+
 MEAN = "mean"
 LATENCY = "latency"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.dialects import AUDITED, DIALECTS, UNANSWERED, Finding, audit
+from bench.dialects import AUDITED, DIALECTS, Finding, audit
 from bench.record import Record
 from bench.report import Figure, Use
 from bench.store import Store
@@ -13,7 +13,7 @@ from bench.summary import METRICS, Group, groups, heading, marks
 
 from .parts.markup import markdown
 from .parts.stored import answers
-from .parts.tables import NONE, Section, Table, points
+from .parts.tables import Section, Table, points
 
 SUFFIX = "md"
 FIGURES: Use = "never"
@@ -49,13 +49,15 @@ class _Move:
 
 def _section(group: Group, store: Store) -> Section:
     found: dict[tuple[str, str], dict[str, list[Finding]]] = {}
-    judged, without = set(), []
+    judged, without, hard = set(), [], []
     for (category, seed), record in sorted(group.records.items()):
         given = answers(store, record)
         if given is None:
             without.append(f"{category}, seed {seed}")
             continue
         judged.add(category)
+        if given.soft is None:
+            hard.append(f"{category}, seed {seed}")
         for finding in audit(given):
             found.setdefault((finding.dialect, finding.metric), {}).setdefault(category, []).append(finding)
     rows: list[tuple[str, ...]] = []
@@ -65,12 +67,11 @@ def _section(group: Group, store: Store) -> Section:
             for metric in AUDITED
             if (dialect.name, metric) in found
         ]
-    rows += [(name, "pixel metrics", NONE, NONE, "not known", NONE) for name in UNANSWERED]
     told = [*marks(group), *([f"No raw answers: {'; '.join(without)}."] if without else [])]
-    told.append(
-        "Masks resized by another filter can't be judged from what is stored: it holds the masks as they were judged "
-        "(nearest neighbour), not the files that they were made from."
-    )
+    if hard:
+        told.append(f"An earlier version kept no masks by another filter; --force keeps them: {'; '.join(hard)}.")
+    if group.first.run.resolution == "original":
+        told.append("Ours is at input size here, as the maps are stored; the record's own is at original resolution.")
     return Section(heading(group), (Table.of("", HEAD, rows), tuple(told)))
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from bench import cli, registry
 from bench.dialects import exact
 from bench.errors import BenchError
 from bench.record import Answers, Record, Run
-from bench.statistics import differences, mean_of, resample
+from bench.statistics import differences, intervals, mean_of, resample
 from bench.store import Store
+from bench.summary import METRICS
 
 RUN = Run(
     dataset="parts",
@@ -100,10 +102,14 @@ def test_two_methods_with_the_same_runs_are_compared_in_numbers_and_words(store:
     second = [save(store, "B", category, 0.5) for category in CATEGORIES]
     text = rendered(store)
     assert "categories: 6, seeds: 1" in text
-    (row,) = rows(text, "A − B")
-    gap = np.mean([a.metrics["image_auroc"] - b.metrics["image_auroc"] for a, b in zip(first, second, strict=True)])
-    assert row[1] == f"{100 * gap:+.2f}"
-    assert row[3:] == ["6", "0", "0.031", "0.031"]  # the exact test's least p of 6 categories is 2 / 2^6
+    found = rows(text, "A − B")
+    assert [row[1] for row in found] == list(METRICS.values())
+    for metric, row in zip(METRICS, found, strict=True):
+        gap = np.mean([a.metrics[metric] - b.metrics[metric] for a, b in zip(first, second, strict=True)])
+        assert row[2] == f"{100 * gap:+.2f}"
+    assert found[0][4:] == ["6", "0", "0.031", "0.031"]  # the exact test's least p of 6 categories is 2 / 2^6
+    assert "- image AUROC: A lies" in text
+    assert "- pixel AUROC: A lies" in text
     assert "That is more than chance among categories explains." in text
     assert "they would not turn it round" in text
     assert "One seed each" in text
@@ -111,25 +117,23 @@ def test_two_methods_with_the_same_runs_are_compared_in_numbers_and_words(store:
 
 
 def test_the_interval_pairs_both_methods_on_the_same_drawn_images(store: Store) -> None:
-    from zlib import crc32
-
     drawn: dict[str, list] = {"A": [], "B": []}
     for name, merit in (("A", 1.5), ("B", 1.0)):
         for category in CATEGORIES:
             given = store.answers(save(store, name, category, merit))
             seed = [0, crc32(category.encode())]
-            drawn[name].append(resample(given.scores, given.anomalous, None, None, seed=seed))
-    found = differences(mean_of(drawn["A"]), mean_of(drawn["B"]))["image_auroc"]
-    (row,) = rows(rendered(store), "A − B")
-    assert row[2] == f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+            drawn[name].append(resample(given.scores, given.anomalous, given.maps, given.masks, seed=seed))
+    found = differences(mean_of(drawn["A"]), mean_of(drawn["B"]))
+    for metric, row in zip(METRICS, rows(rendered(store), "A − B"), strict=True):
+        assert row[3] == f"{100 * found[metric].low:+.2f} to {100 * found[metric].high:+.2f}"
 
 
 def test_the_same_answers_under_two_names_differ_by_nothing(store: Store) -> None:
     for name in "AB":
         for category in CATEGORIES:
             save(store, name, category, 1)
-    (row,) = rows(rendered(store), "A − B")
-    assert row[1:] == ["0.00", "0.00 to 0.00", "0", "0", "1", "1"]
+    found = rows(rendered(store), "A − B")
+    assert all(row[2:] == ["0.00", "0.00 to 0.00", "0", "0", "1", "1"] for row in found)
 
 
 def test_three_methods_are_ranked(store: Store) -> None:
@@ -137,10 +141,11 @@ def test_three_methods_are_ranked(store: Store) -> None:
         for category in CATEGORIES:
             save(store, name, category, merit)
     text = rendered(store)
-    assert "**Mean ranks (1 is best; critical difference 1.35 at 5%)**" in text  # 2.343 sqrt(3 * 4 / (6 * 6))
-    assert rows(text, "A")[-1] == ["A", "1.00"]
-    assert "Friedman's test of 3 methods on 6 categories" in text
-    assert len([line for line in text.splitlines() if "after Holm's correction for 3" in line]) == 3
+    assert "**Mean ranks (1 is best; critical difference by Nemenyi at 5%)**" in text
+    assert rows(text, "critical difference") == [["critical difference", *["1.35"] * 6]]  # 2.343 sqrt(3 * 4 / (6 * 6))
+    assert rows(text, "A")[-1][:2] == ["A", "1.00"]
+    assert "image AUROC: Friedman's test of 3 methods on 6 categories" in text
+    assert len([line for line in text.splitlines() if "after Holm's correction for 3" in line]) == 3 * 2
 
 
 def test_a_method_with_other_runs_is_named_and_left_out(store: Store) -> None:
@@ -150,7 +155,7 @@ def test_a_method_with_other_runs_is_named_and_left_out(store: Store) -> None:
     save(store, "C", "bolt", 1)
     save(store, "D", "bolt", 1, tests=["other.png"])
     text = rendered(store)
-    assert "or selection: C, D." in text
+    assert "resolution or selection: C, D." in text
     assert rows(text, "A − B")
     assert not rows(text, "A − C")
     assert not rows(text, "C − D")
@@ -169,7 +174,7 @@ def test_without_raw_answers_the_interval_is_unknown_and_told(store: Store) -> N
     place = store.path(record.run, record.data, record.category, record.selection)
     place.with_suffix(".npz").unlink()
     text = rendered(store)
-    assert rows(text, "A − B")[0][2] == "–"
+    assert rows(text, "A − B")[0][3] == "–"
     assert "what other test images would change is not known" in text
 
 
@@ -192,6 +197,37 @@ def test_the_spread_over_draws_is_of_the_means_over_categories(store: Store) -> 
     row = next(row for row in rows(text, "A") if row[1] == "image AUROC")
     # mean 0.78333, deviations -.18333, .01667, .16667: std 0.17559; t(2) 4.3027 * 0.17559 / sqrt(3) = 0.4362
     assert row[2:] == ["3", "78.3", "17.56", "34.7 to 122.0"]
+
+
+def test_each_category_has_an_interval_for_every_metric(store: Store) -> None:
+    for category in CATEGORIES[:2]:
+        record = save(store, "A", category, 1, threshold=0.5, calibrate=0.1)
+    text = rendered(store)
+    section = text[text.index("95 % intervals over test images") :]
+    given = store.answers(record)
+    seed = [0, crc32(b"cap")]
+    drawn = resample(given.scores, given.anomalous, given.maps, given.masks, threshold=0.5, seed=seed)
+    found = intervals(drawn)
+    (row,) = rows(section, "cap")
+    assert len(row) == 1 + len(found) == 1 + 8 + 4
+    interval = found["image_auroc"]
+    expected = f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+    assert row[1] == f"{100 * record.metrics['image_auroc']:.1f} ({expected})"
+    assert len(rows(section, "mean")) == 1
+    assert "### Statistics" not in text  # of one method there is nothing to compare
+
+
+def test_pixels_at_original_resolution_have_no_interval_and_the_report_says_why(store: Store) -> None:
+    save(store, "A", "bolt", 1, resolution="original")
+    section = rendered(store).split("95 % intervals over test images")[1]
+    assert len(rows(section, "bolt")[0]) == 1 + 3
+    assert "the maps are stored at input size" in section
+
+
+def test_methods_fitted_on_other_images_are_not_compared(store: Store) -> None:
+    for name, train in (("A", ["x.png"]), ("B", ["y.png"])):
+        save(store, name, "bolt", 1, train=train)
+    assert not rows(rendered(store), "A − B")
 
 
 # ---- the selection gap
@@ -263,8 +299,23 @@ def test_the_audit_says_what_it_can_not_know(store: Store) -> None:
     place.with_suffix(".npz").unlink()
     text = rendered(store, "audit")
     assert "No raw answers: bolt, seed 0." in text
-    assert rows(text, "masks resized by bilinear, cut at 0.5")[0][4] == "not known"
-    assert "not the files that they were made from" in text
+
+
+def test_the_audit_judges_masks_by_another_filter_or_says_that_they_were_not_kept(store: Store) -> None:
+    record = save(store, "A", "bolt", 1)
+    assert "no masks by another filter; --force keeps them: bolt, seed 0." in rendered(store, "audit")
+    given = store.answers(record)
+    soft = given.masks * np.uint8(255)
+    soft[given.anomalous, 7, 4:8] = 200  # a fifth row that a bilinear filter half touches
+    store.save(record, replace(given, soft=soft))
+    text = rendered(store, "audit")
+    assert "another filter" not in text
+    wider = given.masks.copy()
+    wider[given.anomalous, 7, 4:8] = True
+    (row,) = (row for row in rows(text, "bilinear masks, cut at 0.5") if row[1:2] == ["pixel AP"])
+    theirs = exact(replace(given, masks=wider))["pixel_ap"]
+    assert row[2:4] == [f"{100 * record.metrics['pixel_ap']:.2f}", f"{100 * theirs:.2f}"]
+    assert [row[5] for row in rows(text, "bilinear masks, cut at 1") if len(row) == 6] == ["0.00"] * 4
 
 
 def test_a_dialect_without_a_value_in_some_category_says_in_how_many_it_has_one(store: Store) -> None:

@@ -1,11 +1,10 @@
 """Whether the differences between the methods of a table are real: the statistics section."""
 
 from collections.abc import Mapping, Sequence
-from zlib import crc32
+from dataclasses import dataclass
 
 import numpy as np
 
-from bench.record import Answers
 from bench.statistics import (
     Draws,
     Spread,
@@ -14,48 +13,51 @@ from bench.statistics import (
     conclude_ranking,
     differences,
     intervals,
-    mean_of,
     rank,
-    resample,
     spread,
 )
-from bench.store import Store
 from bench.summary import METRICS, Group, named
 
-from .stored import answers
+from .drawn import over, span
 from .tables import NONE, Block, Section, Table, points
 
 METRIC = "image_auroc"
-OVER_IMAGES = "95 % over test images"
-SEED = 0
-"""Of the bootstrap; each category adds its own name, so that not all are lucky at once."""
+HEADLINES = (METRIC, "pixel_auroc")
+"""Of which is told in words what can be concluded."""
 
 
-def statistics(members: Sequence[Group], store: Store) -> list[Section]:
+def statistics(members: Sequence[Group], draws: Mapping[str, Mapping[str, Draws]]) -> list[Section]:
     """What can be concluded from the runs of one data set and protocol; nothing where there is nothing to compare.
 
-    Methods are compared where they ran on the same categories, seeds and test images, by the same selection rule.
+    Methods are compared where they ran on the same categories, seeds and images, by the same selection rule.
+    `draws` are those of each method, by its name and category.
     """
     names = named(members)
     blocks: list[Block] = [*_spreads(names)]
-    alike: dict[tuple[object, ...], dict[str, Group]] = {}
+    sets = alike(names)
+    compared = [found for found in sets if len(found) > 1]
+    blocks += [block for found in compared for block in _comparison(found, draws)]
+    alone = [name for found in sets if len(found) == 1 for name in found]
+    if compared and alone:
+        other = "categories, seeds, training or test images, resolution or selection"
+        blocks.append(f"Not compared, since they have other {other}: {', '.join(alone)}.")
+    return [Section("Statistics", tuple(blocks), 2)] if blocks else []
+
+
+def alike(names: Mapping[str, Group]) -> list[dict[str, Group]]:
+    """The groups in sets that can be compared: categories, seeds, images, resolution and selection are the same."""
+    found: dict[tuple[object, ...], dict[str, Group]] = {}
     for name, group in names.items():
         if group.records:
-            alike.setdefault(_runs(group), {})[name] = group
-    compared = [found for found in alike.values() if len(found) > 1]
-    blocks += [block for found in compared for block in _comparison(found, store)]
-    alone = [name for found in alike.values() if len(found) == 1 for name in found]
-    if compared and alone:
-        blocks.append(
-            f"Not compared, since they have other categories, seeds, test images or selection: {', '.join(alone)}."
-        )
-    return [Section("Statistics", tuple(blocks), 2)] if blocks else []
+            found.setdefault(_runs(group), {})[name] = group
+    return list(found.values())
 
 
 def _runs(group: Group) -> tuple[object, ...]:
     """What two methods must share to be compared."""
-    tests = tuple((place, tuple(record.tests)) for place, record in sorted(group.records.items()))
-    return group.selection, tests
+    records = sorted(group.records.items())
+    images = tuple((place, record.data, *record.train, "", *record.tests) for place, record in records)
+    return group.selection, group.first.run.resolution, images
 
 
 # --- Seeds and draws -------------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ def _spreads(names: Mapping[str, Group]) -> list[Block]:
     rows = []
     for name, group in names.items():
         for metric, heading in METRICS.items():
-            found = _by_seed(group, metric)
+            found = by_seed(group, metric)
             if len(found) > 1:
                 rows.append((name, heading, str(len(found)), *_spread(spread(found))))
     if not rows:
@@ -77,7 +79,7 @@ def _spreads(names: Mapping[str, Group]) -> list[Block]:
     return [Table.of(f"Over seeds ({each}; Student's t)", head, rows)]
 
 
-def _by_seed(group: Group, metric: str) -> list[float]:
+def by_seed(group: Group, metric: str) -> list[float]:
     """The mean over categories of each seed that has all of them."""
     seeds = sorted({seed for _, seed in group.records})
     found = []
@@ -99,27 +101,38 @@ def _spread(found: Spread) -> tuple[str, str, str]:
 # --- Methods ---------------------------------------------------------------------------------------------------------
 
 
-def _comparison(found: Mapping[str, Group], store: Store) -> list[Block]:
-    values, categories = _by_category(found)
-    if not categories:
+def _comparison(found: Mapping[str, Group], draws: Mapping[str, Mapping[str, Draws]]) -> list[Block]:
+    """The methods of a set: their means, every pair of them and their ranks, by every metric that all of them have."""
+    compared = {}
+    for metric in METRICS:
+        values, categories = by_category(found, metric)
+        if categories:
+            over_categories = {name: over(draws[name], categories, metric) for name in found}
+            compared[metric] = _Compared(values, categories, over_categories)
+    if not compared:
         return []
     seeds = len({seed for group in found.values() for _, seed in group.records})
-    drawn = _draws(found, categories, store)
-    title = f"{METRICS[METRIC]} of methods with the same runs (categories: {len(categories)}, seeds: {seeds})"
-    blocks = [_means(title, values, drawn), *_pairs(values, drawn, seeds)]
-    if not drawn:
-        blocks.append("The raw answers are not all here: what other test images would change is not known.")
-    if len(values) > 2 and len(categories) > 1:
-        blocks += _ranking(values)
-    return blocks
+    blocks = [_means(compared, seeds), *_pairs(compared, seeds)]
+    if any(own is None for each in compared.values() for own in each.draws.values()):
+        blocks.append("Where raw answers are missing, what other test images would change is not known.")
+    return blocks + _ranking(compared)
 
 
-def _by_category(found: Mapping[str, Group]) -> tuple[dict[str, list[float]], list[str]]:
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """A metric of several methods: (c,) values of each in one order of categories, and the draws of each one's mean."""
+
+    values: dict[str, list[float]]
+    categories: list[str]
+    draws: dict[str, Draws | None]
+
+
+def by_category(found: Mapping[str, Group], metric: str = METRIC) -> tuple[dict[str, list[float]], list[str]]:
     """For each method the mean over seeds of each category in which all methods have the metric; and these."""
     values: dict[str, list[float]] = {name: [] for name in found}
     categories = []
     for category in sorted({category for group in found.values() for category, _ in group.records}):
-        cells = [cell for group in found.values() if (cell := group.cell(category, METRIC))]
+        cells = [cell for group in found.values() if (cell := group.cell(category, metric))]
         if len(cells) == len(found):
             categories.append(category)
             for own, cell in zip(values.values(), cells, strict=True):
@@ -127,57 +140,56 @@ def _by_category(found: Mapping[str, Group]) -> tuple[dict[str, list[float]], li
     return values, categories
 
 
-def _pairs(values: Mapping[str, Sequence[float]], drawn: Mapping[str, Draws], seeds: int) -> list[Block]:
-    """Every pair of methods: a row of numbers, and what can be concluded from them."""
-    head = ("first − second", "points", OVER_IMAGES, "higher", "lower", "p (Wilcoxon)", "p after Holm")
-    rows, told = [], []
-    for each in compare(values):
-        images = differences(drawn[each.first], drawn[each.second])[METRIC] if drawn else None
-        over = f"{points(images.low)} to {points(images.high)}" if images else NONE
-        tested = (str(each.won), str(each.lost), f"{each.p:.2g}", f"{each.corrected:.2g}")
-        rows.append((f"{each.first} − {each.second}", points(each.difference), over, *tested))
-        told.append(conclude(each, images=images, seeds=seeds))
-    return [Table.of("", head, rows), tuple(told)]
-
-
-def _means(title: str, values: Mapping[str, Sequence[float]], drawn: Mapping[str, Draws]) -> Block:
+def _means(compared: Mapping[str, _Compared], seeds: int) -> Block:
     rows = []
-    for name, own in values.items():
-        over = NONE
-        if drawn:
-            found = intervals(drawn[name])[METRIC]
-            over = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-        rows.append((name, f"{100 * float(np.mean(own)):.1f}", over))
-    return Table.of(title, ("method", METRICS[METRIC], OVER_IMAGES), rows)
+    for name in next(iter(compared.values())).values:
+        cells = []
+        for metric, each in compared.items():
+            own = each.draws[name]
+            interval = intervals(own).get(metric) if own else None
+            told = f"{100 * float(np.mean(each.values[name])):.1f}"
+            cells.append(f"{told} ({span(interval)})" if interval else told)
+        rows.append((name, *cells))
+    count = max(len(each.categories) for each in compared.values())
+    title = f"Methods with the same runs, with 95 % over test images (categories: {count}, seeds: {seeds})"
+    return Table.of(title, ("method", *(METRICS[metric] for metric in compared)), rows)
 
 
-def _ranking(values: Mapping[str, Sequence[float]]) -> list[Block]:
-    found = rank(values)
-    title = f"Mean ranks (1 is best; critical difference {found.critical_difference:.2f} at {found.alpha:.0%})"
-    rows = [(name, f"{mean:.2f}") for name, mean in zip(found.methods, found.mean_ranks, strict=True)]
-    return [Table.of(title, ("method", "mean rank"), rows), conclude_ranking(found)]
+def _pairs(compared: Mapping[str, _Compared], seeds: int) -> list[Block]:
+    """Every pair of methods by every metric in numbers, and in words what can be concluded by the headlines."""
+    head = ("first − second", "metric", "points", "95 % over test images", "higher", "lower", "p (Wilcoxon)", "p, Holm")
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    told = []
+    for metric, found in compared.items():
+        for each in compare(found.values):
+            first, second = found.draws[each.first], found.draws[each.second]
+            images = differences(first, second).get(metric) if first and second else None
+            interval = f"{points(images.low)} to {points(images.high)}" if images else NONE
+            tested = (str(each.won), str(each.lost), f"{each.p:.2g}", f"{each.corrected:.2g}")
+            pair = f"{each.first} − {each.second}"
+            rows.setdefault(pair, []).append((pair, METRICS[metric], points(each.difference), interval, *tested))
+            if metric in HEADLINES:
+                told.append(f"{METRICS[metric]}: {conclude(each, images=images, seeds=seeds)}")
+    ends = np.cumsum([len(own) for own in rows.values()]) - 1
+    remark = "Holm's correction is for the pairs of one metric, not for there being several metrics."
+    table = Table.of("", head, [row for own in rows.values() for row in own], ruled=ends.tolist(), remarks=[remark])
+    return [table, tuple(told)]
 
 
-def _draws(found: Mapping[str, Group], categories: Sequence[str], store: Store) -> dict[str, Draws]:
-    """For each method the draws of its mean over categories; empty where an answer is missing or images differ.
-
-    All seeds of a category are judged on the same drawn images: to the test set, they are one method asked again.
-    """
-    drawn: dict[str, Draws] = {}
-    asked: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    for name, group in found.items():
-        means = []
-        for category in categories:
-            given = [answers(store, record) for (own, _), record in sorted(group.records.items()) if own == category]
-            whole = [each for each in given if each is not None]
-            if len(whole) < len(given) or any(
-                asked.setdefault(category, (each.files, each.defects)) != (each.files, each.defects) for each in whole
-            ):
-                return {}
-            means.append(mean_of([_resampled(each, category) for each in whole]))
-        drawn[name] = mean_of(means)
-    return drawn
-
-
-def _resampled(given: Answers, category: str) -> Draws:
-    return resample(given.scores, given.anomalous, None, None, seed=[SEED, crc32(category.encode())])
+def _ranking(compared: Mapping[str, _Compared]) -> list[Block]:
+    """Mean ranks of three methods or more, by each metric of two categories or more."""
+    found = {
+        metric: rank(each.values)
+        for metric, each in compared.items()
+        if len(each.values) > 2 and len(each.categories) > 1
+    }
+    if not found:
+        return []
+    first, every = next(iter(found.values())), found.values()
+    ranks = [dict(zip(each.methods, each.mean_ranks, strict=True)) for each in every]
+    rows = [(name, *(f"{own[name]:.2f}" for own in ranks)) for name in first.methods]
+    rows.append(("critical difference", *(f"{each.critical_difference:.2f}" for each in every)))
+    title = f"Mean ranks (1 is best; critical difference by Nemenyi at {first.alpha:.0%})"
+    told = [f"{METRICS[metric]}: {conclude_ranking(found[metric])}" for metric in HEADLINES if metric in found]
+    heads = ("method", *(METRICS[metric] for metric in found))
+    return [Table.of(title, heads, rows, ruled=[len(rows) - 2]), tuple(told)]

@@ -1,13 +1,15 @@
 """The whole report: what was measured, on what, and what a reader must know beside it, as sections for any format."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.record import Record
 from bench.report import Figure
+from bench.statistics import Draws
 from bench.store import Store
 from bench.summary import LATENCY, MEAN, METRICS, Group, columns, groups, heading, machine, named, topics
 
 from .differences import statistics
+from .drawn import drawn, over_images
 from .gallery import gallery
 from .measured import measured
 from .selection import gaps
@@ -27,9 +29,10 @@ def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] 
     sections = [Section("", ("All values in percent, the plain mean over categories; ± is the spread over seeds.",))]
     for topic, members in topics(found).items():
         sections.append(Section(topic, (_comparison(members),)))
-        sections += [*statistics(members, store), *gaps(members)]
+        draws = {name: drawn(group, store) for name, group in named(members).items()}
+        sections += [*statistics(members, draws), *gaps(members)]
         sections += gallery([figure for figure in figures if figure.topic == topic])
-        sections += [_by_category(group) for group in members]
+        sections += [_by_category(group, draws[name]) for name, group in named(members).items()]
     return sections
 
 
@@ -46,7 +49,7 @@ def _comparison(members: Sequence[Group]) -> Table:
     return Table.of("", ("method", *METRICS.values(), "latency"), rows, ruled=ruled)
 
 
-def _by_category(group: Group) -> Section:
+def _by_category(group: Group, draws: Mapping[str, Draws]) -> Section:
     shown = columns(group) | {LATENCY: LATENCY}
     rows = [(own, *(measured(group, own, metric) for metric in shown)) for own in (*group.categories, MEAN)]
     run = group.first.run
@@ -59,4 +62,4 @@ def _by_category(group: Group) -> Section:
         f"Command: `{group.first.command}`",
     ]
     table = Table.of("", ("category", *shown.values()), rows, ruled=[len(rows) - 2])
-    return Section(heading(group), (table, tuple(told)), 2)
+    return Section(heading(group), (table, *over_images(group, draws), tuple(told)), 2)
