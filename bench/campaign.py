@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from time import perf_counter
 from typing import Any
 
 from bench import images, machine, registry
@@ -57,7 +58,7 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
 
     Raises BenchError where the data, a name or a number of the plan does not fit, or where no method can run.
     """
-    options = plan.options
+    options, began = plan.options, perf_counter()
     machine.device(options.device)  # what isn't there is refused before anything is drawn or read
     methods, refused = _methods(plan)
     module = registry.load("datasets", options.dataset)
@@ -68,6 +69,7 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
     for _, _, task in tasks:
         if task.name not in digests:
             digests[task.name] = images.contents([sample for sample in samples if sample.category in task.tests])
+    _log.info("%d samples, %d task(s); listed and hashed in %.2f s", len(samples), len(tasks), perf_counter() - began)
     dataset = options.dataset if options.dataset != "folder" else f"folder-{plan.root.resolve().name}"
     store = Store(plan.runs)
     jobs: list[Job] = []

@@ -1,15 +1,19 @@
-"""`bench check`: what works on this machine and what to do about the rest; whether a method keeps its promises."""
+"""`bench check`: what works on this machine; whether a method keeps its promises; whether a data set is sound."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from bench import config, contract, registry
+from bench import config, contract, registry, soundness
 from bench import machine as here
 from bench.config import Config
 from bench.contract import Finding
 from bench.errors import BenchError
+from bench.executor import heard
+from bench.settings import known as refuse_unknown
 
 SPARE_BYTES = 5 << 30
 """Free disk below which a campaign's maps may not fit."""
@@ -29,6 +33,49 @@ def machine(known: Config) -> list[Finding]:
     mend = "" if free > SPARE_BYTES else "that is little for maps; choose another disk with --runs, or --maps none"
     found.append(Finding(f"disk: {free / 1e9:.0f} GB free here", mend))
     return [*found, *_methods(known), *_datasets(known)]
+
+
+def of(known: Config, name: str, data: Path | None, progress: Callable[[int, int], None]) -> list[Finding]:
+    """The findings about what `name` means: a method's name, alias or file; else a data set; else a folder of images.
+
+    data: where the data set lies, if not where [paths.data] says. Raises BenchError where `name` is nothing of these.
+    """
+    methods, datasets = sorted({*registry.names("methods"), *known.names("alias")}), registry.names("datasets")
+    if name.endswith(".py") or name in methods:
+        if data is not None:
+            raise BenchError(f"--data goes with a data set; {name} is a method. Leave it out.")
+        return method(known, name)
+    if name in datasets:
+        root = data or known.data(name) or config.cache_folder(known) / name
+        return _sound(registry.load("datasets", name), root, progress)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        refuse_unknown([name], [*methods, *datasets], "a method, a data set or a folder")
+    if data is not None:
+        raise BenchError(f"--data goes with a data set's name; {name} is a folder already. Leave it out.")
+    return _sound(_reader(folder), folder, progress)
+
+
+def _sound(module: ModuleType, root: Path, progress: Callable[[int, int], None]) -> list[Finding]:
+    with heard() as said:
+        samples = module.samples(root)
+    categories = len({sample.category for sample in samples})
+    told = f"{module.TITLE}: {len(samples)} images in {categories} categor{'y' if categories == 1 else 'ies'}, {root}"
+    return [Finding(told), *soundness.inspect(samples, said, progress)]
+
+
+def _reader(folder: Path) -> ModuleType:
+    """The data set whose layout a folder has: own images, else a published one. Raises BenchError where it has none."""
+    own = registry.load("datasets", "folder")
+    published = [registry.load("datasets", name) for name in registry.names("datasets") if name != "folder"]
+    for module in (own, *(module for module in published if not module.SYNTHETIC)):
+        try:
+            with heard():
+                module.samples(folder)
+        except BenchError:
+            continue
+        return module
+    return own  # its error tells how to lay images out
 
 
 def method(known: Config, name: str) -> list[Finding]:

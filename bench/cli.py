@@ -1,6 +1,5 @@
 """The command line: options in, tables out. `run` is here, the rest in cli_*.py. Nothing heavy is imported."""
 
-import logging
 import shlex
 import sys
 from importlib.metadata import version
@@ -8,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from bench import cli_list, cli_report, config, registry
-from bench.console import configured, err, out
+from bench.console import Json, Quiet, Verbose, begin, complete, configured, dump, err, out, talk, waiting
 from bench.errors import BenchError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -34,7 +32,7 @@ Examples:
 
 def main() -> None:
     """The console script: what a user can mend is one red line and exit code 2."""
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_time=False, show_path=False)])
+    begin()
     try:
         app()
     except BenchError as error:
@@ -61,10 +59,16 @@ def _root(
 @app.command(epilog=RUN_EXAMPLES)
 def run(  # noqa: PLR0917  typer makes the options from these
     campaign: Annotated[str | None, typer.Argument(help="A campaign of bench.toml, as table1.")] = None,
-    method: Annotated[str | None, typer.Option(help="Methods or aliases, separated by commas, or all.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Methods or aliases, separated by commas, or all.", autocompletion=complete("methods")),
+    ] = None,
     protocol: Annotated[str | None, typer.Option(help="one-for-one, unified or kshot.")] = None,
     k: Annotated[str | None, typer.Option(help="Training images a category under kshot: 4, or 2,4,8.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A data set; folder is your own tree of images.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A data set; folder is your own tree of images.", autocompletion=complete("datasets")),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     category: Annotated[str | None, typer.Option(help="Only these categories, separated by commas.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds: 0, or 0,1,2. Each is a fit, and under kshot a draw.")] = None,
@@ -93,6 +97,9 @@ def run(  # noqa: PLR0917  typer makes the options from these
     latency: Annotated[bool | None, typer.Option("--time/--no-time", help="Measure the latency of one image.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Do again what stands in the store.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,  # noqa: ARG001  its callback acts
 ) -> None:
     """Fit methods, judge them, and store a record for each category."""
     known = configured()
@@ -129,21 +136,26 @@ def run(  # noqa: PLR0917  typer makes the options from these
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
     try:
-        with err.status("Listing the data and looking up what is done ..."):
+        with waiting("Listing the data and looking up what is done ..."):
             from bench import campaign as walk
-            from bench import screen
+            from bench import screen, summary
 
             survey = walk.survey(plan, force=force)
         if dry_run:
-            screen.plan(out, known, plan, survey)
+            dump(screen.planned(plan, survey)) if as_json else screen.plan(out, known, plan, survey)
             return
-        screen.announce(out, plan, survey)
-        records = [*survey.found, *screen.work(out, plan, survey)]
+        screen.announce(talk, plan, survey)
+        records = [*survey.found, *screen.work(talk, plan, survey)]
     except KeyboardInterrupt:
         err.print("Stopped. What was finished is kept: the same command goes on from here.")
         raise typer.Exit(130) from None
-    screen.results(out, records)
-    if not screen.close(out, plan, survey, records):
+    if as_json:
+        dump([summary.plain(record) for record in records])
+    else:
+        screen.results(out, records)
+    if quiet:
+        screen.failures(err, records)
+    if not screen.close(talk, plan, survey, records):
         raise typer.Exit(2)
 
 

@@ -2,14 +2,18 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from bench import registry
-from bench.console import configured, err, out
+from bench.console import Json, Quiet, Verbose, configured, dump, err, mute, out, talk, waiting
+
+if TYPE_CHECKING:
+    from bench.contract import Finding
 
 commands = typer.Typer()
 
@@ -29,6 +33,7 @@ class Plugins(StrEnum):
 def list_(
     kind: Annotated[Plugins, typer.Argument(help="What to list.")],
     runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    as_json: Json = False,
 ) -> None:
     """List what there is, without loading it."""
     known = configured()
@@ -50,30 +55,70 @@ def list_(
         rows = [(name, known.tables["campaign"][name].get("about", "")) for name in known.names("campaign")]
     else:
         rows = _runs(runs or known.path("runs") or Path("runs"))
+    if as_json:
+        dump([{"name": name, "about": about} for name, about in rows])
+        return
+    if not rows:
+        rows = [("none", "bench run makes some")]
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, about in rows:
         table.add_row(escape(name), escape(about))
     out.print(table)
 
 
-@commands.command(epilog="Examples:\n\n    bench check\n\n    bench check patchcore")
+CHECK_EXAMPLES = """
+Examples:
+
+    bench check
+
+    bench check patchcore
+
+    bench check mvtec --data ~/mvtec
+
+    bench check ~/parts
+"""
+
+
+@commands.command(epilog=CHECK_EXAMPLES)
 def check(
-    name: Annotated[str | None, typer.Argument(help="A method's name or file; none: this machine.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method's name or file, else a data set's name, else a folder of images.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,  # noqa: ARG001  its callback acts
 ) -> None:
-    """Check this machine, or whether a method keeps what every method promises."""
-    from bench import check as checks
+    """Check this machine; or whether a method keeps its promises; or whether a data set is sound."""
+    with waiting("Checking ..."):
+        from bench import check as checks
 
     known = configured()
-    with err.status("Checking ..."):
-        findings = checks.machine(known) if name is None else checks.method(known, name)
-    for finding in findings:
-        broken = "[red]broken[/red]" if finding.needed else "[yellow]absent[/yellow]"
-        mark = broken if finding.broken else "[green]works [/green]"
-        out.print(f"{mark} {escape(finding.promise)}")
-        if finding.broken:
-            out.print(f"       {escape(finding.broken)}")
-    if name is not None and any(finding.broken for finding in findings):
+    if name is None:
+        with waiting("Checking ..."):
+            findings = checks.machine(known)
+    else:
+        mute()  # what is warned of is a finding here
+        with Progress(console=err, transient=True, disable=talk.quiet or not err.is_terminal) as bar:
+            task = bar.add_task(f"Checking {escape(name)}", total=None)
+            findings = checks.of(known, name, data, lambda done, total: bar.update(task, completed=done, total=total))
+    if as_json:
+        dump([{"promise": found.promise, "broken": found.broken, "needed": found.needed} for found in findings])
+    else:
+        _tell(findings, weak="absent" if name is None else "beware", quiet=quiet)
+    if name is not None and any(finding.broken and finding.needed for finding in findings):
         raise typer.Exit(2)
+
+
+def _tell(findings: "list[Finding]", *, weak: str, quiet: bool) -> None:
+    for finding in findings:
+        if quiet and not finding.broken:
+            continue
+        broken = "[red]broken[/red]" if finding.needed else f"[yellow]{weak}[/yellow]"
+        mark = broken if finding.broken else "[green]works [/green]"
+        out.print(f"{mark} {escape(finding.promise)}", soft_wrap=True)
+        if finding.broken:
+            out.print(f"       {escape(finding.broken)}", soft_wrap=True)
 
 
 def _runs(folder: Path) -> list[tuple[str, str]]:
@@ -86,4 +131,4 @@ def _runs(folder: Path) -> list[tuple[str, str]]:
         k = f"-{run.k}" if run.k else ""
         told = f"{run.title}, {group.selection}, {len(group.records)} records, {len(group.failed)} failed, image AUROC "
         rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", told + percent(group.cell(MEAN, "image_auroc"))))
-    return rows or [("none", f"no records in {folder}; bench run makes some")]
+    return rows

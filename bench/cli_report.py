@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from bench import registry
-from bench.console import configured, err, out
+from bench.console import Json, configured, dump, err, out
 from bench.errors import BenchError
 from bench.report import FOLDER
 
@@ -20,16 +20,23 @@ def report(
     form: Annotated[str, typer.Option("--format", help="A file in reports/: markdown, audit.")] = "markdown",
     to: Annotated[Path | None, typer.Option("--out", help="Folder to write to; none: print.")] = None,
     audit: Annotated[bool, typer.Option("--audit", help="Instead: how far the field's habits move each mean.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make tables of the records in the store."""
     from bench.store import Store
+    from bench.summary import groups, rows
 
+    if as_json and (audit or to is not None or form != "markdown"):
+        raise BenchError("--json prints the cells of all tables, for scripts; it goes with --runs only.")
     if audit and form != "markdown":
         raise BenchError(f"--audit is a report of its own, in Markdown; --format {form} is another. Give one of them.")
     form = "audit" if audit else form
     folder = runs or configured().path("runs") or Path("runs")
     module = registry.load("reports", form)
     store = Store(folder)
+    if as_json:
+        dump(rows(groups(store.walk())))
+        return
     with err.status("Reading the records ...") as status:
         records, drawn = list(store.walk()), []
         if module.FIGURES == "inside" or (module.FIGURES == "beside" and to):

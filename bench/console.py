@@ -1,11 +1,85 @@
-"""What all commands share: where they print, and the configuration that they begin with."""
+"""What all commands share: where they print, what --json, --quiet and --verbose change, how they begin."""
 
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any
+
+import typer
 from rich.console import Console
+from rich.logging import RichHandler
 
 from bench import config, registry
 
 out = Console(highlight=False)
+"""For what was asked for: tables."""
+
+talk = Console(highlight=False)
+"""For what happens meanwhile: on stderr with --json, nowhere with --quiet."""
+
 err = Console(highlight=False, stderr=True)
+"""For what goes wrong."""
+
+_warnings = RichHandler(console=err, show_time=False, show_path=False)
+
+
+def begin() -> None:
+    """As if no option had been given; warnings are told on stderr."""
+    talk.stderr, talk.quiet = False, False
+    _warnings.setLevel(logging.WARNING)
+    logging.getLogger("bench").setLevel(logging.NOTSET)
+    logging.basicConfig(format="%(message)s", handlers=[_warnings])
+
+
+def _as_json(asked: bool) -> bool:
+    talk.stderr |= asked
+    return asked
+
+
+def _hush(asked: bool) -> bool:
+    talk.quiet |= asked
+    if asked:
+        mute()
+    return asked
+
+
+def _chat(asked: bool) -> bool:
+    if asked:
+        _warnings.setLevel(logging.INFO)
+        logging.getLogger("bench").setLevel(logging.INFO)
+    return asked
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts; all else on stderr.", callback=_as_json)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only what was asked for, and errors.", callback=_hush)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also each step and its seconds.", callback=_chat)]
+
+
+def mute() -> None:
+    """No warnings on stderr: nobody wants them, or they are told elsewhere."""
+    _warnings.setLevel(logging.ERROR)
+
+
+def complete(kind: registry.Kind) -> Callable[[str], list[str]]:
+    """For the shell: the plug-ins (and aliases of methods) that begin as the word does."""
+
+    def ask(begun: str) -> list[str]:
+        before, comma, last = begun.rpartition(",")
+        names = {*registry.names(kind), *(configured().names("alias") if kind == "methods" else ())}
+        return [f"{before}{comma}{name}" for name in sorted(names) if name.startswith(last)]
+
+    return ask
+
+
+def waiting(text: str) -> AbstractContextManager[Any]:
+    """A sign of life on stderr while something takes a moment; nothing where that is no terminal."""
+    return nullcontext() if talk.quiet else err.status(text)
+
+
+def dump(value: Any) -> None:
+    """Prints a value as JSON."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
 def configured() -> config.Config:

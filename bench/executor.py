@@ -107,6 +107,8 @@ def work(job: Job, watch: Watch) -> list[Outcome]:
             outcomes = [replace(outcome, record=replace(outcome.record, warnings=said)) for outcome in outcomes]
             for outcome in outcomes:
                 outcome.record.to_json()  # what can't be written is this run's failure, and told by its field
+                spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in outcome.record.seconds.items())
+                _log.info("%s: %s", job.what, spent)
         except Exception as error:  # noqa: BLE001  one run must not take the others along
             lines = traceback.format_exception(error, limit=-3)
             reason = str(error) if isinstance(error, BenchError) else "".join(lines).strip()

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -131,6 +132,38 @@ def close(out: Console, plan: Plan, survey: Survey, records: list[Record]) -> bo
     runs = f" --runs {shlex.quote(str(plan.runs))}" if plan.origin["runs"] == "--runs" else ""
     out.print(f"Next: {first}[bold]bench report{escape(runs)}[/bold]")
     return True
+
+
+def failures(err: Console, records: Iterable[Record]) -> None:
+    """A line for each run that failed, for those who asked to hear of nothing else."""
+    for record in records:
+        if record.failure:
+            err.print(_line(record))
+
+
+def planned(asked: Plan, survey: Survey) -> dict[str, Any]:
+    """The resolved plan for a script."""
+    values = {name: getattr(asked.options, name) for name in asked.options.__dataclass_fields__}
+    values |= {"profile": asked.profile, "data": asked.root, "runs": asked.runs, "cache": asked.cache}
+    return {
+        "options": {key: {"value": value, "from": asked.origin.get(key, "default")} for key, value in values.items()},
+        "fits": [
+            {
+                "name": job.run.name,
+                "task": job.task.name,
+                "k": job.run.k,
+                "seed": job.run.seed,
+                "train": len(job.task.train),
+                "test": sum(len(tests) for tests in job.task.tests.values()),
+                "settings": job.run.settings,
+            }
+            for job in survey.jobs
+        ],
+        "found": len(survey.found),
+        "refused": survey.refused,
+        "disk_bytes": survey.disk,
+        "memory_bytes": survey.memory,
+    }
 
 
 def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:

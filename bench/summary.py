@@ -1,7 +1,7 @@
 """Records grouped for tables: a group is a method in one setting, a cell the mean and spread of a metric over seeds."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,47 @@ def groups(records: Iterable[Record]) -> list[Group]:
         key = (run.dataset, run.protocol, f"{run.k:06d}", run.title, run.name, over, run.variant, record.selection)
         found.setdefault(key, []).append(record)
     return [_group(members) for _, members in sorted(found.items())]
+
+
+def plain(record: Record) -> dict[str, Any]:
+    """What a script wants to know of a record: what it is, its metrics (fractions), its times; or why it failed."""
+    run = record.run
+    return {
+        "dataset": run.dataset,
+        "protocol": run.protocol,
+        "k": run.k,
+        "name": run.name,
+        "title": run.title,
+        "seed": run.seed,
+        "category": record.category,
+        "selection": record.selection,
+        "failure": record.failure,
+        "metrics": record.metrics,
+        "latency_ms": record.latency.get("median_ms"),
+        "seconds": record.seconds,
+    }
+
+
+def rows(found: Iterable[Group]) -> list[dict[str, Any]]:
+    """The cells of all tables for a script: a row a group and category, one for its mean; with marks."""
+    return [_row(group, category) for group in found for category in (*group.categories, MEAN)]
+
+
+def _row(group: Group, category: str) -> dict[str, Any]:
+    run = group.first.run
+    cells = {name: group.cell(category, name) for name in (*METRICS, LATENCY)}
+    return {
+        "dataset": run.dataset,
+        "protocol": run.protocol,
+        "k": run.k,
+        "name": run.name,
+        "title": run.title,
+        "variant": run.variant,
+        "selection": group.selection,
+        "category": category,
+        "cells": {name: asdict(cell) for name, cell in cells.items() if cell is not None},
+        "marks": marks(group),
+    }
 
 
 def percent(cell: Cell | None) -> str:

@@ -1,13 +1,19 @@
 """The commands as a user types them."""
 
+import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from bench import cli
 
@@ -128,6 +134,92 @@ def test_check_tells_of_this_machine_and_of_a_method(bench, here: Path) -> None:
     mine = bench("check", "mine.py")
     assert mine.returncode == 2
     assert "lacks METHOD" in mine.stderr
+
+
+def test_check_takes_a_data_set_by_its_name_or_its_folder(bench, here: Path) -> None:
+    for words in (("parts",), ("folder", "--data", "parts")):
+        found = bench("check", *words)
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert "Own images: 22 images in 2 categories" in found.stdout
+    shutil.copy(here / "parts/bolt/train/good/000.png", here / "parts/bolt/test/good/leak.png")
+    leaky = bench("check", "parts", "--quiet")
+    assert leaky.returncode == 2
+    assert "bolt/train/good/000.png = bolt/test/good/leak.png" in leaky.stdout
+    assert "works" not in leaky.stdout
+
+
+def test_check_knows_a_published_layout_when_it_is_given_the_folder_alone(bench, here: Path) -> None:
+    for split in ("train", "test"):
+        (here / "surface" / split).mkdir(parents=True)
+        for name in ("10000", "10001_GT", "10001"):
+            Image.new("L", (8, 16), 60 if name == "10001" else 0).save(here / "surface" / split / f"{name}.png")
+        Image.new("L", (8, 16)).save(here / "surface" / split / "10000_GT.png")
+    assert "KolektorSDD2: 4 images in 1 category" in bench("check", "surface").stdout
+
+
+def test_json_is_all_that_stdout_holds(bench, here: Path) -> None:
+    def told(*words: str) -> Any:
+        found = bench(*words, "--json")
+        assert found.returncode == 0, found.stderr
+        return json.loads(found.stdout)
+
+    planned = told(*RUN, "--method", "meanmap", "--dry-run")
+    assert planned["options"]["protocol"] == {"value": "one-for-one", "from": "--protocol"}
+    assert [fit["train"] for fit in planned["fits"]] == [5, 5]
+    records = told(*RUN, "--method", "meanmap", "--seed", "0,1")
+    assert [(record["category"], record["seed"]) for record in records] == [
+        ("bolt", 0), ("plate", 0), ("bolt", 1), ("plate", 1)
+    ]  # fmt: skip
+    assert records[0]["metrics"]["image_auroc"] == 1.0
+    cells = {row["category"]: row["cells"]["image_auroc"] for row in told("report")}
+    assert cells["mean"] == {"mean": 1.0, "std": 0.0, "seeds": 2}
+    assert [row["name"] for row in told("list", "runs")] == ["folder-parts/one-for-one/meanmap"]
+    assert "meanmap" in [row["name"] for row in told("list", "methods")]
+    assert not any(finding["broken"] for finding in told("check", "parts"))
+
+
+def test_quiet_is_silent_but_for_the_table_and_for_what_fails(bench, here: Path) -> None:
+    found = bench(*RUN, "--method", "meanmap", "--quiet")
+    assert "below runs" not in found.stdout
+    assert "fitted in" not in found.stdout
+    assert "plate" in found.stdout
+    assert not found.stderr
+    (here / "parts" / "bolt" / "test" / "good" / "000.png").write_bytes(b"")
+    failed = bench(*RUN, "--method", "meanmap", "--quiet")
+    assert failed.returncode == 2
+    assert "Mean map (floor) bolt, seed 0 failed" in failed.stderr
+
+
+def test_colours_are_for_terminals_without_no_color(here: Path) -> None:
+    words = [sys.executable, "-m", "bench", "run", "--method", "patchcor"]
+    for environment in ({}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}):
+        told = subprocess.run(words, capture_output=True, check=False, env={**os.environ, **environment}).stderr
+        assert b"patchcor" in told
+        assert b"\x1b[31m" not in told
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "told"),
+    [
+        ("bash", ("re",), "report"),
+        ("zsh", ("run", "--method", "meanmap,pat"), "meanmap,patchcore"),
+        ("fish", ("run", "--dataset", "mv"), "mvtec_loco"),
+    ],
+)
+def test_a_shell_can_complete_commands_and_names(here: Path, shell: str, words: tuple[str, ...], told: str) -> None:
+    line = " ".join(["bench", *words])
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_ARGS": line}
+    asked |= {"_BENCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    command = [sys.executable, "-c", "import sys; sys.argv = ['bench']; from bench.cli import main; main()"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **asked})
+    assert told in found.stdout
+
+
+def test_verbose_tells_each_step_and_its_seconds(here: Path) -> None:
+    words = [sys.executable, "-m", "bench", *RUN, "--method", "meanmap", "--category", "bolt", "--verbose"]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert re.search(r"11 samples, 1 task\(s\); listed and hashed in \d", found.stderr)
+    assert re.search(r"bolt, seed 0: fit \d\S+ s, predict \d\S+ s, judge \d\S+ s", found.stderr)
 
 
 @pytest.mark.parametrize("command", ["run", "list", "check", "report"])
