@@ -11,7 +11,7 @@ is to be looked at all the same. Copies that were turned or cut are not found, n
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
@@ -49,7 +49,7 @@ class _Seen:
 
     sample: Sample
     digest: bytes = b""
-    thumbnail: NDArray[np.float32] | None = None
+    thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(SIDE**2, np.float32))
     unreadable: str = ""
     misfit: str = ""
 
