@@ -8,10 +8,10 @@ others share; [O] ours.
 
 Two modes. "object" takes images whole. "texture" learns random patches of them, puts an image together from
 overlapping ones at test, and averages where they overlap; `bench.toml` says which categories are textures. The map is
-the same measure as the loss: the squared error, or 1 - SSIM.
+the same measure as the loss: the squared error, or 1 - SSIM, averaged over the colours.
 
     setting          default   source
-    loss             l2        [M] "l2": the sum of squared errors, or "ssim": the mean of 1 - SSIM, both papers
+    loss             l2        [M] "l2": squared errors, or "ssim": 1 - SSIM, both papers
     mode             object    [M]
     latent           100       [M] 500 for nanofibres; 128 in the journal's MVTec AD of 2021
     patch            128       [M] pixels on a side, in texture mode
@@ -27,6 +27,10 @@ the same measure as the loss: the squared error, or 1 - SSIM.
     output           sigmoid   [R] the papers' is not known
     smoothing        0         [O] sigma in pixels of a Gaussian over the map; the papers have none [M]
     reduce           1         [O] images are averaged over so many pixels a side first; 1 is as published
+
+Both losses are summed over an image's pixels [O]. The papers average 1 - SSIM [M], but so small a gradient loses to
+the weight decay: such networks stay grey. Initial weights are He's, which let a network leave the grey within hundreds
+of steps; the papers' are not known [O].
 
 The score is the largest value of the map [O]: the papers define none. Further departures: colour images, where the
 first paper's are grey; textures at the size that all images come in (512 x 512 in MVTec AD [M], [R] 256 x 256);
@@ -126,7 +130,7 @@ class Autoencoder(Method):
             total = torch.zeros((), device=device)
             for (images,) in pictures.batches(settings.batch, _walk(len(train), settings.samples, draws)):
                 wanted = self._augmented(images, draws)
-                loss = self._loss(wanted, self._pass(network, wanted))
+                loss = self._unlike(wanted, self._pass(network, wanted)).sum(dim=(1, 2)).mean()
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
@@ -138,10 +142,10 @@ class Autoencoder(Method):
             self._network = network
             progress(epoch, settings.epochs, mean)
 
-    def _loss(self, wanted: Tensor, restored: Tensor) -> Tensor:
-        if self.settings.loss == "l2":
-            return F.mse_loss(restored, wanted, reduction="sum") / len(wanted)
-        return 1 - ssim(wanted, restored).mean()
+    def _unlike(self, wanted: Tensor, restored: Tensor) -> Tensor:
+        """(b, 3, h, w) twice -> (b, h, w): the mean over colours of the squared error or of 1 - SSIM."""
+        unlike = (wanted - restored).square() if self.settings.loss == "l2" else 1 - ssim(wanted, restored)
+        return unlike.mean(dim=1)
 
     def _pass(self, network: nn.Sequential, images: Tensor) -> Tensor:
         precision = self.setup.precision
@@ -187,8 +191,7 @@ class Autoencoder(Method):
         wanted = self._reduced(images)
         given_back = self._pass if self.settings.mode == "object" else self._joined
         restored = given_back(self._network, wanted)
-        unlike = (wanted - restored).square() if self.settings.loss == "l2" else 1 - ssim(wanted, restored)
-        unlike = unlike.mean(dim=1)
+        unlike = self._unlike(wanted, restored)
         if self.settings.reduce > 1:
             restored, unlike = (upsample(maps, self.setup.size, align_corners=False) for maps in (restored, unlike))
         return restored, unlike
@@ -280,13 +283,17 @@ def _network(settings: Settings, size: tuple[int, int], device: str) -> nn.Seque
     with torch.device(device):
         for before, after, kernel in steps:
             layers += [nn.Conv2d(before, after, kernel, 2 if kernel == 4 else 1, 1), nn.LeakyReLU(SLOPE, inplace=True)]
-        layers += [nn.Conv2d(32, settings.latent, grid), nn.ConvTranspose2d(settings.latent, 32, grid)]
+        layers += [nn.Conv2d(32, settings.latent, grid), nn.ConvTranspose2d(settings.latent, 32, grid, grid)]
         for before, after, kernel in reversed(steps):
             mirror = nn.ConvTranspose2d(after, before, 4, 2, 1) if kernel == 4 else nn.Conv2d(after, before, 3, 1, 1)
             layers += [nn.LeakyReLU(SLOPE, inplace=True), mirror]
     for layer in layers:
-        if not isinstance(layer, nn.LeakyReLU):
-            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            # He et al. 2015, so that values vary as much behind a layer as before it. What mirrors a stride writes each
+            # number that it gets to a whole kernel, of which the strides lie apart: each that it gives gets fewer.
+            apart = math.prod(layer.stride) if isinstance(layer, nn.ConvTranspose2d) else 1
+            got = layer.in_channels * math.prod(layer.kernel_size) / apart
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / (1 + SLOPE**2) / got))
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return nn.Sequential(*layers, nn.Sigmoid() if settings.output == "sigmoid" else nn.Identity())
 

@@ -52,7 +52,6 @@ from .parts.similarity import msgms, ssim
 from .parts.unet import UNet
 
 HOLDOUT_FROM = 10  # training images; with fewer, none is spared to judge epochs by
-BUDGET = 2**29  # bytes that the passes of one batch at test may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +210,7 @@ class RIAD(Method):
             came = tuple(images.shape[2:])
             raise BenchError(f"This RIAD answers for images of {self.setup.size} pixels; {came} came. Resize them.")
         wanted = self._scaled(images)
-        at_once = max(1, 3 * BUDGET // UNet.remembered(self.settings.width, self._size))
+        at_once = max(1, 3 * room(wanted.device) // UNet.remembered(self.settings.width, self._size))
         return wanted, self._painted(self._network, wanted, self._test_masks().to(wanted.device), at_once)
 
     def _test_masks(self) -> Tensor:
@@ -268,6 +267,11 @@ class RIAD(Method):
         seen = (size[0] // settings.reduce, size[1] // settings.reduce)
         passes = settings.subsets * min(settings.batch, images)
         return 16 * _weights(settings.width) + passes * UNet.remembered(settings.width, seen)
+
+
+def room(device: torch.device) -> int:
+    """Bytes that the passes of one batch may take at test: half of a GPU's memory; a CPU gains nothing from more."""
+    return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else 2**29
 
 
 def _weights(width: int) -> int:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
-from bench.methods.parts.maps import gaussian, image_score, upsample
+from bench.methods.parts.maps import gaussian, image_score, mean_filter, upsample
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -58,3 +58,18 @@ def test_maps_that_require_a_gradient_work_after_inference_mode() -> None:
         gaussian(upsample(maps, (17, 19), align_corners=True), 1.25)
     gaussian(upsample(maps, (17, 19), align_corners=True), 1.25).sum().backward()
     assert maps.grad is not None
+
+
+@given(sizes, st.sampled_from([1, 3, 21]))
+def test_mean_filter_is_scipys_at_any_size_even_below_its_side(size: tuple[int, int], side: int) -> None:
+    maps = torch.rand(2, *size)
+    expected = np.stack([uniform_filter(one, side) for one in maps.double().numpy()])
+    np.testing.assert_allclose(mean_filter(maps, side).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_filter_spreads_a_point_over_its_square_and_keeps_the_sum() -> None:
+    maps = torch.zeros(1, 50, 50)
+    maps[0, 25, 30] = 441.0
+    spread = mean_filter(maps, 21)
+    assert torch.allclose(spread[0, 15:36, 20:41], torch.ones(21, 21))
+    assert abs(float(spread.sum()) - 441) < 1e-2
