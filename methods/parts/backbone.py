@@ -111,7 +111,7 @@ class Backbone(nn.Module):
         self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.network.feature_info.reduction())
         if self.weights.source != "random":
-            _fill(self.network, self.weights)
+            fill(self.network, self.weights)
         told = _told_by_timm(tag.removeprefix(RANDOM)) or _told_by_timm(architecture)
         self.register_buffer("mean", torch.tensor(told.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(told.std).view(1, 3, 1, 1), persistent=False)
@@ -248,7 +248,7 @@ def _sha256(file: Path, changed: int, size: int) -> str:  # noqa: ARG001 - a cha
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _fill(network: nn.Module, weights: Weights) -> None:
+def fill(network: nn.Module, weights: Weights) -> None:
     """Puts the weights into the network. What it doesn't have (a classifier, later layers) is left out."""
     given = _read(weights)
     if weights.source.startswith("package"):
