@@ -99,7 +99,14 @@ def method(known: Config, name: str) -> list[Finding]:
 def _methods(known: Config) -> list[Finding]:
     """Each method file: whether it works with the settings of profile demo, and with those of the papers."""
     found = []
-    for name in registry.names("methods"):
+    hosts = known.tables.get("host", {})
+    for name in hosts:
+        try:
+            registry.load("methods", name)
+            found.append(Finding(f"method {name}:MODEL hosts the models of {name}"))
+        except BenchError as error:
+            found.append(Finding(f"method {name}:MODEL hosts the models of {name}", str(error), needed=False))
+    for name in (name for name in registry.names("methods") if name not in hosts):
         for profile, size in (("demo", "demo"), ("code", "paper")):
             try:
                 plan = config.plan(known, registry.names("methods"), said={"method": name}, profile=profile)

@@ -75,6 +75,7 @@ _SHAPE: dict[str, Any] = {
     "profile": {"*": {"note": str, "shared": {"*": object}, "set": _SETTINGS, **_CHOOSING}},
     "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, "over": {"*": object}, **_CHOOSING}},
     "alias": {"*": {"method": str, "title": str, "set": {"*": object}}},
+    "host": {"*": str},  # a file of methods that hosts another library's models -> their titles
     "category": {"*": {"*": _SETTINGS}},  # data set -> category -> settings
 }
 """What bench.toml holds: "*" is any name, `object` any value: it is typed where it is used."""
@@ -88,7 +89,7 @@ class Choice:
     """A method as the user names it: the file that it is, its title, and its settings, still as TOML or text gave them.
 
     Attributes:
-        name: alias or file: "aminet_jitter".
+        name: alias or file: "aminet_jitter"; "anomalib-Padim" for anomalib:Padim.
         method: the file in methods/: "aminet".
         title: as tables print it.
         settings: key -> (value, origin), laid over the file's defaults.
@@ -313,7 +314,7 @@ def _choices(
     tables: list[tuple[dict[str, Any], str]],
     settings: Mapping[str, str],
 ) -> tuple[Choice, ...]:
-    aliases = config.tables.get("alias", {})
+    aliases = config.tables.get("alias", {}) | _hosted(config, options.method)
     names = sorted({*methods, *aliases})
     for name in sorted(aliases.keys() & set(methods)):
         if aliases[name].get("method", name) != name:
@@ -321,7 +322,7 @@ def _choices(
     # "all" leaves out a file to which an alias only gives another name, so that no run is made twice.
     plainly = {name: alias.get("method", name) for name, alias in aliases.items() if not alias.get("set")}
     renamed = {method for name, method in plainly.items() if method != name}
-    every = [name for name in names if name not in renamed]
+    every = [name for name in names if name not in renamed and name not in config.tables.get("host", {})]
     asked = every if "all" in options.method else list(options.method)
     known(asked, names, "a method")
     plain, last = _said(settings, asked)
@@ -338,8 +339,22 @@ def _choices(
         for table, where in (*sets, ({method: alias.get("set", {})}, f"alias {name}")):
             raw |= _from(table.get(method, {}), where)
         own = {one: _from(table.get(method, {}), f"[{place}.{one}]") for one, table in categories.items()}
-        choices.append(Choice(name, method, config.title(name), raw, own, plain, last.get(name, {})))
+        title = alias.get("title") or config.title(name)
+        choices.append(Choice(name.replace(":", "-"), method, title, raw, own, plain, last.get(name, {})))
     return tuple(choices)
+
+
+def _hosted(config: Config, asked: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """An alias for each name like anomalib:Padim: the model Padim of the library that methods/anomalib.py hosts."""
+    hosts = config.tables.get("host", {})
+    found = {}
+    for name in asked:
+        host, colon, model = name.partition(":")
+        if colon:
+            known([host], hosts, "a host of another library's models")
+            title = hosts[host].replace("{model}", model)
+            found[name] = {"method": host, "title": title, "set": {"model": model}}
+    return found
 
 
 def _said(

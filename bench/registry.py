@@ -1,5 +1,6 @@
 """Plug-ins by file name: a file in methods/, datasets/ or reports/ is a plug-in, and nobody registers it."""
 
+import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,8 @@ _DEFINES = {
     "datasets": ("TITLE", "SYNTHETIC", "ABOUT", "samples"),
     "reports": ("SUFFIX", "FIGURES", "render"),
 }
+
+_EXTRAS = ("anomalib",)  # packages that an extra of the same name brings
 
 
 def names(kind: Kind) -> list[str]:
@@ -32,15 +35,28 @@ def load(kind: Kind, name: str) -> ModuleType:
         raise BenchError(f"{kind}/ has no '{name}'. There are: {', '.join(names(kind))}.")
     try:
         module = import_module(f"bench.{kind}.{name}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in {"", "bench", *sys.stdlib_module_names}:
+            raise _broken(kind, name) from error
+        extra = f"'maskbench[{package}]'" if package in _EXTRAS else package
+        raise BenchError(
+            f"{kind}/{name}.py needs the package {package}, which is not installed: pip install {extra}"
+        ) from error
     except (Exception, SystemExit) as error:
-        last = traceback.format_exc(limit=-2).strip().splitlines()[-6:]
-        raise BenchError(f"{kind}/{name}.py can't be imported; mend the file. It says:\n" + "\n".join(last)) from error
+        raise _broken(kind, name) from error
     lacking = [defined for defined in _DEFINES[kind] if defined not in vars(module)]
     if lacking:
         raise BenchError(
             f"A file in {kind}/ defines {', '.join(_DEFINES[kind])}; {name}.py lacks {', '.join(lacking)}. Write it."
         )
     return module
+
+
+def _broken(kind: Kind, name: str) -> BenchError:
+    """What to say of a file that can't be imported, while that error is handled."""
+    last = traceback.format_exc(limit=-2).strip().splitlines()[-6:]
+    return BenchError(f"{kind}/{name}.py can't be imported; mend the file. It says:\n" + "\n".join(last))
 
 
 def add(kind: Kind, folder: Path) -> None:

@@ -16,7 +16,7 @@ Departures from a run by anomalib's own Engine:
     setting    default  source
     model      none     the class
     backbone   ""       timm's tag, as "resnet18.tv_in1k"; "" is the model's own default
-    epochs     0        0: what the model asks its trainer for (1 where nothing is learned by gradients), else 100 [ours]
+    epochs     0        0: what the model asks its trainer for, else 100 [ours]; a memory bank is filled in one anyway
     batch      32       [ours] anomalib's default of its data modules
     options    "{}"     a JSON object of other arguments of the class, as {"n_features": 100, "layers": ["layer1"]}
 """
@@ -26,6 +26,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -80,31 +81,45 @@ class Hosted(Method):
         """Trains by the model's own steps; a memory bank is closed behind its last epoch, as anomalib does."""
         module = self._made()
         asked = module.trainer_arguments
-        epochs = self.settings.epochs or asked.get("max_epochs", EPOCHS)
+        filled = isinstance(module, MemoryBankMixin)
+        epochs = 1 if filled else self.settings.epochs or asked.get("max_epochs", EPOCHS)
         made = module.configure_optimizers()
         optimizers, schedules = _optimizers(made)
         draws = torch.Generator().manual_seed(self.setup.seed)
         if isinstance(module.model, cfa.CfaModel):  # which would ask its trainer's data module for them
-            batches = train.batches(self.settings.batch)
-            module.model.initialize_centroid([SimpleNamespace(image=self._normalised(module, each)) for each in batches])
+            whole = [self._normalised(module, images) for images in train.batches(self.settings.batch)]
+            module.model.initialize_centroid([SimpleNamespace(image=images) for images in whole])
         for epoch in range(1, epochs + 1):
             module.train()
             total = torch.zeros((), device=self.setup.device)
             order = torch.randperm(len(train), generator=draws)
             for number, images in enumerate(train.batches(self.settings.batch, order)):
-                step: Any = module.training_step(SimpleNamespace(image=self._normalised(module, images)), number)
-                loss = step["loss"] if isinstance(step, Mapping) else step
+                loss = self._loss(module, images, number)
                 if optimizers and loss is not None:
                     _descend(module, loss, optimizers, asked.get("gradient_clip_val") or 0.0)
                 total += 0 if loss is None else loss.detach() * len(images)
             for schedule in schedules:
                 schedule.step()
             module.eval()
-            if epoch == epochs and isinstance(module, MemoryBankMixin):
+            if filled:
                 module.fit()
-            if epoch == epochs or not isinstance(module, MemoryBankMixin):
-                self._fitted = module
+            self._fitted = module
             progress(epoch, epochs, float(total) / len(train) if optimizers else None)
+
+    def _loss(self, module: AnomalibModule, images: Tensor, number: int) -> Tensor | None:
+        try:
+            step: Any = module.training_step(SimpleNamespace(image=self._normalised(module, images)), number)
+        except RuntimeError as error:
+            if "Trainer" not in str(error):
+                raise
+            raise BenchError(self._needs_a_trainer()) from error
+        return step["loss"] if isinstance(step, Mapping) else step
+
+    def _needs_a_trainer(self) -> str:
+        return (
+            f"anomalib's {self.settings.model} works only inside a Lightning trainer, which is not to be had here. "
+            f"docs/other-libraries.md lists the models that work."
+        )
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -124,7 +139,7 @@ class Hosted(Method):
 
     def facts(self) -> dict[str, str | int | float]:
         """Which library, which backbone, and how many numbers the model learned or kept."""
-        told: dict[str, str | int | float] = {"library": f"anomalib {library.__name__}", "backbone": self._tag}
+        told: dict[str, str | int | float] = {"library": f"anomalib {version('anomalib')}", "backbone": self._tag}
         if self._fitted is not None:
             parameters = self._fitted.model.parameters()
             told["trainable_parameters"] = sum(each.numel() for each in parameters if each.requires_grad)
@@ -141,7 +156,8 @@ class Hosted(Method):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes the tensors that `state` gave. Raises BenchError where they don't fit the settings."""
         module = self._made()
-        own = {name: value for name, value in module.model.state_dict().items() if name.startswith(_frozen(module.model))}
+        frozen = _frozen(module.model)
+        own = {name: value for name, value in module.model.state_dict().items() if name.startswith(frozen)}
         try:
             module.model.load_state_dict(own | {name: value.to(self.setup.device) for name, value in state.items()})
         except RuntimeError as error:
@@ -159,7 +175,7 @@ class Hosted(Method):
         """The untrained model on its device, its backbone filled from our lookup."""
         options = _options(self.settings)
         if self._tag:
-            options["backbone"] = self._tag.removeprefix("random:").split(".")[0]
+            options["backbone"] = _architecture(self._tag)
         given = {"evaluator": False, "visualizer": False, "post_processor": False}
         pre_processor = self._kind.configure_pre_processor(self.setup.size)
         try:
@@ -170,10 +186,7 @@ class Hosted(Method):
         except Exception as error:
             raise BenchError(f"anomalib's {self.settings.model} can't be made so: {error}. Look at options.") from error
         if not module.automatic_optimization:
-            raise BenchError(
-                f"anomalib's {self.settings.model} runs its own optimisation inside a Lightning trainer, which is not "
-                f"to be had here. docs/other-libraries.md lists the models that work."
-            )
+            raise BenchError(self._needs_a_trainer())
         module.log = lambda *_, **__: None  # there is no trainer to log to
         placed: AnomalibModule = module.to(self.setup.device)
         return placed
@@ -209,6 +222,10 @@ def _tag(settings: Settings, kind: type[AnomalibModule]) -> str:
     return settings.backbone or str(parameter.default)
 
 
+def _architecture(tag: str) -> str:
+    return tag.removeprefix("random:").split(".")[0]
+
+
 def _options(settings: Settings) -> dict[str, Any]:
     try:
         found = json.loads(settings.options)
@@ -226,14 +243,16 @@ def _weights_of_ours(tag: str, folder: Path | None) -> Iterator[None]:
 
     def made(name: str, *, pretrained: bool = False, pretrained_cfg: Any = None, **options: Any) -> nn.Module:  # noqa: ARG001
         network: nn.Module = make(name, pretrained=False, **options)
-        weights = find(tag if tag.removeprefix("random:").split(".")[0] == name else name, folder) if pretrained else None
-        if weights and weights.source != "random":
-            fill(network, weights)
+        if pretrained:
+            weights = find(tag if _architecture(tag) == name else name, folder)
+            if weights.source != "random":
+                fill(network, weights)
         return network
 
     def traced(backbone: str, nodes: list[str]) -> nn.Module:
         network = made(backbone, pretrained=True, features_only=True, out_indices=(1, 2, 3))
-        return create_feature_extractor(network, return_nodes=nodes).eval()
+        extractor: nn.Module = create_feature_extractor(network, return_nodes=nodes).eval()
+        return extractor
 
     with patch.object(timm, "create_model", made), patch.object(cfa, "get_feature_extractor", traced):
         yield
@@ -241,8 +260,8 @@ def _weights_of_ours(tag: str, folder: Path | None) -> Iterator[None]:
 
 def _frozen(model: nn.Module) -> tuple[str, ...]:
     """The beginnings of the names of the tensors that nothing learns."""
-    parts = model.named_modules()
-    return tuple(f"{name}." for name, part in parts if isinstance(part, TimmFeatureExtractor) and not part.requires_grad)
+    extractors = ((name, part) for name, part in model.named_modules() if isinstance(part, TimmFeatureExtractor))
+    return tuple(f"{name}." for name, part in extractors if not part.requires_grad)
 
 
 def _optimizers(made: Any) -> tuple[list[torch.optim.Optimizer], list[Any]]:

@@ -1,4 +1,4 @@
-"""scikit-learn's outlier detectors over pooled frozen features: `--method sklearn:IsolationForest`, `sklearn:OneClassSVM`.
+"""scikit-learn's outlier detectors over pooled frozen features: `--method sklearn:IsolationForest`, `sklearn:PCA`, ...
 
 Any estimator with `fit` and `score_samples` is hosted: the outlier detectors (IsolationForest, LocalOutlierFactor,
 OneClassSVM, EllipticEnvelope, ...) and the densities (GaussianMixture, KernelDensity, PCA, ...). No paper stands behind
@@ -107,7 +107,8 @@ class Detector(Method):
         cells = self._cells(images)                                                     # (b, grid, grid, c)
         found = -self._estimator.score_samples(cells.flatten(0, 2).cpu().numpy())
         maps = torch.as_tensor(found, dtype=torch.float32, device=images.device).view(cells.shape[:3])
-        maps = gaussian(upsample(maps, (images.shape[2], images.shape[3]), align_corners=False), self.settings.smoothing)
+        maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)
+        maps = gaussian(maps, self.settings.smoothing)
         return Prediction(image_score(maps, self.settings.score), maps)
 
     def facts(self) -> dict[str, str | int | float]:
@@ -143,7 +144,8 @@ class Detector(Method):
         try:
             estimator = self._kind(**{name: value for name, value in own.items() if name in taken} | options)
         except TypeError as error:
-            raise BenchError(f"scikit-learn's {settings.model} is not made so: {error}. It takes {list(taken)}.") from error
+            told = f"scikit-learn's {settings.model} is not made so: {error}. It takes {', '.join(taken)}."
+            raise BenchError(told) from error
         steps = [StandardScaler()] if settings.standardise else []
         steps += [PCA(settings.dimensions, random_state=self.setup.seed)] if settings.dimensions else []
         return make_pipeline(*steps, estimator)

@@ -16,7 +16,12 @@ from bench.store import Store
 
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_every_method_keeps_what_every_method_promises(name: str) -> None:
-    findings = check.method(config.read(), name)
+    try:
+        findings = check.method(config.read(), name)
+    except BenchError as error:
+        if "needs the package" in str(error):
+            pytest.skip(str(error))
+        raise
     assert len(findings) == 15
     broken = [f"{finding.promise} {finding.broken}" for finding in findings if finding.broken]
     assert not broken, "\n".join(broken)

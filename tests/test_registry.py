@@ -97,12 +97,11 @@ def test_only_a_plug_ins_name_is_loaded(name: str) -> None:
     ("content", "words"),
     [
         ("def render(:\n", "SyntaxError"),
-        ("import a_package_that_is_not_there\n", "No module named 'a_package_that_is_not_there'"),
         ("1 / 0\n", "ZeroDivisionError: division by zero"),
         ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
         ("from bench.record import Rekord\n", "cannot import name 'Rekord'"),
     ],
-    ids=["syntax", "import", "crash", "exit", "name"],
+    ids=["syntax", "crash", "exit", "name"],
 )
 def test_a_broken_file_breaks_its_own_name_only_and_is_told_with_its_traceback(
     folder: Path, content: str, words: str
@@ -114,6 +113,14 @@ def test_a_broken_file_breaks_its_own_name_only_and_is_told_with_its_traceback(
     assert words in str(refusal.value)
     assert "broken.py" in str(refusal.value).split("\n", 1)[1]
     assert load("reports", "plain").render([]) == "mine"
+
+
+@pytest.mark.parametrize(("package", "mend"), [("a_lost_one", "pip install a_lost_one"), ("os.lost", "mend the file")])
+def test_a_file_whose_package_is_not_installed_tells_how_to_get_it(folder: Path, package: str, mend: str) -> None:
+    (folder / "broken.py").write_text(f"import {package}\n", "utf-8")
+    add("reports", folder)
+    with pytest.raises(BenchError, match=mend):
+        load("reports", "broken")
 
 
 def test_a_broken_file_is_loaded_once_it_is_mended(folder: Path) -> None:
