@@ -113,7 +113,8 @@ class Hosted(Method):
             if "Trainer" not in str(error):
                 raise
             raise BenchError(self._needs_a_trainer()) from error
-        return step["loss"] if isinstance(step, Mapping) else step
+        loss: Tensor | None = step["loss"] if isinstance(step, Mapping) else step
+        return loss
 
     def _needs_a_trainer(self) -> str:
         return (

@@ -193,7 +193,9 @@ class Autoencoder(Method):
         restored = given_back(self._network, wanted)
         unlike = self._unlike(wanted, restored)
         if self.settings.reduce > 1:
-            restored, unlike = (upsample(maps, self.setup.size, align_corners=False) for maps in (restored, unlike))
+            height, width = self.setup.size
+            given = (restored, unlike)
+            restored, unlike = (upsample(maps, (height, width), align_corners=False) for maps in given)
         return restored, unlike
 
     def _reduced(self, images: Tensor) -> Tensor:

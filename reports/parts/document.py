@@ -13,7 +13,7 @@ from .drawn import drawn, over_images
 from .gallery import gallery
 from .measured import measured
 from .selection import gaps
-from .tables import Section, Table, ranked
+from .tables import Entry, Section, Table, ranked
 
 TITLE = "maskbench"
 
@@ -39,7 +39,8 @@ def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] 
 def _comparison(members: Sequence[Group]) -> Table:
     """A row a method; the last epochs are ranked among themselves, and the best epochs on the test set too."""
     names = named(members)
-    rows, ruled = [], []
+    rows: list[tuple[str | Entry, ...]] = []
+    ruled = []
     for selection in ("last", "oracle"):
         own = {name: group for name, group in names.items() if group.selection == selection}
         found = [ranked([measured(group, MEAN, metric) for group in own.values()]) for metric in METRICS]
@@ -51,7 +52,9 @@ def _comparison(members: Sequence[Group]) -> Table:
 
 def _by_category(group: Group, draws: Mapping[str, Draws]) -> Section:
     shown = columns(group) | {LATENCY: LATENCY}
-    rows = [(own, *(measured(group, own, metric) for metric in shown)) for own in (*group.categories, MEAN)]
+    rows: list[tuple[str | Entry, ...]] = [
+        (own, *(measured(group, own, metric) for metric in shown)) for own in (*group.categories, MEAN)
+    ]
     run = group.first.run
     seeds = ", ".join(str(seed) for seed in sorted({seed for _, seed in group.records}))
     settings = ", ".join(f"{name}={value}" for name, value in run.settings.items())
