@@ -36,8 +36,8 @@ def _of(record: Record, store: Store) -> Draws | None:
     judged = record.run.resolution == "input" and given.known.any()  # what is stored is not at another resolution
     maps, masks = (list(given.maps), list(given.masks)) if judged and given.maps is not None else (None, None)
     seed = [SEED, crc32(record.category.encode())]
-    decided = {"known": given.known, "threshold": record.threshold}
-    return resample(given.scores, given.anomalous, maps, masks, **decided, seed=seed)
+    threshold = record.threshold
+    return resample(given.scores, given.anomalous, maps, masks, known=given.known, threshold=threshold, seed=seed)
 
 
 def over_images(group: Group, draws: Mapping[str, Draws]) -> list[Table]:
