@@ -7,7 +7,8 @@ from time import perf_counter
 from typing import Any
 
 from bench import images, machine, registry
-from bench.config import Choice, Plan, meant
+from bench.choices import Choice, meant
+from bench.config import Plan
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.executor import Job, Watch, heard, local, source

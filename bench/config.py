@@ -8,13 +8,14 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from bench.choices import Choice, choices
 from bench.errors import BenchError
-from bench.settings import S, known, resolve, shaped, typed
-from bench.sweep import Over, laid, of, values
+from bench.settings import known, shaped, typed
+from bench.sweep import of, values
 
 FILE = "bench.toml"
 
@@ -82,54 +83,6 @@ _SHAPE: dict[str, Any] = {
 
 _LEAST = {"limit": 0, "every": 1, "threads": 0, "batch": 1}
 _NAME = re.compile(r"[\w+-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A method as the user names it: the file that it is, its title, and its settings, still as TOML or text gave them.
-
-    Attributes:
-        name: alias or file: "aminet_jitter"; "anomalib-Padim" for anomalib:Padim.
-        method: the file in methods/: "aminet".
-        title: as tables print it.
-        settings: key -> (value, origin), laid over the file's defaults.
-        by_category: the same, by category of the plan's data set, laid over those.
-        plain: the same, from --set key=value, laid over those where this method has such a setting.
-        last: the same, from --set name.key=value, laid over all.
-        over: what a sweep varies, key -> (values, origin); a key for this method alone is "name.key".
-        swept: the settings that tell this variant of a sweep from the others.
-    """
-
-    name: str
-    method: str
-    title: str
-    settings: dict[str, tuple[Any, str]]
-    by_category: dict[str, dict[str, tuple[Any, str]]]
-    plain: dict[str, tuple[Any, str]]
-    last: dict[str, tuple[Any, str]]
-    over: Over = field(default_factory=dict)
-    swept: tuple[str, ...] = ()
-
-    def raw(self, category: str) -> dict[str, tuple[Any, str]]:
-        """The settings for one category, or for "all", with every plain --set key."""
-        return self.settings | self.by_category.get(category, {}) | self.plain | self.last
-
-    def resolved(self, kind: type[S], category: str) -> tuple[S, dict[str, str]]:
-        """The method's Settings for one category, or for "all", and the origin of each value.
-
-        A plain --set key that `kind` does not have is meant for another method of the call: `meant` has seen to that.
-        """
-        others = self.plain.keys() - _fields(kind) - self.last.keys()
-        return resolve(kind, {key: value for key, value in self.raw(category).items() if key not in others}, self.name)
-
-    def variants(self, kind: type[S], *, one_at_a_time: bool) -> "list[Choice]":
-        """A choice for each point of the sweep, with every value typed; only itself where nothing is swept."""
-        own = {key.rpartition(".")[2]: found for key, found in self.over.items() if "." in key or key in _fields(kind)}
-        found: dict[str, Choice] = {}
-        for point, swept in laid(own, one_at_a_time=one_at_a_time):
-            variant = replace(self, last=self.last | point, swept=swept)
-            found.setdefault(repr(variant.resolved(kind, "")[0]), variant)  # 2 and 2.0 may be one value
-        return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +193,16 @@ def plan(
     sets = tables if profile == wanted.get("profile", profile) else tables[:1]
     swept = {key: (values(key, given), f"campaign {campaign}, over") for key, given in wanted.get("over", {}).items()}
     swept |= {key: (values(key, given), "--over") for key, given in (over or {}).items()}
-    choices = _choices(config, options, tuple(methods), sets, settings or {})
-    asked = [choice.name for choice in choices]
-    choices = tuple(replace(choice, over=of(swept, choice.name, settings or {}, asked)) for choice in choices)
+    named = choices(
+        config.tables,
+        options.method,
+        methods=tuple(methods),
+        dataset=options.dataset,
+        layers=sets,
+        settings=settings or {},
+    )
+    asked = [choice.name for choice in named]
+    named = tuple(replace(choice, over=of(swept, choice.name, settings or {}, asked)) for choice in named)
     given = {key: _home(path) for key, path in (paths or {}).items() if path is not None}
     runs, cache, weights = (given.get(key) or config.path(key) for key in ("runs", "cache", "weights"))
     data = given.get("data") or config.data(options.dataset)
@@ -253,7 +213,7 @@ def plan(
     return Plan(
         options=options,
         origin=origin | {"profile": profile_origin},
-        choices=choices,
+        choices=named,
         profile=profile,
         note=chosen.get("note", ""),
         shared=dict(chosen.get("shared", {})),
@@ -264,16 +224,6 @@ def plan(
         campaign=campaign or "",
         command=command,
     )
-
-
-def meant(choices: Iterable[Choice], kinds: Mapping[str, type]) -> None:
-    """Raises BenchError for a plain key of --set or of a sweep that is a setting of none of the methods.
-
-    kinds: the Settings by name, of the methods that could be loaded.
-    """
-    names = sorted({name for kind in kinds.values() for name in _fields(kind)})
-    plain = {key for choice in choices for key in (*choice.plain, *choice.over) if "." not in key}
-    known(sorted(plain), names, f"a setting of {' or '.join(kinds)}")
 
 
 def cache_folder(config: Config) -> Path:
@@ -305,78 +255,6 @@ def _options(tables: list[tuple[dict[str, Any], str]], said: Mapping[str, Any]) 
         if key == "calibrate" and not 0 <= value < 1:
             raise BenchError(f"A false positive rate is 0 or more and below 1; {origin[key]} gives {value}. Give 0.1.")
     return Options(**values), origin
-
-
-def _choices(
-    config: Config,
-    options: Options,
-    methods: tuple[str, ...],
-    tables: list[tuple[dict[str, Any], str]],
-    settings: Mapping[str, str],
-) -> tuple[Choice, ...]:
-    aliases = config.tables.get("alias", {}) | _hosted(config, options.method)
-    names = sorted({*methods, *aliases})
-    for name in sorted(aliases.keys() & set(methods)):
-        if aliases[name].get("method", name) != name:
-            raise BenchError(f"'{name}' is an alias of {aliases[name]['method']} and a file of methods. Rename one.")
-    # "all" leaves out a file to which an alias only gives another name, so that no run is made twice.
-    plainly = {name: alias.get("method", name) for name, alias in aliases.items() if not alias.get("set")}
-    renamed = {method for name, method in plainly.items() if method != name}
-    every = [name for name in names if name not in renamed and name not in config.tables.get("host", {})]
-    asked = every if "all" in options.method else list(options.method)
-    known(asked, names, "a method")
-    plain, last = _said(settings, asked)
-    sets = [(table.get("set", {}), where) for table, where in tables]
-    place = f"category.{options.dataset}"
-    categories = config.tables.get("category", {}).get(options.dataset, {})
-    for table, where in (*sets, *((table, f"[{place}.{category}]") for category, table in categories.items())):
-        known(table, methods, f"a file in methods/, which is what {where} sets")
-    choices = []
-    for name in asked:
-        alias = aliases.get(name, {})
-        method = alias.get("method", name)
-        raw: dict[str, tuple[Any, str]] = {}
-        for table, where in (*sets, ({method: alias.get("set", {})}, f"alias {name}")):
-            raw |= _from(table.get(method, {}), where)
-        own = {one: _from(table.get(method, {}), f"[{place}.{one}]") for one, table in categories.items()}
-        title = alias.get("title") or config.title(name)
-        choices.append(Choice(name.replace(":", "-"), method, title, raw, own, plain, last.get(name, {})))
-    return tuple(choices)
-
-
-def _hosted(config: Config, asked: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """An alias for each name like anomalib:Padim: the model Padim of the library that methods/anomalib.py hosts."""
-    hosts = config.tables.get("host", {})
-    found = {}
-    for name in asked:
-        host, colon, model = name.partition(":")
-        if colon:
-            known([host], hosts, "a host of another library's models")
-            title = hosts[host].replace("{model}", model)
-            found[name] = {"method": host, "title": title, "set": {"model": model}}
-    return found
-
-
-def _said(
-    settings: Mapping[str, str], asked: list[str]
-) -> tuple[dict[str, tuple[Any, str]], dict[str, dict[str, tuple[Any, str]]]]:
-    """The plain keys of --set, and those for one method, by its name."""
-    plain: dict[str, tuple[Any, str]] = {}
-    last: dict[str, dict[str, tuple[Any, str]]] = {}
-    for key, value in settings.items():
-        name, dot, rest = key.rpartition(".")
-        if dot and name not in asked:
-            raise BenchError(f"--set {key} names a method that is not run; these are: {', '.join(asked)}.")
-        (last.setdefault(name, {}) if dot else plain)[rest] = (value, "--set")
-    return plain, last
-
-
-def _fields(kind: type) -> set[str]:
-    return {entry.name for entry in fields(kind)} if is_dataclass(kind) else set()
-
-
-def _from(table: Mapping[str, Any], where: str) -> dict[str, tuple[Any, str]]:
-    return {key: (value, where) for key, value in table.items()}
 
 
 def _entry(config: Config, table: Literal["profile", "campaign"], name: str) -> dict[str, Any]:

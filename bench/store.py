@@ -42,7 +42,7 @@ class Store:
     def path(self, run: Run, data: str, category: str, selection: Selection) -> Path:
         """Where that record stands or would stand."""
         protocol = f"{run.protocol}-{run.k}" if run.k else run.protocol
-        folder = self.root / run.dataset / protocol / run.name / run.key(data) / f"seed{run.seed}"
+        folder = self.root / run.dataset / protocol / run.name.replace(":", "-") / run.key(data) / f"seed{run.seed}"
         return folder / (f"{category}.oracle.json" if selection == "oracle" else f"{category}.json")
 
     def find(self, run: Run, data: str, category: str, selection: Selection) -> Record | None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.config import Config, Options, Plan, cache_folder, meant, plan, read
+from bench.choices import meant
+from bench.config import Config, Options, Plan, cache_folder, plan, read
 from bench.errors import BenchError
 from bench.registry import names
 

@@ -23,7 +23,7 @@ def planned(*methods: str, **said: object) -> config.Plan:
 
 def test_a_name_with_a_colon_is_a_model_of_a_host() -> None:
     (choice,) = planned("sklearn:PCA").choices
-    assert (choice.name, choice.method, choice.title) == ("sklearn-PCA", "sklearn", "PCA (scikit-learn)")
+    assert (choice.name, choice.method, choice.title) == ("sklearn:PCA", "sklearn", "PCA (scikit-learn)")
     assert choice.settings["model"] == ("PCA", "alias sklearn:PCA")
 
 

@@ -22,8 +22,8 @@ PURE = {"protocol", "metrics", "counting", "statistics", "record", "errors"}
 PURE_MAY = {"numpy", "scipy", "bench.dataset", *(f"bench.{name}" for name in PURE)}
 FACE = {"cli.py", "cli_list.py", "cli_report.py", "console.py", "screen.py"}
 WITHOUT_TORCH = [
-    "cli", "config", "settings", "sweep", "registry", "dataset", "protocol", "metrics", "record", "report", "store",
-    "statistics", "dialects"
+    "cli", "config", "choices", "settings", "sweep", "registry", "dataset", "protocol", "metrics", "record", "report",
+    "store", "statistics", "dialects"
 ]  # fmt: skip
 
 

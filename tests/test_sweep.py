@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import campaign, config, registry
-from bench.config import Choice, Plan
+from bench.choices import Choice, meant
+from bench.config import Plan
 from bench.errors import BenchError
 from bench.store import Store
 from bench.summary import groups, marks
@@ -110,13 +111,13 @@ def test_a_plain_key_varies_the_methods_that_have_it_and_the_others_run_once() -
     inpaint, memory = choices(said={"method": "inpaint,memory"}, over={"clusters": "2,4", "memory.width": "1,2,3"})
     assert len(points(inpaint)) == 2
     assert [found.width for found, _ in points(memory, kind=Memory)] == [1, 2, 3]
-    config.meant([inpaint, memory], {"inpaint": Inpaint, "memory": Memory})
+    meant([inpaint, memory], {"inpaint": Inpaint, "memory": Memory})
 
 
 def test_an_unknown_key_is_refused_with_the_nearest() -> None:
     (plain,) = choices(over={"clustrs": "2,4"})
     with pytest.raises(BenchError, match=r"'clustrs' is not a setting of inpaint\. Did you mean 'clusters'"):
-        config.meant([plain], {"inpaint": Inpaint})
+        meant([plain], {"inpaint": Inpaint})
     (own,) = choices(over={"inpaint.dept": "2,4"})
     with pytest.raises(BenchError, match=r"'dept' is not a setting of inpaint\. Did you mean 'depth'"):
         points(own)
