@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from hashlib import file_digest
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -71,6 +73,8 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
         if task.name not in digests:
             digests[task.name] = images.contents([sample for sample in samples if sample.category in task.tests])
     _log.info("%d samples, %d task(s); listed and hashed in %.2f s", len(samples), len(tasks), perf_counter() - began)
+    if plan.checkpoint and plan.checkpoint.is_file() and len(digests) > 1:
+        raise BenchError(f"--checkpoint {plan.checkpoint} is one model; this plan has {len(digests)}. Give a folder.")
     dataset = options.dataset if options.dataset != "folder" else f"folder-{plan.root.resolve().name}"
     store = Store(plan.runs)
     jobs: list[Job] = []
@@ -107,6 +111,9 @@ class _Method:
         shared, _ = resolve(Preparation, raw, "the profile's shared preparation")
         self.preparation = self.kind.native if plan.options.preparation == "native" else shared
         self._hashes: dict[str, dict[str, str]] = {}
+        self._digests: dict[Path, str] = {}
+        if plan.checkpoint:
+            self._check_released(plan.checkpoint)
         for category in ("", *choice.by_category):
             self._inputs(self.settings(category)[0])
 
@@ -140,12 +147,16 @@ class _Method:
             swept=list(self.choice.swept),
         )
         common = replace(told, settings=_plain(shared), inputs=self._inputs(shared))
+        checkpoint = self._checkpoint(task)
+        if checkpoint and plan.checkpoint:  # the file tells the runs apart, the folder the tables
+            told = replace(told, inputs=told.inputs | {"checkpoint": self._digest(checkpoint)})
+            common = replace(common, inputs=common.inputs | {"checkpoint": plan.checkpoint.name})
         return Job(
             # One model for all categories is another one where the categories are others.
             run=replace(told, variant=common.key(data if options.protocol == "unified" else "")),
             task=task,
             data=data,
-            rule=options.selection,
+            rule="last" if checkpoint else options.selection,
             every=options.every,
             batch=options.batch,
             maps=options.maps,
@@ -157,7 +168,31 @@ class _Method:
             cache=plan.cache,
             origin=plan.origin | {f"settings.{name}": where for name, where in origin.items()},
             command=plan.command,
+            checkpoint=checkpoint,
         )
+
+    def _check_released(self, place: Path) -> None:
+        """Raises BenchError where no released model can be judged."""
+        if not self.kind.checkpoint:
+            raise BenchError(f"{self.choice.title} reads no released checkpoint; fit it: leave out --checkpoint.")
+        if not place.exists():
+            file = self.kind.checkpoint
+            raise BenchError(f"--checkpoint names a file, or a folder with <category>/{file}; {place} is neither.")
+        if self.plan.options.calibrate:
+            raise BenchError("--calibrate holds images out of training; a released model has seen all. Leave one out.")
+
+    def _checkpoint(self, task: Task) -> Path | None:
+        place = self.plan.checkpoint
+        return place / task.name / self.kind.checkpoint if place and place.is_dir() else place
+
+    def _digest(self, path: Path) -> str:
+        """The file's sha256, worked out once; "missing" where there is none, which the run will say."""
+        if path not in self._digests:
+            self._digests[path] = "missing"
+            if path.is_file():
+                with path.open("rb") as file:
+                    self._digests[path] = file_digest(file, "sha256").hexdigest()
+        return self._digests[path]
 
     def _inputs(self, settings: Any) -> dict[str, str]:
         """The method's `inputs`, asked once for each settings: hashing a file of weights takes a moment."""

@@ -27,6 +27,8 @@ Examples:
     bench run --method all --protocol kshot --k 2 --set aminet.epochs=50 --dry-run
 
     bench run --method aminet --over clusters=2,4,8 --over depth=2,4 --one-at-a-time
+
+    bench run --method aminet_jitter --profile code --checkpoint ~/released
 """
 
 
@@ -92,6 +94,9 @@ def run(  # noqa: PLR0917  typer makes the options from these
     ] = None,
     resolution: Annotated[str | None, typer.Option(help="Judge pixels at input or at original resolution.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder with backbone weights.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Judge the authors' released models: DIR/<category>/AMAE.pth, or one file.")
+    ] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
     keep_model: Annotated[bool | None, typer.Option("--keep-model", help="Store the fitted methods.")] = None,
     latency: Annotated[bool | None, typer.Option("--time/--no-time", help="Measure the latency of one image.")] = None,
@@ -132,7 +137,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
         over=_pairs("--over", over or []),
         profile=profile,
         campaign=campaign,
-        paths={"data": data, "weights": weights, "runs": runs},
+        paths={"data": data, "weights": weights, "runs": runs, "checkpoint": checkpoint},
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
     try:

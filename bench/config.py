@@ -95,6 +95,7 @@ class Plan:
         profile: its name. note: what a reader must know of it. shared: its preparation, as keywords.
         root: where the data set lies. runs, cache: folders. weights: folder of backbone weights, or None.
         campaign: its name, or "". command: the command line, told in records.
+        checkpoint: a released model, or a folder with one for each category, evaluated instead of a fit; or None.
     """
 
     options: Options
@@ -109,6 +110,7 @@ class Plan:
     weights: Path | None
     campaign: str = ""
     command: str = ""
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +181,9 @@ def plan(
     """Lays profile, campaign and the options that were `said` over each other.
 
     methods: the files there are. settings: --set, key -> text, "name.key" for one method only. over: --over, the same
-    with several values in the text. paths: data, runs, cache, weights as options gave them. Raises BenchError for a
-    name, key or value that bench.toml can't know; data set, protocol and the settings themselves are looked up by the
-    campaign.
+    with several values in the text. paths: data, runs, cache, weights, checkpoint as options gave them. Raises
+    BenchError for a name, key or value that bench.toml can't know; data set, protocol and the settings themselves are
+    looked up by the campaign.
     """
     wanted = _entry(config, "campaign", campaign) if campaign else {}
     profile_origin = "--profile" if profile else f"campaign {campaign}" if "profile" in wanted else "default"
@@ -212,7 +214,7 @@ def plan(
     cache = cache or cache_folder(config)
     return Plan(
         options=options,
-        origin=origin | {"profile": profile_origin},
+        origin=origin | {"profile": profile_origin} | ({"checkpoint": "--checkpoint"} if "checkpoint" in given else {}),
         choices=named,
         profile=profile,
         note=chosen.get("note", ""),
@@ -223,6 +225,7 @@ def plan(
         weights=weights,
         campaign=campaign or "",
         command=command,
+        checkpoint=given.get("checkpoint"),
     )
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class Job:
         run, task, data: what is asked, on which samples, with which digest.
         rule, every, batch, maps, keep_model, time: as in `bench.config.Options`.
         device, threads: where and how wide. weights, cache: folders.
+        checkpoint: the file that the fitted method is read from; None where it is trained here.
         origin, command: told in the record. warnings: what was said of the data set.
     """
 
@@ -63,6 +65,7 @@ class Job:
     origin: dict[str, str]
     command: str
     warnings: tuple[str, ...] = ()
+    checkpoint: Path | None = None
 
     @property
     def what(self) -> str:
@@ -94,7 +97,7 @@ def work(job: Job, watch: Watch) -> list[Outcome]:
         run=job.run,
         category=job.task.name,
         data=job.data,
-        train=[_told(sample) for sample in job.task.train],
+        train=[] if job.checkpoint else [_told(sample) for sample in job.task.train],
         origin=job.origin,
         command=job.command,
         commit=machine.commit(),
@@ -131,8 +134,8 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in job.run.settings.items()}, job.run.name)
 
     def make() -> Method:
-        method: Method = module.METHOD(settings, setup)
-        return method
+        kind: type[Method] = module.METHOD
+        return _released(kind, job, settings, setup) if job.checkpoint else kind(settings, setup)
 
     def load(samples: Sequence[Sample]) -> FileImages:
         return FileImages(samples, preparation)
@@ -150,7 +153,8 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
         calibrate=job.run.calibrate,
         resolution=job.run.resolution,
     )
-    answers = list(fit.answers(lambda done, total, loss: watch(job.what, "fit", done, total, loss)))
+    trained = fit.answers(lambda done, total, loss: watch(job.what, "fit", done, total, loss))
+    answers = list(fit.asked() if job.checkpoint else trained)
     shared = replace(
         blank,
         losses=fit.losses,
@@ -168,6 +172,13 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
         watch(job.what, "judge", done, len(answers), None)
         outcomes.append(_judged(job, shared, fit, answer, model))
     return outcomes
+
+
+def _released(kind: type[Method], job: Job, settings: Any, setup: Setup) -> Method:
+    path = job.checkpoint or Path()
+    if not path.is_file():
+        raise BenchError(f"--checkpoint holds one {kind.checkpoint} a category; {path} is not there. Fetch it.")
+    return kind.from_checkpoint(path, settings, setup)
 
 
 def _judged(job: Job, shared: Record, fit: Fit, answer: Answer, model: bytes | None) -> Outcome:
@@ -189,7 +200,7 @@ def _judged(job: Job, shared: Record, fit: Fit, answer: Answer, model: bytes | N
         pixel_threshold=pixel_threshold,
         error=found.error,
         curve=fit.curves[answer.category],
-        seconds={"fit": fit.seconds, "predict": answer.seconds, **clock.seconds},
+        seconds=({} if job.checkpoint else {"fit": fit.seconds}) | {"predict": answer.seconds} | clock.seconds,
         tests=[_told(sample) for sample in fit.tests[answer.category].samples],
         held=[_told(sample) for sample in job.task.held.get(answer.category, ())],
         stored={"views": {case: answer.answers.files[index] for case, index in shown.items()} if last else {}},

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from bench.errors import BenchError
+
 Resample = Literal["bilinear", "bicubic", "lanczos", "nearest"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -109,6 +111,9 @@ class Method(ABC):
     iterative: ClassVar[bool] = False
     """True where progress counts epochs and predict works inside progress, so a selection rule can choose an epoch."""
 
+    checkpoint: ClassVar[str] = ""
+    """The file that the authors release for each category, as "AMAE.pth"; "" where `from_checkpoint` can't read one."""
+
     def __init__(self, settings: Any, setup: Setup) -> None:
         self.settings = settings
         self.setup = setup
@@ -136,6 +141,14 @@ class Method(ABC):
     def facts(self) -> dict[str, str | int | float]:
         """What the record tells of this method: trainable parameters, backbone with source and hash, bank rows."""
         return {}
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, settings: Any, setup: Setup) -> "Method":  # noqa: ARG003
+        """A fitted method from a file that its authors released; nothing in the file is ever run.
+
+        Raises BenchError where the file has another form or other sizes than the settings say.
+        """
+        raise BenchError(f"{cls.__name__} reads no released checkpoint ({path.name}). Fit it: leave out --checkpoint.")
 
     @classmethod
     def inputs(cls, settings: Any, weights: Path | None) -> dict[str, str]:  # noqa: ARG003

@@ -52,7 +52,7 @@ class Run:
         settings: every value of the method's Settings, resolved.
         preparation: how files became inputs, resolved.
         precision: of the network.
-        inputs: hashes of other files that decide the answer: the backbone's weights.
+        inputs: hashes of other files that decide the answer: the backbone's weights; "checkpoint" of a released model.
         profile: the profile of bench.toml that the values began with.
         note: what a reader must know of that profile, as "reduced width, depth and epochs"; "" where nothing.
         variant: short hash of what the categories of a table share: `key` before the settings of single categories.
@@ -83,6 +83,11 @@ class Run:
     def over(self) -> str:
         """The swept settings and their values, as tables print them: "clusters=4, depth=2"; "" outside a sweep."""
         return ", ".join(f"{name}={self.settings.get(name)}" for name in self.swept)
+
+    @property
+    def released(self) -> bool:
+        """Whether the model is its authors' checkpoint, and was not trained here."""
+        return "checkpoint" in self.inputs
 
     def key(self, data: str) -> str:
         """Short hash of what decides the numbers besides the seed; `data` is the digest of the images."""

@@ -116,6 +116,10 @@ class Fit:
             yield from map(self._calibrated, self._ask("last"))
         yield from self._best
 
+    def asked(self) -> Iterator[Answer]:
+        """An answer a category, of a method that is fitted already."""
+        yield from map(self._calibrated, self._ask("last"))
+
     def judge(self, answer: Answer) -> Judgement:
         """The metrics of an answer of this fit, at the resolution and with the threshold that were asked for."""
         threshold = answer.thresholds[0] if answer.thresholds else None

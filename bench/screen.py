@@ -173,7 +173,7 @@ def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
         table.add_column(heading)
     values = {name: getattr(asked.options, name) for name in asked.options.__dataclass_fields__}
     values |= {"profile": asked.profile, "data": asked.root, "runs": asked.runs, "cache": asked.cache}
-    values |= {"weights": asked.weights or "–"}
+    values |= {"weights": asked.weights or "–"} | ({"checkpoint": asked.checkpoint} if asked.checkpoint else {})
     for name, value in values.items():
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         table.add_row(name, escape(shown or "–"), escape(asked.origin.get(name, "default")))
@@ -200,9 +200,9 @@ def _with_method(command: str, method: str) -> str:
     kept: list[str] = []
     words = iter(shlex.split(command))
     for word in words:
-        if word in {"--method", "--set", "--over"}:
+        if word in {"--method", "--set", "--over", "--checkpoint"}:
             next(words, None)
-        elif not word.startswith(("--method=", "--set=", "--over=", "--one-at-a-time", "--force")):
+        elif not word.startswith(("--method=", "--set=", "--over=", "--checkpoint=", "--one-at-a-time", "--force")):
             kept.append(word)
     return shlex.join([*kept, "--method", method])
 
@@ -222,4 +222,5 @@ def _line(record: Record) -> str:
         if name in record.metrics
     ]
     oracle = " (oracle)" if record.selection == "oracle" else ""
-    return f"{escape(place)}{oracle}: {', '.join(told)}; fitted in {record.seconds['fit']:.1f} s"
+    fitted = f"; fitted in {record.seconds['fit']:.1f} s" if "fit" in record.seconds else "; released checkpoint"
+    return f"{escape(place)}{oracle}: {', '.join(told)}{fitted}"

@@ -220,6 +220,7 @@ def caveats(group: Group) -> list[str]:
     found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
     found += [f"in {run.precision}"] if run.precision != "float32" else []
     found += [f"over: {run.over}"] if run.swept else []
+    found += ["released checkpoint, not trained here"] if run.released else []
     found += [_own_preparation(run)] if group.first.origin.get("preparation") == "--preparation" else []
     changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
     found += [f"set: {', '.join(f'{name}={run.settings[name]}' for name in changed)}"] if changed else []
@@ -288,7 +289,7 @@ def _place(record: Record) -> str:
 
 def _group(members: list[Record]) -> Group:
     latest: dict[tuple[str, int], Record] = {}
-    for record in sorted(members, key=lambda record: record.started):
+    for record in sorted(members, key=lambda record: (record.started, not record.failure)):
         latest[record.category, record.run.seed] = record
     good = {place: record for place, record in latest.items() if not record.failure}
     return Group(good, tuple(record for record in latest.values() if record.failure), members[0].selection)

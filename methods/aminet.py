@@ -137,6 +137,7 @@ class AMINet(Method):
 
     native: ClassVar[Preparation] = Preparation(256, 256, resample="lanczos")
     iterative: ClassVar[bool] = True
+    checkpoint: ClassVar[str] = "AMAE.pth"
     settings: Settings
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
@@ -363,6 +364,13 @@ class AMINet(Method):
         self._network, self._decoder = network, decoder
 
     @classmethod
+    def from_checkpoint(cls, path: Path, settings: Settings, setup: Setup) -> "AMINet":
+        """From the authors' `AMAE.pth`, which they trained with the default settings; no code in it is run."""
+        method = cls(settings, setup)
+        method.restore(released_state(path))
+        return method
+
+    @classmethod
     def inputs(cls, settings: Settings, weights: Path | None) -> dict[str, str]:
         """The backbone's sha256."""
         return {"backbone": find(settings.backbone, weights).sha256}
@@ -377,17 +385,7 @@ class AMINet(Method):
 
 
 METHOD = AMINet
-
-
-def from_released_checkpoint(path: Path, settings: Settings, setup: Setup) -> AMINet:
-    """A fitted method from a file that the authors released (`AMAE.pth`); nothing in the file is ever run.
-
-    The settings must be those that it was trained with: the defaults, for what they released. Positions and mask token
-    are the file's. Raises BenchError where the file has another form or doesn't fit the settings.
-    """
-    method = AMINet(settings, setup)
-    method.restore(released_state(path))
-    return method
+from_released_checkpoint = AMINet.from_checkpoint
 
 
 def _network(settings: Settings, grid: tuple[int, int], channels: int, device: str) -> Inpainter:
