@@ -77,43 +77,40 @@ def results(out: Console, records: Iterable[Record]) -> None:
 
 
 def _tables(out: Console, first: str, rows: list[tuple[str, Group, str]]) -> None:
-    """A row for each (name, group, category) below the heading and above the marks of the first group."""
+    """A row for each (name, group, category) below the heading and above the marks of the first group.
+
+    What would be too wide for a terminal is told in several tables: spreads widen the cells.
+    """
     group = rows[0][1]
     marks = [mark for mark in summary.marks(group) if not (first == "over" and mark.startswith("over: "))]
     percent = "percent" if first == "category" else "percent, means over categories"
-    caption = escape("; ".join([percent, *marks, summary.machine(group)]))
-    if group.first.run.calibrate:  # all in one would be wider than many a terminal
-        out.print(_table(summary.heading(group), first, rows, summary.METRICS, latency=True))
-        out.print(_table("at the threshold", first, rows, summary.CALIBRATED, caption=caption))
-    else:
-        out.print(_table(summary.heading(group), first, rows, summary.METRICS, latency=True, caption=caption))
+    parts = [summary.METRICS]
+    if any(seed != group.first.run.seed for _, each, _ in rows for _, seed in each.records):
+        image = {name: shown for name, shown in summary.METRICS.items() if name.startswith("image")}
+        parts = [image, {name: shown for name, shown in summary.METRICS.items() if name not in image}]
+    parts += [summary.CALIBRATED] if group.first.run.calibrate else []
+    for number, metrics in enumerate(parts):
+        shown = metrics if number else metrics | {summary.LATENCY: summary.LATENCY}
+        title = "" if number else summary.heading(group)
+        out.print(_table("at the threshold" if metrics is summary.CALIBRATED else title, first, rows, shown))
+    out.print(f"[dim italic]{escape('; '.join([percent, *marks, summary.machine(group)]))}[/]")
 
 
-def _table(
-    title: str,
-    first: str,
-    rows: list[tuple[str, Group, str]],
-    metrics: dict[str, str],
-    *,
-    latency: bool = False,
-    caption: str = "",
-) -> Table:
+def _table(title: str, first: str, rows: list[tuple[str, Group, str]], shown: dict[str, str]) -> Table:
     table = Table(
-        title=escape(title),
+        title=escape(title) or None,
         title_justify="left",
-        caption=caption or None,
-        caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     table.add_column(first, vertical="bottom")
-    for name in (*metrics.values(), *(["latency"] if latency else [])):
-        shown = name.replace(" ", "\n").replace("@", "\n@")
-        table.add_column(shown, justify="right", no_wrap=True, vertical="bottom")
+    for heading in shown.values():
+        folded = heading.replace(" ", "\n").replace("@", "\n@")
+        table.add_column(folded, justify="right", no_wrap=True, vertical="bottom")
     for name, group, category in rows:
-        cells = [summary.percent(group.cell(category, metric)) for metric in metrics]
-        cells += [summary.milliseconds(group.cell(category, summary.LATENCY))] if latency else []
+        cells = [summary.percent(group.cell(category, metric)) for metric in shown if metric != summary.LATENCY]
+        cells += [summary.milliseconds(group.cell(category, summary.LATENCY))] if summary.LATENCY in shown else []
         table.add_row(escape(name), *cells, style="bold" if name == summary.MEAN else "")
     return table
 

@@ -156,8 +156,8 @@ def _means(compared: Mapping[str, _Compared], seeds: int) -> Block:
 
 
 def _pairs(compared: Mapping[str, _Compared], seeds: int) -> list[Block]:
-    """Every pair of methods by every metric in numbers, and in words what can be concluded by the headlines."""
-    head = ("first − second", "metric", "points", "95 % over test images", "higher", "lower", "p (Wilcoxon)", "p, Holm")
+    """For every pair of methods a table by metric, and in words what can be concluded by the headlines."""
+    head = ("metric", "points", "95 % over test images", "higher", "lower", "p (Wilcoxon)", "p after Holm")
     rows: dict[str, list[tuple[str, ...]]] = {}
     told = []
     for metric, found in compared.items():
@@ -166,14 +166,12 @@ def _pairs(compared: Mapping[str, _Compared], seeds: int) -> list[Block]:
             images = differences(first, second).get(metric) if first and second else None
             interval = f"{points(images.low)} to {points(images.high)}" if images else NONE
             tested = (str(each.won), str(each.lost), f"{each.p:.2g}", f"{each.corrected:.2g}")
-            pair = f"{each.first} − {each.second}"
-            rows.setdefault(pair, []).append((pair, METRICS[metric], points(each.difference), interval, *tested))
+            own = rows.setdefault(f"{each.first} − {each.second}", [])
+            own.append((METRICS[metric], points(each.difference), interval, *tested))
             if metric in HEADLINES:
                 told.append(f"{METRICS[metric]}: {conclude(each, images=images, seeds=seeds)}")
-    ends = np.cumsum([len(own) for own in rows.values()]) - 1
-    remark = "Holm's correction is for the pairs of one metric, not for there being several metrics."
-    table = Table.of("", head, [row for own in rows.values() for row in own], ruled=ends.tolist(), remarks=[remark])
-    return [table, tuple(told)]
+    told.append("Holm's correction is for the pairs of one metric, not for there being several metrics.")
+    return [*(Table.of(pair, head, own) for pair, own in rows.items()), tuple(told)]
 
 
 def _ranking(compared: Mapping[str, _Compared]) -> list[Block]:
