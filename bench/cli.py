@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from bench import cli_list, cli_report, config, registry
+from bench import cli_list, cli_model, cli_report, config, registry
 from bench.console import Json, Quiet, Verbose, begin, complete, configured, dump, err, out, talk, waiting
 from bench.errors import BenchError
 
@@ -174,5 +174,5 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     return found
 
 
-for other in (cli_list, cli_report):
+for other in (cli_list, cli_model, cli_report):
     app.add_typer(other.commands)

@@ -90,9 +90,13 @@ class Store:
             ) from error
         return record
 
-    def walk(self) -> Iterator[Record]:
-        """All records, in the order of their paths. One that can't be read is told and passed over."""
-        for path in sorted(self.root.rglob("*.json")):
+    def walk(self, below: Path | None = None) -> Iterator[Record]:
+        """All records, in the order of their paths. One that can't be read is told and passed over.
+
+        below: only the record of that path, or those in that folder.
+        """
+        below = below or self.root
+        for path in [below] if below.is_file() else sorted(below.rglob("*.json")):
             record = self._read(path)
             if record is not None:
                 yield record

@@ -222,7 +222,24 @@ def test_verbose_tells_each_step_and_its_seconds(here: Path) -> None:
     assert re.search(r"bolt, seed 0: fit \d\S+ s, predict \d\S+ s, judge \d\S+ s", found.stderr)
 
 
-@pytest.mark.parametrize("command", ["run", "list", "check", "report"])
+def test_a_kept_run_judges_new_images(bench, here: Path) -> None:
+    bench(*RUN, "--method", "meanmap", "--category", "bolt", "--keep-model", "--quiet")
+    asked = ("predict", "folder-parts/one-for-one/meanmap/bolt", "parts/bolt/test")
+    found = bench(*asked, "--out", "judged")
+    assert found.returncode == 0, found.stderr
+    assert "spot/002.png" in found.stdout
+    assert "No threshold: the run was made without --calibrate" in found.stdout
+    assert len(list((here / "judged" / "pictures").rglob("*.png"))) == 6
+    rows = json.loads(bench(*asked, "--json").stdout)
+    assert max(rows, key=lambda row: row["score"])["image"].startswith("parts/bolt/test/spot/")
+    (here / "parts" / "bolt" / "test" / "good" / "000.png").write_bytes(b"")
+    bad = bench(*asked)
+    assert bad.returncode == 2
+    assert "000.png is not" in bad.stderr
+    assert "spot/002.png" in bad.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "list", "check", "report", "predict", "export"])
 def test_the_help_of_every_command_has_an_example(bench, command: str) -> None:
     assert f"bench {command}" in bench(command, "--help").stdout.split("Example", 1)[1]
 
