@@ -13,7 +13,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -133,10 +133,7 @@ class Store:
 
     def frame(self) -> "pd.DataFrame":
         """A row a record: what was asked (`dataset`, `settings.<name>`, ...), `metrics.<name>`, seconds, latency."""
-        import pandas as pd
-
-        rows = [asdict(record) for record in self.walk()]
-        return pd.json_normalize([row.pop("run") | row for row in rows])
+        return framed(self.walk())
 
     def _read(self, path: Path) -> Record | None:
         try:
@@ -148,6 +145,14 @@ class Store:
             _log.warning("%s is left out: its values are not those of its place. Remove it.", path)
             return None
         return record
+
+
+def framed(records: Iterable[Record]) -> "pd.DataFrame":
+    """A row a record, as `Store.frame` says."""
+    import pandas as pd
+
+    rows = [asdict(record) for record in records]
+    return pd.json_normalize([row.pop("run") | row for row in rows])
 
 
 def _views(path: Path) -> Path:

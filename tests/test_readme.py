@@ -41,6 +41,16 @@ def test_the_main_job_runs_as_the_readme_writes_it(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "runs").rglob("*.json"))) == 4
 
 
+@pytest.mark.slow
+def test_the_python_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, "-c", block("from Python")]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "metrics.image_auroc" in found.stdout
+    assert (tmp_path / "image_auroc.png").stat().st_size > 5000
+
+
 def test_the_test_command_is_what_ci_runs_first() -> None:
     assert steps("the tests") == [
         "python3 -m venv .venv",
