@@ -64,11 +64,12 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Pr
 
 from .parts.backbone import Backbone, find, layout
 from .parts.decoder import Decoder
-from .parts.features import BUDGET, FrozenFeatures, fuse
+from .parts.features import BUDGET, FrozenFeatures, fused_patches
 from .parts.inpainting import Inpainter, jittered, released_state, separation, token_grid, turn
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import Ratio, adaptive_mask, complementary_masks, random_mask
-from .parts.transformer import patchify, unpatchify
+from .parts.precision import autocast, halved
+from .parts.transformer import unpatchify
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +143,11 @@ class AMINet(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._backbone = Backbone(settings.backbone, settings.stages, setup.weights, seed=setup.seed).to(setup.device)
+        self._backbone = Backbone.of(settings.backbone, settings.stages, setup)
         self._channels = sum(self._backbone.channels)
         self._grid = token_grid(setup.size, self._backbone.strides[0], settings.patch)
         self._network: Inpainter | None = None
+        self._asked: Inpainter | None = None  # what answers for it
         self._decoder: Decoder | None = None
         # What contradicts itself is refused now, not after hours of fitting.
         self._meta = _network(settings, self._grid, self._channels, "meta")
@@ -160,7 +162,7 @@ class AMINet(Method):
             network = _network(settings, self._grid, self._channels, "cpu").to(device)
         optimizer = self._optimizer(network)
         scaler = torch.amp.GradScaler(device.type, enabled=self.setup.precision == "float16")
-        features = FrozenFeatures(self._extract, train)
+        features = FrozenFeatures(self._extract, train, identity=self._backbone.identity, setup=self.setup)
         shuffler = Generator().manual_seed(self.setup.seed)
         noise = Generator(device).manual_seed(self.setup.seed)
         self._decoder = None
@@ -179,7 +181,7 @@ class AMINet(Method):
             mean = float(total) / len(train)  # the only wait for the device in an epoch
             if not math.isfinite(mean):
                 raise BenchError(f"A loss must be finite; AMI-Net's is {mean} in epoch {epoch}. Try a lower lr.")
-            self._network = network
+            self._network, self._asked = network, None
             progress(epoch, settings.epochs + settings.decoder_epochs, mean)
         if settings.decoder_epochs:
             self._fit_decoder(network, train, features, progress)
@@ -242,7 +244,7 @@ class AMINet(Method):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """In training: restored patches (b, n, k * k * c), tokens E2 (b, n, width), centres (b, clusters, width)."""
         scale = self.settings.jitter_scale if self.settings.jitter and noise is not None else 0
-        with self._autocast():
+        with autocast(self.setup):
             embedded, semantic = network.embed(patches)
             centres = network.centres(jittered(semantic, scale=scale, generator=noise))
             restored = network.restore(jittered(network.hide(embedded, mask), scale=scale, generator=noise))
@@ -265,14 +267,12 @@ class AMINet(Method):
         return Prediction(image_score(maps, self.settings.score), maps)
 
     def _inpainted(self, images: Tensor) -> Inpainting:
-        network = self._network
-        if network is None:
-            raise BenchError(NOT_FITTED)
+        network = self._answering()
         if images.shape[2:] != self.setup.size:
-            came = tuple(images.shape[2:])
-            raise BenchError(f"This AMI-Net answers for images of {self.setup.size} pixels; {came} came. Resize them.")
+            came = f"{tuple(images.shape[2:])} came. Resize them."
+            raise BenchError(f"This AMI-Net answers for images of {self.setup.size} pixels; {came}")
         patches = self._patches(self._extract(images))
-        with self._autocast():
+        with autocast(self.setup):
             embedded, semantic = network.embed(patches)
             centres = network.centres(semantic)
         squared = self.settings.distance == "squared"
@@ -280,11 +280,18 @@ class AMINet(Method):
         masks = self._test_masks(distances, clusters)
         restored = patches
         for mask in masks:
-            with self._autocast():
+            with autocast(self.setup):
                 passed = network.restore(network.hide(embedded, mask)).float()
             # Of one pass all is taken, of several what each one hid: together they hide everything once.
             restored = passed if len(masks) == 1 else torch.where(mask[:, :, None], passed, restored)
         return Inpainting(patches, restored, distances, masks)
+
+    def _answering(self) -> Inpainter:
+        """The fitted network, or in half precision its copy, which is made once and not at each predict."""
+        if self._network is None:
+            raise BenchError(NOT_FITTED)
+        self._asked = self._asked or halved(self._network, self.setup.precision)
+        return self._asked
 
     def _test_masks(self, distances: Tensor, clusters: Tensor) -> Tensor:
         """(passes, b, n): what each pass hides. Random masks are drawn from `test_seed`, the same for every image."""
@@ -303,20 +310,13 @@ class AMINet(Method):
         return masks.to(distances.device)[:, None].expand(-1, *distances.shape)
 
     def _extract(self, images: Tensor) -> list[Tensor]:
-        with torch.no_grad(), self._autocast():
-            stages: list[Tensor] = self._backbone(images.to(self.setup.device))
-        return [stage.float() for stage in stages]
+        return list(self._backbone(images.to(self.setup.device)))
 
     def _patches(self, stages: list[Tensor]) -> Tensor:
-        return patchify(fuse(stages, average_pool=self.settings.average_pool), self.settings.patch)
+        return fused_patches(stages, self.settings.patch, average_pool=self.settings.average_pool)
 
     def _places(self, patches: Tensor) -> Tensor:
         return patches.view(*patches.shape[:2], self.settings.patch**2, -1)             # (b, n, k * k, c)
-
-    def _autocast(self) -> torch.autocast:
-        """For the networks; what masks, losses, maps and scores are formed from is float32 in any case."""
-        dtype = torch.float16 if self.setup.precision == "float16" else torch.bfloat16
-        return torch.autocast(self.setup.device.type, dtype=dtype, enabled=self.setup.precision != "float32")
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
@@ -361,7 +361,7 @@ class AMINet(Method):
         except RuntimeError as error:
             why = " ".join(str(error).split("\n\t")[1:2])
             raise BenchError(f"A fitted AMI-Net needs the settings that it was fitted with. {why}") from error
-        self._network, self._decoder = network, decoder
+        self._network, self._asked, self._decoder = network, None, decoder
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: Settings, setup: Setup) -> "AMINet":

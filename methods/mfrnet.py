@@ -48,6 +48,7 @@ from .parts.features import BUDGET, FrozenFeatures, fuse
 from .parts.hybrid import RestorationNet
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import complementary_masks
+from .parts.precision import autocast
 from .parts.similarity import msgms, ssim
 
 HOLDOUT_FROM = 10  # training images; with fewer, none is spared to judge epochs by
@@ -115,7 +116,7 @@ class MFRNet(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._backbone = Backbone(settings.backbone, settings.stages, setup.weights, seed=setup.seed).to(setup.device)
+        self._backbone = Backbone.of(settings.backbone, settings.stages, setup)
         self._channels = sum(self._backbone.channels)
         self._grid = _grid(settings, setup.size)
         self._scales = min(4, min(self._grid).bit_length())  # of MSGMS: the coarsest has at least one place
@@ -135,7 +136,8 @@ class MFRNet(Method):
         fused = device.type in {"cpu", "cuda"}
         optimizer = torch.optim.Adam(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=fused)
         scaler = torch.amp.GradScaler(device.type, enabled=self.setup.precision == "float16")
-        features = FrozenFeatures(self._extract, train)
+        identity = f"{self._backbone.identity} {self._grid}"
+        features = FrozenFeatures(self._extract, train, identity=identity, setup=self.setup)
         self._mean, self._std = self._statistics(features, len(train))
         drawn = Generator().manual_seed(self.setup.seed)
         spared = int(settings.holdout * len(train)) if len(train) >= HOLDOUT_FROM else 0
@@ -217,7 +219,7 @@ class MFRNet(Method):
             yield features, self._restored(self._network, features, masks), masks
 
     def _restored(self, network: RestorationNet, features: Tensor, masks: Tensor) -> Tensor:
-        with self._autocast():
+        with autocast(self.setup):
             restored: Tensor = network(features, masks)
         return restored.float()
 
@@ -253,8 +255,7 @@ class MFRNet(Method):
 
     def _extract(self, images: Tensor) -> list[Tensor]:
         """The stages, those finer than the common grid averaged down to it; the first one is brought to it anyway."""
-        with torch.no_grad(), self._autocast():
-            stages: list[Tensor] = self._backbone(images.to(self.setup.device))
+        stages: list[Tensor] = self._backbone(images.to(self.setup.device))
         rows, columns = self._grid
         small = [F.adaptive_avg_pool2d(s.float(), (min(rows, s.shape[2]), min(columns, s.shape[3]))) for s in stages]
         if small[0].shape[2:] != self._grid:
@@ -285,11 +286,6 @@ class MFRNet(Method):
         stages = std.split(self._backbone.channels)
         std = torch.cat([one.maximum(self.settings.least_spread * one.mean()) for one in stages])
         return about + first, std.clamp(min=1e-6)
-
-    def _autocast(self) -> torch.autocast:
-        """For the networks; what losses, maps and scores are formed from is float32 in any case."""
-        dtype = torch.float16 if self.setup.precision == "float16" else torch.bfloat16
-        return torch.autocast(self.setup.device.type, dtype=dtype, enabled=self.setup.precision != "float32")
 
     def facts(self) -> dict[str, str | int | float]:
         """The sizes of the network and of its input, the epoch that was kept, and the backbone."""

@@ -105,7 +105,7 @@ class PatchCore(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self.backbone = Backbone(settings.backbone, settings.stages, setup.weights, seed=setup.seed).to(setup.device)
+        self.backbone = Backbone.of(settings.backbone, settings.stages, setup)
         self.bank: Bank | None = None
 
     @torch.no_grad()
@@ -198,11 +198,9 @@ class PatchCore(Method):
 
     def _patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(b, 3, H, W) -> locally aware patch features (b * h * w, target_dim) in float32, and the grid (h, w)."""
-        precision = self.setup.precision
-        with torch.autocast(images.device.type, getattr(torch, precision), enabled=precision != "float32"):
-            stages = self.backbone(images)
+        settings, stages = self.settings, self.backbone(images)
         return locally_aware(
-            stages, self.settings.patch, pretrain_dim=self.settings.pretrain_dim, target_dim=self.settings.target_dim
+            stages, settings.patch, pretrain_dim=settings.pretrain_dim, target_dim=settings.target_dim
         )
 
     def _coreset(self, features: Tensor, tell: Callable[[int, int], None]) -> Tensor:

@@ -22,6 +22,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
+@pytest.fixture
+def unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network holds its weights as the file gave them."""
+    monkeypatch.setattr(backbones, "_folded", lambda network: network)
+
+
 @pytest.fixture(scope="module")
 def whole() -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
@@ -120,6 +126,7 @@ def test_a_silent_network_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert time.perf_counter() - begun < 5
 
 
+@pytest.mark.usefixtures("unfolded")
 def test_the_hubs_cache_is_used_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet18: dict[str, torch.Tensor]
 ) -> None:
@@ -131,6 +138,7 @@ def test_the_hubs_cache_is_used_offline(
 
 
 @pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.usefixtures("unfolded")
 def test_what_the_hub_sends_must_be_what_it_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet18: dict[str, torch.Tensor], honest: bool
 ) -> None:
@@ -149,6 +157,7 @@ def test_what_the_hub_sends_must_be_what_it_told_of(
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.usefixtures("unfolded")
 def test_a_local_file_comes_first_and_what_a_backbone_lacks_is_left_out(
     tmp_path: Path, resnet18: dict[str, torch.Tensor], suffix: str
 ) -> None:
@@ -160,6 +169,7 @@ def test_a_local_file_comes_first_and_what_a_backbone_lacks_is_left_out(
     assert not any(key.startswith(("fc", "layer4")) for key in backbone.network.state_dict())
 
 
+@pytest.mark.usefixtures("unfolded")
 def test_torchvisions_own_file_is_found_and_its_hash_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet18: dict[str, torch.Tensor]
 ) -> None:
@@ -226,6 +236,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, suffix: str) -> None:
         Backbone("resnet18", (1,), tmp_path, seed=0)
 
 
+@pytest.mark.usefixtures("unfolded")
 def test_vgg_is_filled_from_torchvisions_names(tmp_path: Path) -> None:
     held = Backbone("random:vgg11", (1, 2), None, seed=5).network.state_dict()
     given = {key.replace("features_", "features."): value.contiguous() for key, value in held.items()}
@@ -233,6 +244,7 @@ def test_vgg_is_filled_from_torchvisions_names(tmp_path: Path) -> None:
     assert_filled(Backbone("vgg11.tv_in1k", (1, 2), tmp_path, seed=0), held)
 
 
+@pytest.mark.usefixtures("unfolded")
 def test_keras_resnet50_strides_in_the_first_convolution(tmp_path: Path) -> None:
     held = Backbone("random:resnet50", (1, 2), None, seed=5).network.state_dict()
     given = {key: value.contiguous() for key, value in held.items()}
@@ -265,3 +277,54 @@ def test_real_weights_load_and_answer_in_float32(shared: Path, tag: str) -> None
         assert stage.dtype == torch.float32
         assert stage.isfinite().all()
         assert stage.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    "architecture", ["resnet18", "wide_resnet50_2", "tf_efficientnet_lite0", "vgg11_bn", "resnetv2_50", "densenet121"]
+)
+def test_batch_norm_is_folded_and_changes_no_feature_map(architecture: str) -> None:
+    torch.manual_seed(1)
+    network = timm.create_model(architecture, features_only=True, out_indices=(1, 2))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after a training, which a new network isn't
+            module.running_mean.uniform_(-0.3, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
+    images = torch.rand(2, 3, 64, 96)
+    folded = backbones._folded(network.eval())
+    left = sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert left == 0 if architecture.startswith(("resnet18", "wide", "tf_", "vgg")) else left <= norms
+    with torch.no_grad():
+        answers = list(zip(folded(images), network(images), strict=True))
+    for one, other in answers:
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_a_network_that_would_answer_otherwise_is_not_folded() -> None:
+    class Twice(torch.nn.Module):
+        """Uses what comes out of the convolution without the norm as well."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+            self.norm.running_var.fill_(4.0)
+
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            maps = self.conv(images)
+            return [maps + self.norm(maps)]
+
+    network = Twice().eval()
+    assert backbones._folded(network) is network
+
+
+def test_half_precision_is_of_the_weights_and_images_are_normalised_before() -> None:
+    whole, half = (
+        Backbone("random:resnet18", (1,), None, seed=0, precision=precision) for precision in ("float32", "bfloat16")
+    )
+    images = torch.rand(1, 3, 32, 32)
+    (found,), (expected,) = half(images), whole(images)
+    assert found.dtype == torch.bfloat16
+    assert whole.identity != half.identity
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.05 * float(expected.max()))
