@@ -110,7 +110,7 @@ def _header(key: str, count: int, batch: Sequence[Tensor]) -> tuple[bytes, list[
 
 
 def _bytes(rows: Tensor) -> memoryview:
-    return memoryview(rows.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return memoryview(rows.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _checksum(path: Path) -> str:
