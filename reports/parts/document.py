@@ -33,7 +33,8 @@ def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] 
         sections += [*statistics(members, draws), *gaps(members)]
         sections += gallery([figure for figure in figures if figure.topic == topic])
         sections += [_by_category(group, draws[name]) for name, group in named(members).items()]
-    return sections
+    across = gallery([figure for figure in figures if figure.topic not in topics(found)])
+    return [*sections, *([Section("Across protocols", ()), *across] if across else [])]
 
 
 def _comparison(members: Sequence[Group]) -> Table:

@@ -1,0 +1,157 @@
+"""How all figures look, and how one becomes files: no pyplot, no state left behind.
+
+A method has a colour, a marker and a dash of its own, so that it is known in grey and by colour-blind eyes. What is
+measured is filled, what is published hollow. What a reader must know of the data stands below, within the figure.
+"""
+
+import io
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogFormatter
+
+from bench.summary import Group, caveats
+
+DPI = 160
+INK, FAINT, ALARM = "#222222", "#8a8a8a", "#a33b00"
+MARKERS = "osD^vPX*hd"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+
+_THEME: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # it comes with matplotlib
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.markersize": 6,
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.hashsalt": "maskbench",  # the same figure, the same bytes
+    "svg.fonttype": "path",
+    "pdf.fonttype": 3,
+    "path.simplify_threshold": 0.5,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a method is drawn in every figure of a report."""
+
+    colour: Any
+    marker: str
+    dash: Any
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name, in the order given; after ten the colours come again with other markers."""
+    palette = sns.color_palette("colorblind")
+    found = {}
+    for place, name in enumerate(dict.fromkeys(names)):
+        turn = place // len(palette)
+        marker = MARKERS[(place + turn) % len(MARKERS)]
+        found[name] = Look(palette[place % len(palette)], marker, DASHES[(place + turn) % len(DASHES)])
+    return found
+
+
+def label(name: str) -> str:
+    """A name as text of a legend: printable, and never hidden by a leading underscore."""
+    told = "".join(sign if sign.isprintable() else " " for sign in name)
+    return f" {told}" if told.startswith("_") else told
+
+
+def notes(groups: Sequence[Group]) -> list[str]:
+    """What a reader must know of the numbers drawn: what all groups share once, the rest by the method's title."""
+    each = [caveats(group) for group in groups]
+    shared = [mark for mark in (each[0] if each else []) if all(mark in own for own in each)]
+    found = ["; ".join(shared)] if shared else []
+    for group, own in zip(groups, each, strict=True):
+        rest = [mark for mark in own if mark not in shared]
+        oracle = " (oracle)" if group.selection == "oracle" else ""
+        found += [f"{group.first.run.title}{oracle}: {'; '.join(rest)}"] if rest else []
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def themed() -> Iterator[None]:
+    """The theme, for this block only; signs that the font lacks are boxes and no warnings."""
+    theme: Any = sns.axes_style("ticks") | _THEME
+    with mpl.rc_context(theme), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **more: Any) -> tuple[Canvas, list[Axes]]:
+    """An empty figure of that size in inches with its axes, row by row; call it within `themed`."""
+    figure = Canvas(figsize=(width, height), layout="constrained")
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False, **more)).tolist()
+    return figure, axes
+
+
+def grid(count: int, most: int = 5) -> tuple[int, int]:
+    """Rows and columns for that many panels, `most` in a row."""
+    columns = min(count, most) if count != 4 else 2
+    return -(-count // columns), columns
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers as they are at the ticks of a logarithmic axis, which would set them in TeX."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+
+
+def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
+    """One legend for all axes, at the right of them."""
+    handles: dict[str, Any] = {}
+    for each in axes:
+        found, names = each.get_legend_handles_labels()
+        handles |= {name: handle for name, handle in zip(names, found, strict=True) if name not in handles}
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside right upper")
+
+
+def files(figure: Canvas, title: str, told: Sequence[str]) -> dict[str, bytes]:
+    """The figure with its title and the notes below, as PNG, SVG and PDF; call it within `themed`."""
+    width = figure.get_figwidth()
+    figure.suptitle(wrapped(title, width * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    if told:
+        lines = "\n".join(wrapped(line, width * 17) for line in told)
+        figure.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=ALARM)
+    found = {}
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=DPI, metadata=metadata, facecolor="white")
+        found[kind] = file.getvalue()
+        figure.set_layout_engine(None)  # the layout is found once
+    return found
+
+
+def wrapped(text: str, width: float) -> str:
+    """The text in lines of at most so many signs."""
+    return "\n".join(textwrap.wrap(label(text), max(int(width), 20)))
+
+
+def label_lines(text: str) -> str:
+    """Each line as a `label`."""
+    return "\n".join(label(line) for line in text.split("\n"))
