@@ -1,13 +1,19 @@
 """What all tests share: repeatable randomness, a tiny data set, and real data beside the checkout."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+
+from bench.metrics import judge
+from bench.record import Answers, Record, Run
+from bench.runner import cases
+from bench.store import Store
 
 settings.register_profile("bench", deadline=None)  # a busy machine is no failure
 settings.load_profile("bench")
@@ -67,3 +73,90 @@ def _noise(generator: np.random.Generator, size: int) -> np.ndarray:
 def _save(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def simulate(tmp_path: Path) -> Callable[..., Store]:
+    """A store of simulated records, as runs leave them: with answers, losses, latencies and pictures of the first seed.
+
+    `simulate(categories, methods, seeds, **changed)`: a method is a name; later ones are worse. `changed` are fields
+    of the run.
+    """
+    store = Store(tmp_path / "runs")
+
+    def made(categories: Sequence[str], methods: Sequence[str], seeds: Sequence[int] = (0,), **changed: Any) -> Store:
+        for place, method in enumerate(methods):
+            for category in categories:
+                for seed in seeds:
+                    _simulated(store, method, category, seed, 3 / (place + 1), changed)
+        return store
+
+    return made
+
+
+def _simulated(store: Store, method: str, category: str, seed: int, merit: float, changed: dict[str, Any]) -> None:
+    given = _answers([*category.encode(), seed], merit).rounded("float16")
+    run = Run(
+        **{
+            "dataset": "parts",
+            "synthetic": True,
+            "protocol": "one-for-one",
+            "k": 0,
+            "seed": seed,
+            "limit": 0,
+            "name": method.lower(),
+            "method": method.lower(),
+            "title": method,
+            "settings": {"width": 8},
+            "preparation": {"height": 24, "width": 24},
+            "precision": "float32",
+            "inputs": {},
+            "profile": "code",
+            "note": "",
+            "variant": "v",
+            **changed,
+        }
+    )
+    found = judge(given.scores, given.anomalous, list(given.maps), list(given.masks))  # type: ignore[arg-type]
+    curve = [{"epoch": float(epoch), **found.values} for epoch in (5, 10, 15, 20)]
+    curve[1] |= {"image_auroc": 1.0, "pixel_auroc": 1.0}  # epoch 10 is the oracle's
+    record = Record(
+        run=run,
+        category=category,
+        data=category,
+        epoch=20,
+        metrics=found.values,
+        losses=[10 / epoch for epoch in range(1, 21)],
+        curve=curve,
+        seconds={"fit": 1.5},
+        latency={"median_ms": 10 * merit + seed},
+        machine={"device": "cpu", "threads": 1},
+        stored={"views": {case: given.files[index] for case, index in cases(given).items()}},
+        train=[f"{category}/train/good/{i:03}.png" for i in range(4)],
+        tests=list(given.files),
+        command=f"bench run --method {method.lower()} --dataset parts",
+        started="2026-01-02T03:04:05+00:00",
+    )
+    views = {}
+    if seed == 0:
+        random = np.random.default_rng(seed)
+        for case in cases(given):
+            views[f"{case}.image"] = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+            views[f"{case}.distance"] = random.integers(0, 255, (24, 24), dtype=np.uint8)
+    store.save(record, given, views=views)
+
+
+def _answers(seed: list[int], merit: float, count: int = 20) -> Answers:
+    """Half good, half defective, all of 24 x 24 pixels; `merit` parts the classes."""
+    random = np.random.default_rng(seed)
+    bad = np.arange(count) % 2 == 1
+    masks = np.zeros((count, 24, 24), dtype=bool)
+    masks[bad, 6:12, 8:14] = True
+    return Answers(
+        files=tuple(f"{i:03}.png" for i in range(count)),
+        defects=tuple("dent" if each else "good" for each in bad),
+        scores=random.normal(0, 1, count) + merit * bad,
+        maps=(random.normal(0, 1, masks.shape) + merit * masks).astype(np.float32),
+        masks=masks,
+        known=np.ones(count, dtype=bool),
+    )

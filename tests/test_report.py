@@ -369,7 +369,7 @@ def test_the_command_prints_the_audit_or_writes_it_beside_the_report(store: Stor
     assert len([row for row in rows(told.stdout, "scikit-learn") if len(row) == 6]) == 4
     CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "out")])
     CliRunner().invoke(cli.app, [*words[:-1], "--out", str(tmp_path / "out")])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.md", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.md", "figures", "report.md"]
 
 
 def test_an_audit_in_another_format_is_refused(store: Store) -> None:

@@ -37,7 +37,11 @@ def named(text: str) -> str:
 def again(record: Record, *words: str) -> str:
     """The command that made a record with options laid over it, marked as a command: `again(r, "--k", "2,4,8")`."""
     run = record.run
-    given = shlex.split(record.command) or ["bench", "run", "--method", run.name, "--dataset", run.dataset]
+    try:
+        given = shlex.split(record.command)
+    except ValueError:  # a quote that nobody closed
+        given = []
+    given = given or ["bench", "run", "--method", run.name, "--dataset", run.dataset]
     flags = {word: place + 1 < len(words) and not words[place + 1].startswith("--") for place, word in enumerate(words)}
     kept: list[str] = []
     left = iter(given)
