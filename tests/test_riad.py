@@ -181,6 +181,8 @@ def test_test_masks_come_from_their_own_seed_alone(tiny: RIAD) -> None:
     maps, moved = (method.predict(pictures()).maps for method in (tiny, other))
     assert not torch.equal(maps, moved)
     assert_close(moved.mean(), maps.mean(), rtol=0.1, atol=0)  # what they see is the same kind of thing
+    refitted = fitted(replace(TINY, test_seed=1)).state()
+    assert all(torch.equal(refitted[name], value) for name, value in tiny.state().items())  # learned alike
 
 
 # ---- Loss and map ----
