@@ -53,13 +53,17 @@ def run(plan: Plan, survey: Survey, watch: Watch) -> Iterator[Record]:
             if record.failure and store.find(record.run, record.data, record.category, record.selection):
                 yield record  # what stands there is not given up for a failure
                 continue
+            if outcome.answers is None and not record.failure:
+                yield store.amend(record)  # only its times are new
+                continue
             yield store.save(record, outcome.answers, maps=plan.options.maps, views=outcome.views, model=outcome.model)
 
 
-def survey(plan: Plan, *, force: bool = False) -> Survey:
-    """Lists the samples, draws the tasks, and looks up what is done. `force` does it all again.
+def survey(plan: Plan, *, force: bool = False, thorough: bool = False) -> Survey:
+    """Lists the samples, draws the tasks, and looks up what is done.
 
-    Raises BenchError where the data, a name or a number of the plan does not fit, or where no method can run.
+    force: do it all again. thorough: time all of one model a method, the first task's, and fit it only where no model
+    is kept. Raises BenchError where the data, a name or a number of the plan does not fit, or where no method can run.
     """
     options, began = plan.options, perf_counter()
     machine.device(options.device)  # what isn't there is refused before anything is drawn or read
@@ -68,6 +72,7 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
     with heard() as said:  # of counts that aren't the official ones, missing masks and the like: records keep it
         samples = _chosen(plan, module.samples(plan.root))
     tasks = [(k, seed, task) for k in _ks(plan) for seed in options.seed for task in _draw(plan, samples, k, seed)]
+    tasks = tasks[:1] if thorough else tasks
     digests: dict[str, str] = {}
     for _, _, task in tasks:
         if task.name not in digests:
@@ -86,6 +91,7 @@ def survey(plan: Plan, *, force: bool = False) -> Survey:
         for k, seed, task in tasks:
             data = digests[task.name]
             job = method.job(task, dataset=dataset, synthetic=module.SYNTHETIC, k=k, seed=seed, data=data)
+            job = _to_time(store, job) if thorough and not force else replace(job, thorough=thorough)
             done = [] if force else _done(store, job, iterative=method.kind.iterative)
             if any(record.source != method.source for record in done):
                 changed.add(name)
@@ -267,12 +273,24 @@ def _done(store: Store, job: Job, *, iterative: bool) -> list[Record]:
     return [replace(record, run=replace(record.run, title=title, swept=swept)) for record in found]
 
 
+def _to_time(store: Store, job: Job) -> Job:
+    """The job as one that times everything: of the model that stands in the store, where one does."""
+    job = replace(job, thorough=True)
+    category = next(iter(job.task.tests))
+    record = store.find(job.run, job.data, category, "last")
+    if len(job.task.tests) > 1 or record is None or record.failure or not record.stored.get("model"):
+        return job
+    return replace(job, kept=record, model=store.path(job.run, job.data, category, "last").with_suffix(".safetensors"))
+
+
 def _as_asked(record: Record, job: Job) -> bool:
     """Whether all that the job would store stands beside the record."""
     if record.stored.get("maps") != job.maps:
         return False
     if record.selection == "oracle":
         return record.every == job.every
+    if job.thorough and "network" not in record.latency:
+        return False
     if job.keep_model and not record.stored.get("model"):
         return False
     return not job.time or (bool(record.latency) and _same_clock(record, job))

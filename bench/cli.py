@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from bench import cli_list, cli_model, cli_report, config, registry
-from bench.console import Json, Quiet, Verbose, begin, complete, configured, dump, err, out, talk, waiting
+from bench import cli_list, cli_model, cli_report, cli_time, config, registry
+from bench.console import Json, Quiet, Verbose, begin, complete, configured, dump, err, out, pairs, talk, waiting
 from bench.errors import BenchError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -133,8 +133,8 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "time": latency,
             "one_at_a_time": one_at_a_time,
         },
-        settings=_pairs("--set", settings or []),
-        over=_pairs("--over", over or []),
+        settings=pairs("--set", settings or []),
+        over=pairs("--over", over or []),
         profile=profile,
         campaign=campaign,
         paths={"data": data, "weights": weights, "runs": runs, "checkpoint": checkpoint},
@@ -164,15 +164,5 @@ def run(  # noqa: PLR0917  typer makes the options from these
         raise typer.Exit(2)
 
 
-def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise BenchError(f"{option} takes key=value; '{text}' is not. Write for example {option} epochs=50.")
-        found[key.strip()] = value.strip()
-    return found
-
-
-for other in (cli_list, cli_model, cli_report):
+for other in (cli_list, cli_model, cli_report, cli_time):
     app.add_typer(other.commands)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from bench import config, registry
+from bench.errors import BenchError
 
 out = Console(highlight=False)
 """For what was asked for: tables."""
@@ -88,3 +89,14 @@ def configured() -> config.Config:
     for folder in known.methods():
         registry.add("methods", folder)
     return known
+
+
+def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """The key=value texts of an option that may be repeated. Raises BenchError for a text that is none."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise BenchError(f"{option} takes key=value; '{text}' is not. Write for example {option} epochs=50.")
+        found[key.strip()] = value.strip()
+    return found

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -17,22 +18,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bench import machine, registry
+from bench import machine, registry, timing
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.images import FileImages
+from bench.images import FileImages, read
 from bench.method import Method, Precision, Preparation, Setup
 from bench.protocol import Task
 from bench.record import Answers, Maps, Record, Run, Selection
 from bench.runner import Answer, Fit, Rule, cases
 from bench.settings import resolve
-from bench.timing import Clock, latency
+from bench.timing import Clock
 
 Watch = Callable[[str, str, int, int, float | None], None]
 """Called as `watch(what, phase, done, total, loss)` while a job runs."""
+
+TIMED = 8
+"""Test images that a measurement of time takes in turn."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +50,8 @@ class Job:
         rule, every, batch, maps, keep_model, time: as in `bench.config.Options`.
         device, threads: where and how wide. weights, cache: folders.
         checkpoint: the file that the fitted method is read from; None where it is trained here.
+        thorough: time everything, as `bench time`, not only the latency of one image.
+        kept, model: a record whose stored model is only to be timed, and that model's file; None where one is fitted.
         origin, command: told in the record. warnings: what was said of the data set.
     """
 
@@ -66,6 +72,9 @@ class Job:
     command: str
     warnings: tuple[str, ...] = ()
     checkpoint: Path | None = None
+    thorough: bool = False
+    kept: Record | None = None
+    model: Path | None = None
 
     @property
     def what(self) -> str:
@@ -105,7 +114,7 @@ def work(job: Job, watch: Watch) -> list[Outcome]:
     )
     with heard() as warnings:
         try:
-            outcomes = _do(job, blank, watch)
+            outcomes = [_timed(job, job.kept, job.model)] if job.kept and job.model else _do(job, blank, watch)
             said = [*job.warnings, *warnings]
             outcomes = [replace(outcome, record=replace(outcome.record, warnings=said)) for outcome in outcomes]
             for outcome in outcomes:
@@ -122,20 +131,8 @@ def work(job: Job, watch: Watch) -> list[Outcome]:
 
 
 def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
-    if job.threads:
-        torch.set_num_threads(job.threads)
-    device = machine.device(job.device)
-    seed = machine.seed_of(job.run.seed, job.task.name)
-    machine.seed_everything(seed)
-    module = registry.load("methods", job.run.method)
-    preparation = Preparation(**job.run.preparation)
-    precision: Precision = job.run.precision  # type: ignore[assignment]  # the config has checked it
-    setup = Setup(preparation.size, device, seed, job.weights, job.cache / "features", precision)
-    settings, _ = resolve(module.Settings, {key: (value, "") for key, value in job.run.settings.items()}, job.run.name)
-
-    def make() -> Method:
-        kind: type[Method] = module.METHOD
-        return _released(kind, job, settings, setup) if job.checkpoint else kind(settings, setup)
+    module, setup, make = _made(job)
+    device, preparation = setup.device, Preparation(**job.run.preparation)
 
     def load(samples: Sequence[Sample]) -> FileImages:
         return FileImages(samples, preparation)
@@ -172,6 +169,31 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
         watch(job.what, "judge", done, len(answers), None)
         outcomes.append(_judged(job, shared, fit, answer, model))
     return outcomes
+
+
+def _made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
+    """The method's file, what it is given, and how to make it; threads and seeds are set."""
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    seed = machine.seed_of(job.run.seed, job.task.name)
+    machine.seed_everything(seed)
+    module = registry.load("methods", job.run.method)
+    precision: Precision = job.run.precision  # type: ignore[assignment]  # the config has checked it
+    size, device = Preparation(**job.run.preparation).size, machine.device(job.device)
+    setup = Setup(size, device, seed, job.weights, job.cache / "features", precision)
+    settings, _ = resolve(module.Settings, {key: (value, "") for key, value in job.run.settings.items()}, job.run.name)
+    kind: type[Method] = module.METHOD
+    return module, setup, lambda: _released(kind, job, settings, setup) if job.checkpoint else kind(settings, setup)
+
+
+def _timed(job: Job, kept: Record, model: Path) -> Outcome:
+    """The record with all times of its stored model."""
+    _, setup, make = _made(job)
+    method = make()
+    method.restore(load_file(model))
+    images = FileImages(job.task.tests[kept.category], Preparation(**job.run.preparation))
+    with torch.no_grad():
+        return Outcome(replace(kept, latency=_latency(job, method, images, setup.device)))
 
 
 def _released(kind: type[Method], job: Job, settings: Any, setup: Setup) -> Method:
@@ -219,11 +241,20 @@ def _beside(job: Job, record: Record, fit: Fit, shown: dict[str, int]) -> tuple[
         picked = torch.cat(list(tests.batches(1, torch.tensor(list(shown.values()))))).to(fit.device)
         views = _views(fit.method, picked, list(shown))
         if job.time:
-            some = torch.cat(list(tests.batches(8, torch.arange(min(8, len(tests)))))).to(fit.device)
-            record = replace(record, latency=latency(fit.method, some))
+            record = replace(record, latency=_latency(job, fit.method, tests, fit.device))
     except Exception as error:  # noqa: BLE001  the metrics stand whatever happens here
         _log.warning("%s: no pictures or no latency of it: %s: %s", job.what, type(error).__name__, error)
     return record, views
+
+
+def _latency(job: Job, method: Method, tests: FileImages, device: torch.device) -> dict[str, Any]:
+    """As far as the job asks for it, on test images from all over the set."""
+    some = torch.linspace(0, len(tests) - 1, min(TIMED, len(tests))).round().int()
+    if not job.thorough:
+        return dict(timing.latency(method, torch.cat(list(tests.batches(TIMED, some))).to(device)))
+    reads = [partial(read, tests.samples[i], tests.preparation) for i in some.tolist()]
+    found = timing.thorough(method, reads, device)
+    return found | {"machine": machine.describe(device), "threads": torch.get_num_threads()}
 
 
 def _views(method: Method, images: Tensor, names: list[str]) -> dict[str, NDArray[np.uint8]]:

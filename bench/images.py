@@ -67,7 +67,7 @@ class FileImages:
             for following in range(1, len(groups) + 1):
                 batch = waiting.pop().result()
                 waiting = [pool.submit(self._stack, group) for group in groups[following : following + 1]]
-                yield torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous().float().div_(255)
+                yield _tensor(batch)
 
     def masks(self) -> list[NDArray[np.bool_]]:
         """(h, w) a sample, True on defect pixels; all False where the sample has no mask."""
@@ -101,6 +101,12 @@ def contents(samples: Sequence[Sample]) -> str:
             with _told(path, "A data set's file"):
                 whole.update(sha256(path.read_bytes()).digest())
     return whole.hexdigest()
+
+
+def read(sample: Sample, preparation: Preparation) -> Tensor:
+    """(1, 3, h, w) RGB in [0, 1]: the sample's file, decoded and prepared anew."""
+    with _told(sample.image, "An image"):
+        return _tensor(np.asarray(prepare(decode(sample.image), preparation))[None])
 
 
 def decode(path: Path) -> Image.Image:
@@ -205,6 +211,11 @@ def prepare(image: Image.Image, preparation: Preparation, resample: Resample | N
         left, top = (image.width - columns) // 2, (image.height - rows) // 2
         image = image.crop((left, top, left + columns, top + rows))
     return image
+
+
+def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """(b, h, w, 3) in 255ths -> (b, 3, h, w) in [0, 1]."""
+    return torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def _resized(size: tuple[int, int], preparation: Preparation) -> tuple[int, int]:

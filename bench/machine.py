@@ -75,6 +75,7 @@ def describe(on: torch.device) -> dict[str, str | int | bool]:
         cudnn: Callable[[], int | None] = torch.backends.cudnn.version
         found["cudnn"] = str(cudnn())
         found["driver"] = _driver()
+        found["clocks"] = _clocks()
     return found
 
 
@@ -135,6 +136,18 @@ def _driver() -> str:
         return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
+
+
+def _clocks() -> str:
+    """Of the first GPU at this moment, beside the highest that it may take."""
+    try:
+        asked = "clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem"
+        now, most, memory, most_memory = _said(
+            "nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"
+        ).splitlines()[0].split(", ")
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return "unknown"
+    return f"{now} of {most} MHz, memory {memory} of {most_memory} MHz"
 
 
 def _said(*command: str) -> str:

@@ -119,7 +119,9 @@ class Record:
         losses: the mean loss of each epoch.
         curve: the metrics of each epoch at which the oracle looked, with its "epoch".
         seconds: by phase: "fit", "predict" (whole test set), "judge".
-        latency: of one image in milliseconds: median, p5, p95 and all samples; empty where it was not measured.
+        latency: of one image in milliseconds: median, p5, p95 and all samples; empty where it was not measured. After
+            `bench time` also "network" (the same), "loader", "end_to_end", "throughput", "memory" in bytes, "flops",
+            "parameters", "state" and "machine".
         memory: peak bytes, "host" and "device".
         facts: what the method tells of itself.
         machine: device, versions, numeric switches.

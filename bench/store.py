@@ -90,6 +90,11 @@ class Store:
             ) from error
         return record
 
+    def amend(self, record: Record) -> Record:
+        """Writes a record anew over the one that stands there, whose answers, pictures and model stay as they are."""
+        _write(self.path(record.run, record.data, record.category, record.selection), record.to_json().encode(), {})
+        return record
+
     def walk(self, below: Path | None = None) -> Iterator[Record]:
         """All records, in the order of their paths. One that can't be read is told and passed over.
 

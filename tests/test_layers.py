@@ -20,7 +20,7 @@ ALL = [*ENGINE, *METHODS, *DATASETS, *REPORTS]
 
 PURE = {"protocol", "metrics", "counting", "statistics", "record", "errors"}
 PURE_MAY = {"numpy", "scipy", "bench.dataset", *(f"bench.{name}" for name in PURE)}
-FACE = {"cli.py", "cli_list.py", "cli_model.py", "cli_report.py", "console.py", "screen.py"}
+FACE = {"cli.py", "cli_list.py", "cli_model.py", "cli_report.py", "cli_time.py", "console.py", "screen.py"}
 WITHOUT_TORCH = [
     "cli", "config", "choices", "settings", "sweep", "registry", "dataset", "protocol", "metrics", "record", "report",
     "store", "statistics", "dialects"
