@@ -82,9 +82,10 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Kept:
     module = registry.load("methods", run.method)
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, run.name)
     inputs = module.METHOD.inputs(settings, weights)
-    if inputs != run.inputs:
+    had = {name: value for name, value in run.inputs.items() if name != "checkpoint"}  # which the kept model replaces
+    if inputs != had:
         raise BenchError(
-            f"A kept model goes with the weights of its fit; {run.name} had {run.inputs}, here are {inputs}. "
+            f"A kept model goes with the weights of its fit; {run.name} had {had}, here are {inputs}. "
             "Name the folder that holds them with --weights."
         )
     if record.source != source(module):

@@ -113,6 +113,7 @@ def plain(record: Record) -> dict[str, Any]:
         "k": run.k,
         "name": run.name,
         "title": run.title,
+        "over": {name: run.settings[name] for name in run.swept},
         "seed": run.seed,
         "category": record.category,
         "selection": record.selection,
@@ -172,14 +173,16 @@ def topics(found: Iterable[Group]) -> dict[str, list[Group]]:
 
 
 def named(members: Sequence[Group]) -> dict[str, Group]:
-    """Each group by a name of its own: the title, with what the user calls it and its settings' hash where needed."""
+    """Each group by a name of its own: the title, with what a sweep varied, or, where needed, its name and variant."""
     found: dict[str, Group] = {}
     for group in members:
         run = group.first.run
         twins = [each.first.run for each in members if each is not group and each.selection == group.selection]
         same = [twin for twin in twins if twin.title == run.title]
         title = _title(group)
-        if any(twin.name == run.name for twin in same):
+        if run.over and all(twin.over != run.over for twin in same):
+            title += f" [{run.over}]"
+        elif any(twin.name == run.name for twin in same):
             title += f" [{run.name} {run.variant}]"
         elif same:
             title += f" [{run.name}]"

@@ -13,7 +13,7 @@ from bench.choices import Choice, meant
 from bench.config import Plan
 from bench.errors import BenchError
 from bench.store import Store
-from bench.summary import groups, marks
+from bench.summary import groups, marks, named, plain
 from bench.sweep import laid, of, values
 
 METHODS = ("inpaint", "memory")
@@ -162,10 +162,12 @@ def test_each_variant_is_a_run_of_its_own_told_apart_in_tables(parts: Path) -> N
     records = list(campaign.run(plan, campaign.survey(plan), lambda *_: None))
     assert [record.run.over for record in records] == ["smoothing=10.0", "smoothing=0.0", "smoothing=2.0"]
     assert records[0].origin["settings.smoothing"] == "--over"
+    assert plain(records[0])["over"] == {"smoothing": 10.0}
     assert len({record.run.variant for record in records}) == 3
     found = groups(Store(plan.runs).walk())
     assert [group.first.run.over for group in found] == ["smoothing=0.0", "smoothing=2.0", "smoothing=10.0"]
     assert "over: smoothing=0.0" in marks(found[0])
+    assert list(named(found)) == [f"Mean map (floor) [smoothing={value}]" for value in (0.0, 2.0, 10.0)]
 
 
 def test_a_run_made_before_is_found_by_a_sweep_and_named_as_in_it(parts: Path) -> None:
@@ -184,6 +186,13 @@ def test_a_variant_that_can_not_run_here_is_left_out_by_name_and_the_others_go_o
     survey = campaign.survey(planned(parts, said={"method": "patchcore"}, over=over))
     assert list(survey.refused) == ["patchcore backbone=wide_resnet50_2.tv_in1k"]
     assert [job.run.over for job in survey.jobs] == ["backbone=tf_efficientnet_lite0"]
+
+
+def test_the_variants_of_a_sweep_compute_the_features_of_their_images_once(parts: Path) -> None:
+    plan = planned(parts, said={"method": "aminet"}, over={"clusters": "2,3", "epochs": "1"})
+    records = list(campaign.run(plan, campaign.survey(plan), lambda *_: None))
+    assert len({record.run.variant for record in records}) == 2
+    assert len([path for path in (plan.cache / "features").rglob("*") if path.is_file()]) == 1
 
 
 FIGURES = {
