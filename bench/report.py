@@ -4,9 +4,10 @@ A `reports/<name>.py` defines three things, and nothing registers it: the file's
 
     SUFFIX   of the file that it becomes: "md"
     FIGURES  how it shows figures, a `Use`
-    render   (records, store, figures) -> str
+    render   (records, store, figures, table) -> str
 
-`figures` are those that `reports/figures.py` drew; none where the report does not show them.
+`figures` are those that `reports/figures.py` drew; none where the report does not show them. `table` is the table or
+figure of the paper that is asked for, as "1" or "fig8"; "" is all that was measured.
 """
 
 from collections.abc import Mapping

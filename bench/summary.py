@@ -67,28 +67,32 @@ class Group:
         """The categories asked for, sorted; those that failed are among them."""
         return sorted({category for category, _ in self.records} | {record.category for record in self.failed})
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds asked for, sorted; those that failed are among them."""
+        return sorted({seed for _, seed in self.records} | {record.run.seed for record in self.failed})
+
     def cell(self, category: str, metric: str) -> Cell | None:
         """A metric (a fraction; LATENCY in milliseconds) of a category, or of MEAN; None where no record has it.
 
         The mean over categories is taken a seed first, over the seeds that have all categories.
         """
-        values = self._means(metric) if category == MEAN else self._values(category, metric)
+        return self.mean(metric, self.categories) if category == MEAN else self.mean(metric, [category])
+
+    def mean(self, metric: str, categories: Sequence[str]) -> Cell | None:
+        """The same of the mean over these categories; None where no seed has all of them."""
+        values = self._means(metric, categories)
         if not values:
             return None
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return Cell(float(np.mean(values)), std, len(values))
 
-    def _values(self, category: str, metric: str) -> list[float]:
-        records = (record for (name, _), record in self.records.items() if name == category)
-        found = (_value(record, metric) for record in records)
-        return [value for value in found if value is not None]
-
-    def _means(self, metric: str) -> list[float]:
+    def _means(self, metric: str, categories: Sequence[str]) -> list[float]:
         means = []
         for seed in sorted({seed for _, seed in self.records}):
-            own = [self.records[category, seed] for category in self.categories if (category, seed) in self.records]
+            own = [self.records[category, seed] for category in categories if (category, seed) in self.records]
             values = [value for value in (_value(record, metric) for record in own) if value is not None]
-            if values and len(values) == len(self.categories):
+            if values and len(values) == len(categories):
                 means.append(float(np.mean(values)))
         return means
 
@@ -256,10 +260,10 @@ def _own_preparation(run: Run) -> str:
     return f"prepared to {told.get('height')} x {told.get('width')}, {told.get('resample')}{crop}"
 
 
-def why(group: Group, category: str, metric: str) -> list[str]:
-    """Why there is no such cell, in a sentence a category: it failed, it is not done, or the metric does not exist."""
+def why(group: Group, categories: Sequence[str], metric: str) -> list[str]:
+    """Why there is no such mean, in a sentence a category: it failed, it is not done, or the metric does not exist."""
     found = []
-    for own in group.categories if category == MEAN else [category]:
+    for own in categories:
         failures = [record for record in group.failed if record.category == own]
         records = [record for (name, _), record in group.records.items() if name == own]
         if not records:
@@ -269,9 +273,7 @@ def why(group: Group, category: str, metric: str) -> list[str]:
         elif all(_value(record, metric) is None for record in records):
             reason = records[0].missing.get(metric, "not measured")
             found.append(f"no {(METRICS | CALIBRATED).get(metric, metric)} in {own}: {reason}")
-    if not found and category == MEAN:
-        found.append("no seed has all categories")
-    return found
+    return found or ["no seed has all categories"]
 
 
 def _missing(group: Group) -> list[str]:

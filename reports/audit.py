@@ -12,6 +12,7 @@ from bench.store import Store
 from bench.summary import METRICS, Group, groups, heading, marks
 
 from .parts.markup import markdown
+from .parts.papers import narrowed
 from .parts.stored import answers
 from .parts.tables import Section, Table, points
 
@@ -21,7 +22,7 @@ FIGURES: Use = "never"
 HEAD = ("dialect", "metric", "ours", "theirs", "moves the mean by", "largest move of a category")
 
 
-def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:  # noqa: ARG001  the contract
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract
     """A table for each method under each protocol, after what the dialects mean and where they occur."""
     meanings = [(dialect.name, dialect.meaning, dialect.where) for dialect in DIALECTS]
     told = (
@@ -30,7 +31,7 @@ def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = 
     )
     listed = Table.of("", ("dialect", "what it does", "where it occurs"), meanings)
     none = () if records else ("There are no records yet. `bench run` makes some.",)
-    parts = [_section(group, store) for group in groups(records)]
+    parts = [_section(group, store) for group in groups(narrowed(records, table))]
     return markdown("maskbench: dialects", [Section("", (told, listed, *none)), *parts])
 
 

@@ -19,7 +19,7 @@ SUFFIX = "md"
 FIGURES: Use = "beside"
 
 
-def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:  # noqa: ARG001  the contract
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract
     """A gallery."""
     none = [] if figures else [Section("", ("`bench report --out DIR` draws figures.",))]
     return markdown("maskbench: figures", [*gallery(figures, 1), *none])

@@ -13,6 +13,6 @@ SUFFIX = "tex"
 FIGURES: Use = "beside"
 
 
-def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:
     """A document that compiles; `store` holds the raw answers of the records, of which the statistics are made."""
-    return latex(TITLE, document(records, store, figures))
+    return latex(TITLE, document(records, store, figures, table))

@@ -13,6 +13,6 @@ SUFFIX = "md"
 FIGURES: Use = "beside"
 
 
-def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:
     """A page; `store` holds the raw answers of the records, of which the statistics are made."""
-    return markdown(TITLE, document(records, store, figures))
+    return markdown(TITLE, document(records, store, figures, table))

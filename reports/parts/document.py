@@ -8,33 +8,66 @@ from bench.statistics import Draws
 from bench.store import Store
 from bench.summary import LATENCY, MEAN, METRICS, Group, columns, groups, heading, machine, named, topics
 
+from .ablation import ablations, figure9
+from .beside import beside
+from .columns import columns as methods
+from .columns import form, own_rows
 from .differences import statistics
 from .drawn import drawn, over_images
 from .gallery import gallery
 from .measured import measured
+from .papers import TABLES, asked, members, narrowed
 from .selection import gaps
-from .tables import Entry, Section, Table, ranked
+from .speed import figure8, resources
+from .tables import Block, Entry, Section, Table, ranked
 
 TITLE = "maskbench"
+TEXTURES = {"mvtec": members("average_texture", TABLES["1"].file)}
+"""The categories that the papers call textures, by data set."""
 
 
-def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> list[Section]:
-    """For each data set and protocol a comparison, statistics, the selection gap, figures, then each method.
+def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> list[Section]:
+    """The papers' tables of which something ran, then for each data set and protocol all that was measured.
 
-    `store` holds the raw answers of the records, of which the statistics are made.
+    `store` holds the raw answers of the records, of which the statistics are made. `table` is one table or figure of
+    the paper; then the report is that alone.
     """
-    found = groups(records)
+    found = groups(narrowed(records, table))
+    if table:
+        return [_asked(table, found)]
     if not found:
         return [Section("", ("There are no records yet. `bench run` makes some.",))]
     sections = [Section("", ("All values in percent, the plain mean over categories; ± is the spread over seeds.",))]
-    for topic, members in topics(found).items():
-        sections.append(Section(topic, (_comparison(members),)))
-        draws = {name: drawn(group, store) for name, group in named(members).items()}
-        sections += [*statistics(members, draws), *gaps(members)]
+    ran = [paper for paper in TABLES.values() if any(paper.holds(group.first.run) for group in found)]
+    sections += [beside(paper, found) for paper in ran]
+    for topic, own in topics(found).items():
+        sections.append(Section(topic, _tables(own)))
+        draws = {name: drawn(group, store) for name, group in named(own).items()}
+        sections += [*statistics(own, draws), *gaps(own)]
         sections += gallery([figure for figure in figures if figure.topic == topic])
-        sections += [_by_category(group, draws[name]) for name, group in named(members).items()]
+        sections += [_by_category(group, draws[name]) for name, group in named(own).items()]
     across = gallery([figure for figure in figures if figure.topic not in topics(found)])
     return [*sections, *([Section("Across protocols", ()), *across] if across else [])]
+
+
+def _asked(table: str, found: Sequence[Group]) -> Section:
+    if table == "fig8":
+        return figure8(found)
+    return figure9(found) if table == "fig9" else beside(asked(table), found)
+
+
+def _tables(own: Sequence[Group]) -> tuple[Block, ...]:
+    """The methods of one data set and protocol beside one another."""
+    dataset = own[0].first.run.dataset
+    paper = any(paper.holds(own[0].first.run) and paper.ks == (0,) for paper in TABLES.values())
+    rows = own_rows(own, TEXTURES.get(dataset, ()))
+    many = not paper and len(rows) > 2
+    return (
+        _comparison(own),
+        *([form("By category", rows, methods(own))] if many else []),
+        *resources(own),
+        *ablations(own),
+    )
 
 
 def _comparison(members: Sequence[Group]) -> Table:

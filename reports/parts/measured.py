@@ -1,6 +1,6 @@
 """Our own numbers as entries of a table: each says what a reader must know with it, and an empty one says why."""
 
-from bench.summary import LATENCY, Group, caveats, milliseconds, percent, why
+from bench.summary import LATENCY, MEAN, Group, caveats, milliseconds, percent, why
 
 from .tables import NONE, Entry
 
@@ -11,8 +11,8 @@ def measured(group: Group, category: str, metric: str) -> Entry:
     """A metric of a category (or the mean) as mean ± spread over seeds, with the group's caveats as notes."""
     cell = group.cell(category, metric)
     if cell is None:
-        return Entry.of(FAILED if group.failed and not group.records else NONE, *why(group, category, metric))
+        whole = group.categories if category == MEAN else [category]
+        return Entry.of(FAILED if group.failed and not group.records else NONE, *why(group, whole, metric))
     text = milliseconds(cell) if metric == LATENCY else percent(cell)
-    seeds = {seed for _, seed in group.records} | {record.run.seed for record in group.failed}
-    fewer = [f"{cell.seeds} of {len(seeds)} seeds"] if cell.seeds < len(seeds) else []
+    fewer = [f"{cell.seeds} of {len(group.seeds)} seeds"] if cell.seeds < len(group.seeds) else []
     return Entry.of(text, *caveats(group), *fewer)

@@ -1,0 +1,128 @@
+"""Measured against published, or against an earlier CSV of ours, row by row: the reproduction's own test."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.record import Record
+from bench.report import Figure, Use
+from bench.store import Store
+from bench.summary import METRICS, groups, topics
+
+from .parts.beside import missing
+from .parts.checks import Check, published_checks, verified
+from .parts.columns import columns
+from .parts.flat import PLACE, flat, guarded, read
+from .parts.markup import markdown
+from .parts.papers import TABLES, TOLERANCES, asked, narrowed
+from .parts.tables import NONE, Block, Entry, Section, Table
+
+SUFFIX = "md"
+FIGURES: Use = "never"
+
+AGAINST = 0.5
+"""Points that a metric of the same run may move: the settings, images and seed are the same, but training on another
+machine rounds otherwise and ends as another seed would (TOLERANCES in parts/papers.py tells what that does)."""
+
+VERDICTS = {True: "agrees", False: "DIFFERS", None: "not verified"}
+
+
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract
+    """Every published value of a method that ran, beside ours."""
+    return verify(records, table)[0]
+
+
+def verify(records: Sequence[Record], table: str = "", against: Path | None = None) -> tuple[str, bool | None]:
+    """The page, and whether all that could be verified agrees; None where nothing could be.
+
+    table: only this one of the paper. against: the CSV of an earlier report instead of what is published.
+    """
+    if table in {"fig8", "fig9"}:
+        return markdown(
+            "maskbench: verification", [Section("", (f"{table} has no published values to verify.",))]
+        ), None
+    own = narrowed(records, table)
+    checks = list(_against(own, against) if against else _published(own, table))
+    told = Counter(VERDICTS[check.agrees] for check in checks)
+    summed = ", ".join(f"{told[verdict]} {verdict}" for verdict in VERDICTS.values())
+    blocks: list[Block] = [_table(checks), f"{len(checks)} rows: {summed}."] if checks else []
+    if not any(check.agrees is not None for check in checks):
+        blocks.append("Nothing could be verified.")
+    if not against:
+        blocks.append(tuple(_stated()))
+        blocks += _unverified(own, table)
+    return markdown("maskbench: verification", [Section("", tuple(blocks))]), verified(checks)
+
+
+def _published(records: Sequence[Record], table: str) -> Iterator[Check]:
+    found = groups(records)
+    for paper in [asked(table)] if table else TABLES.values():
+        own = [group for group in found if paper.holds(group.first.run)]
+        yield from published_checks(paper, columns(own))
+
+
+def _against(records: Sequence[Record], file: Path) -> Iterator[Check]:
+    """Each metric of each earlier row against the record of the same run."""
+    now = {tuple(str(guarded(flat(record)[name])) for name in PLACE): record for record in records}
+    for row in read(file):
+        record = now.get(tuple(row[name] for name in PLACE))
+        k = f" k={row['k']}" if row["k"] != "0" else ""
+        oracle = " (oracle)" if row["selection"] == "oracle" else ""
+        for metric in METRICS:
+            earlier = row.get(f"metrics.{metric}")
+            if earlier:
+                value = record.metrics.get(metric) if record else None
+                failed = "it failed" if record and record.failure else ""
+                gone = "" if record else "no such run here: not done, or its settings or images are others"
+                yield Check(
+                    what=f"{row['dataset']} {row['protocol']}{k}",
+                    method=row.get("title", row["name"]) + oracle,
+                    category=f"{row['category']}, seed {row['seed']}",
+                    metric=metric,
+                    expected=round(100 * float(earlier), 2),
+                    found=None if value is None else round(100 * value, 2),
+                    tolerance=AGAINST,
+                    why=failed or gone or ("" if value is not None else "this metric is not there"),
+                )
+
+
+def _table(checks: Sequence[Check]) -> Table:
+    rows = [
+        (
+            check.method,
+            f"{check.what}, {check.category}",
+            METRICS[check.metric],
+            f"{check.expected:g}",
+            NONE if check.found is None else f"{check.found:g}",
+            NONE if check.difference is None else f"{check.difference:+g}",
+            NONE if check.tolerance is None else f"±{check.tolerance:g}",
+            Entry.of(VERDICTS[check.agrees], *([check.why] if check.why else [])),
+        )
+        for check in checks
+    ]
+    head = ("method", "row", "metric", "expected", "found", "difference", "tolerance", "verdict")
+    return Table.of("", head, rows)
+
+
+def _stated() -> Iterator[str]:
+    for known in TOLERANCES:
+        yield (
+            f"Tolerance of {' and '.join(known.methods)} ({known.selection}, {' and '.join(known.protocols)}): "
+            f"{known.category:g} points in a category, {known.mean:g} in the mean over 15: {known.source}."
+        )
+
+
+def _unverified(records: Sequence[Record], table: str) -> list[Block]:
+    """What ran and has nothing published beside it, and what is published and did not run."""
+    found = groups(records)
+    ran = [paper for paper in TABLES.values() if any(paper.holds(group.first.run) for group in found)]
+    papers = [asked(table)] if table else ran
+    lines = []
+    for paper in papers:
+        own = [group for group in found if paper.holds(group.first.run)]
+        alone = [column.title for column in columns(own) if not column.published]
+        lines += [f"{paper.number} has no values of {', '.join(alone)}."] if alone else []
+        lines += [f"Missing in {paper.number}: `{command}`" for command in missing(paper, own)]
+    other = [name for name, members in topics(found).items() if not any(p.holds(members[0].first.run) for p in ran)]
+    lines += [f"Nothing is published of {', '.join(other)}."] if other else []
+    return [tuple(lines)] if lines else []
