@@ -15,7 +15,7 @@ from .parts.columns import columns
 from .parts.flat import PLACE, flat, guarded, read
 from .parts.markup import markdown
 from .parts.papers import TABLES, TOLERANCES, asked, narrowed
-from .parts.tables import NONE, Block, Entry, Section, Table
+from .parts.tables import NONE, Block, Entry, Piece, Section, Table
 
 SUFFIX = "md"
 FIGURES: Use = "never"
@@ -24,7 +24,7 @@ AGAINST = 0.5
 """Points that a metric of the same run may move: the settings, images and seed are the same, but training on another
 machine rounds otherwise and ends as another seed would (TOLERANCES in parts/papers.py tells what that does)."""
 
-VERDICTS = {True: "agrees", False: "DIFFERS", None: "not verified"}
+VERDICTS: dict[bool | None, str] = {True: "agrees", False: "differs", None: "not verified"}
 
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract
@@ -45,7 +45,7 @@ def verify(records: Sequence[Record], table: str = "", against: Path | None = No
     checks = list(_against(own, against) if against else _published(own, table))
     told = Counter(VERDICTS[check.agrees] for check in checks)
     summed = ", ".join(f"{told[verdict]} {verdict}" for verdict in VERDICTS.values())
-    blocks: list[Block] = [_table(checks), f"{len(checks)} rows: {summed}."] if checks else []
+    blocks: list[Block] = [*_tables(checks), f"{len(checks)} rows: {summed}."]
     if not any(check.agrees is not None for check in checks):
         blocks.append("Nothing could be verified.")
     if not against:
@@ -86,28 +86,37 @@ def _against(records: Sequence[Record], file: Path) -> Iterator[Check]:
                 )
 
 
-def _table(checks: Sequence[Check]) -> Table:
-    rows = [
-        (
-            check.method,
-            f"{check.what}, {check.category}",
-            METRICS[check.metric],
-            f"{check.expected:g}",
-            NONE if check.found is None else f"{check.found:g}",
-            NONE if check.difference is None else f"{check.difference:+g}",
-            NONE if check.tolerance is None else f"±{check.tolerance:g}",
-            Entry.of(VERDICTS[check.agrees], *([check.why] if check.why else [])),
-        )
-        for check in checks
+def _tables(checks: Sequence[Check]) -> Iterator[Table]:
+    """A table for each method of each of the papers' tables, or of each data set and protocol."""
+    by_method: dict[tuple[str, str], list[Check]] = {}
+    for check in checks:
+        by_method.setdefault((check.what, check.method), []).append(check)
+    head = ("row", "metric", "expected", "found", "difference", "tolerance", "verdict")
+    for (what, method), own in by_method.items():
+        yield Table.of(f"{what}: {method}", head, [_row(check) for check in own])
+
+
+def _row(check: Check) -> list[str | Entry]:
+    verdict = Piece(VERDICTS[check.agrees], bold=check.agrees is False)
+    return [
+        check.category,
+        METRICS[check.metric],
+        _digits(check.expected),
+        NONE if check.found is None else _digits(check.found),
+        NONE if check.difference is None else f"{check.difference:+g}",
+        NONE if check.tolerance is None else f"±{check.tolerance:g}",
+        Entry((verdict,), (check.why,) if check.why else ()),
     ]
-    head = ("method", "row", "metric", "expected", "found", "difference", "tolerance", "verdict")
-    return Table.of("", head, rows)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
 
 
 def _stated() -> Iterator[str]:
     for known in TOLERANCES:
         yield (
-            f"Tolerance of {' and '.join(known.methods)} ({known.selection}, {' and '.join(known.protocols)}): "
+            f"Tolerance of {' and '.join(known.methods)} ({known.selection}), tables {', '.join(known.tables)}: "
             f"{known.category:g} points in a category, {known.mean:g} in the mean over 15: {known.source}."
         )
 

@@ -16,11 +16,11 @@ def beside(paper: Paper, groups: Iterable[Group]) -> Section:
     """The paper's table as a section. groups: of any data set and protocol; those that belong into it are taken."""
     own = [group for group in groups if paper.holds(group.first.run)]
     found = columns(own)
-    blocks: list[Block] = [form(paper.title, paper_rows(paper), found, paper)]
+    blocks: list[Block] = [form(paper.about, paper_rows(paper), found, paper)]
     blocks += [table for column in found if (table := _differences(paper, column))]
     commands = missing(paper, own)
     if commands:
-        blocks.append("Missing here. These commands fill it, with the --data and --runs of your other calls:")
+        blocks.append("Missing here. These commands fill it, with the `--data` and `--runs` of your other calls:")
         blocks.append(tuple(f"`{command}`" for command in commands))
     return Section(paper.title, tuple(blocks))
 
@@ -35,9 +35,7 @@ def _differences(paper: Paper, column: Column) -> Table | None:
     for row in paper_rows(paper):
         own = checks.get(row.title, {})
         if own:
-            verdicts = _side_by_side(own, lambda check: VERDICTS[check.agrees])
-            published = _side_by_side(own, lambda check: f"{check.expected:.1f}")
-            apart = _side_by_side(own, lambda check: f"{check.difference:+.1f}")
+            published, apart, verdicts = (_side_by_side(own, told) for told in (_expected, _apart, _verdict))
             lines.append((row.title, published, column.entry(row), apart, verdicts))
     if not lines:
         return None
@@ -47,12 +45,24 @@ def _differences(paper: Paper, column: Column) -> Table | None:
     return Table.of(f"{column.title}: ours less the published {column.published}, in points", head, lines)
 
 
-def _side_by_side(own: dict[str, Check], told: Callable[[Check], str]) -> Entry:
-    return Entry(tuple(Piece(told(own[metric]) if metric in own else NONE) for metric in LEVELS.values()))
+def _side_by_side(own: dict[str, Check], told: Callable[[Check], Piece]) -> Entry:
+    return Entry(tuple(told(own[metric]) if metric in own else Piece(NONE) for metric in LEVELS.values()))
+
+
+def _expected(check: Check) -> Piece:
+    return Piece(f"{check.expected:.1f}")
+
+
+def _apart(check: Check) -> Piece:
+    return Piece(f"{check.difference:+.1f}" if check.difference else "0.0")
+
+
+def _verdict(check: Check) -> Piece:
+    return Piece(VERDICTS[check.agrees], bold=check.agrees is False)
 
 
 def _stated(paper: Paper, column: Column) -> list[str]:
-    known = tolerance(column.published, paper.protocol, column.selection)
+    known = tolerance(column.published, paper.name, column.selection)
     if known is None:
         return []
     told = (

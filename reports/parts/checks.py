@@ -54,7 +54,7 @@ def _check(paper: Paper, column: Column, row: Row, level: str) -> Iterator[Check
     if not printed:
         return
     cell, group = column.mean(row, level), column.groups.get(row.k)
-    known = tolerance(column.published, paper.protocol, column.selection)
+    known = tolerance(column.published, paper.name, column.selection)
     yield Check(
         what=paper.number,
         method=column.title,

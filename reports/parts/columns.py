@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from bench.record import Selection
 from bench.summary import Cell, Group, caveats, named, percent, why
 
+from .measured import FAILED
 from .papers import AVERAGES, LEVELS, Paper, categories, members, published_name, slips, values
-from .tables import NONE, Entry, Piece, Table, ranked
-
-MISSING = "missing"
+from .tables import MISSING, NONE, Entry, Piece, Table, ranked
 
 SPANS: dict[Selection, str] = {
     "last": "measured here, last epoch",
@@ -44,11 +43,10 @@ class Column:
     def entry(self, row: Row) -> Entry:
         """Image and pixel AUROC, with what a reader must know with them."""
         group = self.groups.get(row.k)
-        if group is None or not any((own, seed) in group.records for own in row.of for seed in group.seeds):
-            failed = group.failed if group else ()
-            if not any(record.category in row.of for record in failed):
-                return Entry.of(MISSING)
-        assert group is not None
+        if group is None or not set(row.of) & set(group.categories):
+            return Entry.of(MISSING)
+        if len(row.of) == 1 and not any(category in row.of for category, _ in group.records):
+            return Entry.of(FAILED, *caveats(group), *why(group, row.of, LEVELS["image"]))
         cells = {level: self.mean(row, level) for level in LEVELS}
         notes = [note for level, cell in cells.items() if cell is None for note in _gaps(group, row, LEVELS[level])]
         fewer = [f"{cell.seeds} of {len(group.seeds)} seeds" for cell in cells.values() if cell]
@@ -117,7 +115,8 @@ def form(title: str, rows: Sequence[Row], own: Sequence[Column], paper: Paper | 
     lines = [[row.title, *(e for part in parts for e in ranked(part[i]))] for i, row in enumerate(rows)]
     sums = [i for i, row in enumerate(rows) if row.category in AVERAGES]
     ruled = {*sums, *(i - 1 for i in sums if i)} if len(sums) < len(rows) else set()
-    remarks = ("Image AUROC/pixel AUROC in percent; best bold, second underlined, among the columns of a part.",)
+    told = "Image AUROC/pixel AUROC in percent, ours ± the spread over seeds; "
+    remarks = (told + "best and second best are marked among the columns of a part, and never across parts.",)
     return Table.of(title, head, lines, spans=spans, ruled=ruled, remarks=[*remarks, *(paper.remarks if paper else ())])
 
 

@@ -3,15 +3,24 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from bench.report import FOLDER, Figure
 
-from .tables import Block, Entry, Piece, Section, Table
+from .tables import Block, Entry, Piece, Section, Table, parted
 
 WIDTH = 100
 """Characters of a line of a terminal: a wider Markdown table is folded, its first column repeated."""
 
+PAGE = 150
+"""The same of a page, on which small print is read more easily."""
+
 _CODE = re.compile(r"(`[^`]*`)")
+
+
+def _letters(entry: Entry, marks: Mapping[str, str]) -> list[str]:
+    """The marks of an entry's notes, in the order of the alphabet."""
+    return sorted((marks[note] for note in entry.notes), key=lambda mark: (len(mark), mark))
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
@@ -48,11 +57,18 @@ def _markdown(block: Block) -> str:
         place = _place(block, "png")
         link = f"[{escape(block.title)}]({place})"
         return f"- {link}" if block.kind == "sheet" else f"!{link}\n\n{escape(block.caption)}"
-    caption = [f"**{escape(block.title)}**"] if block.title else []
-    marks = block.marks
+    return "\n\n".join(text for part in parted(block) for text in _captioned(part))
+
+
+def _captioned(table: Table) -> Iterator[str]:
+    marks = table.marks
+    if table.title:
+        yield f"**{escape(table.title)}**"
+    yield from _folded(table, marks)
     told = [f"- {_raised(mark)} {escape(note)}" for note, mark in marks.items()]
-    told += [f"- {escape(remark)}" for remark in block.remarks]
-    return "\n\n".join([*caption, *_folded(block, marks), *(["\n".join(told)] if told else [])])
+    told += [f"- {escape(remark)}" for remark in table.remarks]
+    if told:
+        yield "\n".join(told)
 
 
 def _place(figure: Figure, wanted: str) -> str:
@@ -61,29 +77,26 @@ def _place(figure: Figure, wanted: str) -> str:
 
 
 def _folded(table: Table, marks: Mapping[str, str]) -> Iterator[str]:
-    """The table, cut into several where columns are of different kinds, and where a line would be too long."""
+    """The table, cut into several where a line would be too long."""
     cells = [[_cell(entry, marks) for entry in row] for row in (table.head, *table.rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    first = 1
-    for name, count in table.spans or [("", len(table.head) - 1)]:
-        if name:
-            yield f"{escape(name)}:"
-        for part in _parts(widths, range(first, first + count)):
-            lines = [_line([row[i].ljust(widths[i]) for i in (0, *part)]) for row in cells]
-            yield "\n".join([lines[0], _line("-" * widths[i] for i in (0, *part)), *lines[1:]])
-        first += count
+    for part in _fitting(widths, WIDTH):
+        lines = [_line(row[i].ljust(widths[i]) for i in (0, *part)) for row in cells]
+        yield "\n".join([lines[0], _line("-" * widths[i] for i in (0, *part)), *lines[1:]])
 
 
-def _parts(widths: Sequence[int], columns: range) -> list[range]:
-    """The columns in as few parts as fit into a line beside the first column, and as even as can be."""
-    for size in range(len(columns), 0, -1):
-        parts = [columns[i : i + size] for i in range(0, len(columns), size)]
-        if all(sum(widths[i] + 3 for i in (0, *part)) < WIDTH for part in parts):
-            break
-    even = -(-len(columns) // len(parts))
-    balanced = [columns[i : i + even] for i in range(0, len(columns), even)]
-    fits = all(sum(widths[i] + 3 for i in (0, *part)) < WIDTH for part in balanced)
-    return balanced if fits else parts
+def _fitting(widths: Sequence[int], limit: int) -> list[range]:
+    """The columns after the first in as few parts as fit into a line beside it, and as even as can be."""
+
+    def cut(size: int) -> list[range]:
+        return [range(i, min(i + size, len(widths))) for i in range(1, len(widths), size)]
+
+    def fits(parts: list[range]) -> bool:
+        return all(sum(widths[i] + 3 for i in (0, *part)) < limit for part in parts)
+
+    size = next((size for size in range(len(widths) - 1, 1, -1) if fits(cut(size))), 1)
+    even = -(-(len(widths) - 1) // len(cut(size)))
+    return cut(even) if fits(cut(even)) else cut(size)
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -91,8 +104,8 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(entry: Entry, marks: Mapping[str, str]) -> str:
-    letters = [_raised(marks[note]) for note in entry.notes]
-    raised = ("" if all(len(each) == 1 for each in letters) else " ").join(letters)
+    letters = _letters(entry, marks)
+    raised = ("" if all(len(each) == 1 for each in letters) else " ").join(map(_raised, letters))
     return entry.joint.join(map(_piece, entry.pieces)) + (f" {raised}" if raised else "")
 
 
@@ -115,13 +128,14 @@ _PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage{booktabs}
 \usepackage{graphicx}
 \usepackage{textcomp}
+\sloppy
 \begin{document}
 """
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",
     "±": r"\ensuremath{\pm}", "−": r"\ensuremath{-}", "×": r"\ensuremath{\times}", "≤": r"\ensuremath{\leq}",
     "≥": r"\ensuremath{\geq}", "·": r"\textperiodcentered{}", "–": r"\textendash{}", "—": r"\textemdash{}",
     "‡": r"\ensuremath{\ddagger}", "†": r"\ensuremath{\dagger}", "…": r"\ldots{}",
@@ -141,8 +155,13 @@ def latex(title: str, sections: Iterable[Section]) -> str:
 def tex(text: str) -> str:
     """One line of plain text for LaTeX. A sign that pdflatex does not know is told by its number."""
     line = " ".join(text.split())
-    parts = [rf"\texttt{{{_tex(part[1:-1])}}}" if _CODE.fullmatch(part) else _tex(part) for part in _CODE.split(line)]
-    return "".join(parts)
+    parts = [_code(part[1:-1]) if _CODE.fullmatch(part) else _tex(part) for part in _CODE.split(line)]
+    return re.sub(r"(?<!\S)-(?=\d)", r"\\ensuremath{-}", "".join(parts))  # the sign of a number is no hyphen
+
+
+def _code(text: str) -> str:
+    """A command, whose lists may be broken."""
+    return rf"\texttt{{{_tex(text)}}}".replace(",", r",\allowbreak{}")
 
 
 def _tex(text: str) -> str:
@@ -165,25 +184,30 @@ def _latex(block: Block) -> str:
         place = _place(block, "pdf")
         shown = rf"  \IfFileExists{{{place}}}{{\includegraphics[width=0.8\linewidth]{{{place}}}}}{{{tex(place)}}}"
         return f"\\begin{{figure}}[!htbp]\n  \\centering\n{shown}\n  \\caption{{{tex(block.caption)}}}\n\\end{{figure}}"
-    return "\n".join(_table(block))
+    return "\n".join(line for part in parted(block) for sheet in _sheets(part) for line in _table(sheet))
+
+
+def _sheets(table: Table) -> Iterator[Table]:
+    """The table, cut into several where a page is not wide enough."""
+    lines = [(table.head), *table.rows]
+    widths = [max(len(row[i].text) for row in lines) for i in range(len(table.head))]
+    for number, part in enumerate(_fitting(widths, PAGE)):
+        cut = [tuple(row[i] for i in (0, *part)) for row in lines]
+        title = f"{table.title} (continued)" if number else table.title
+        yield replace(table, title=title, head=cut[0], rows=tuple(cut[1:]), remarks=() if number else table.remarks)
 
 
 def _table(table: Table) -> Iterator[str]:
     marks = table.marks
     told = [rf"\textsuperscript{{{mark}}}~{tex(note)}" for note, mark in marks.items()]
     told += [tex(remark) for remark in table.remarks]
-    spans = table.spans or (("", len(table.head) - 1),)
     yield r"\begin{table*}[!htbp]"
     yield r"  \centering\footnotesize"
     if table.title:
         yield rf"  \caption{{{tex(table.title)}}}"
     yield r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-    columns = r"@{\hspace{1.5em}}".join(["l", *("c" * count for _, count in spans)])
-    yield rf"  \begin{{tabular}}{{@{{}}{columns}@{{}}}}"
+    yield rf"  \begin{{tabular}}{{@{{}}l{'c' * (len(table.head) - 1)}@{{}}}}"
     yield r"    \toprule"
-    if table.spans:
-        yield "    " + " & ".join(["", *(rf"\multicolumn{{{n}}}{{c}}{{{tex(name)}}}" for name, n in spans)]) + r" \\"
-        yield "    " + " ".join(_rules(spans))
     yield _row(table.head, marks)
     yield r"    \midrule"
     for number, row in enumerate(table.rows):
@@ -196,17 +220,10 @@ def _table(table: Table) -> Iterator[str]:
     yield r"\end{table*}"
 
 
-def _rules(spans: Iterable[tuple[str, int]]) -> Iterator[str]:
-    first = 2
-    for _, count in spans:
-        yield rf"\cmidrule(lr){{{first}-{first + count - 1}}}"
-        first += count
-
-
 def _row(row: Iterable[Entry], marks: Mapping[str, str]) -> str:
     cells = []
     for entry in row:
-        letters = ",".join(marks[note] for note in entry.notes)
+        letters = ",".join(_letters(entry, marks))
         raised = rf"\textsuperscript{{{letters}}}" if letters else ""
         cells.append(entry.joint.join(map(_set, entry.pieces)) + raised)
     return "    " + " & ".join(cells) + r" \\"

@@ -99,8 +99,8 @@ def figure8(groups: Iterable[Group]) -> Section:
         lines.append((name, "measured", speed, times, Entry.of(percent(area), *lacks)))
     head = ("method", "from", "latency", "times AMI-Net‡", "image AUROC")
     remark = "Times from different machines do not compare; the ratio of two methods on one machine does."
-    table = Table.of(FIGURE8, head, lines, ruled=[len(told) - 1], remarks=[remark])
-    command = "Missing here: `bench run figure8`, with the --data and --runs of your other calls, fills it."
+    table = Table.of("", head, lines, ruled=[len(told) - 1], remarks=[remark])
+    command = "Missing here: `bench run figure8`, with the `--data` and `--runs` of your other calls, fills it."
     return Section(FIGURE8, (table,) if own else (table, command))
 
 

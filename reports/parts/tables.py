@@ -12,6 +12,9 @@ from bench.report import Figure
 NONE = "–"
 """In the place of a number that there is not."""
 
+MISSING = "missing"
+"""In the place of what did not run."""
+
 _LETTERS = "abcdefghijklmnoprstuvwxyz"  # there is no small raised q
 
 
@@ -90,6 +93,20 @@ class Table:
         entries = [*self.head, *(entry for row in self.rows for entry in row)]
         notes = dict.fromkeys(note for entry in entries for note in entry.notes)
         return {note: _letter(i) for i, note in enumerate(notes)}
+
+
+def parted(table: Table) -> list[Table]:
+    """A table for each span, since a line holds no more; the remarks stand below the first."""
+    if not table.spans:
+        return [table]
+    found, first = [], 1
+    for name, count in table.spans:
+        columns = [0, *range(first, first + count)]
+        lines = tuple(tuple(row[i] for i in columns) for row in (table.head, *table.rows))
+        title = f"{table.title}: {name}" if table.title else name
+        found.append(replace(table, title=title, head=lines[0], rows=lines[1:], spans=()))
+        first += count
+    return [found[0], *(replace(part, remarks=()) for part in found[1:])]
 
 
 Block = Table | Figure | str | tuple[str, ...]
