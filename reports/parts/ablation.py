@@ -23,8 +23,8 @@ def figure9(groups: Iterable[Group]) -> Section:
     own = [group for group in groups if TABLES["1"].could_hold(group.first.run) and group.first.run.method == "aminet"]
     tables = ablations(own)
     none = "Missing here: runs that differ in one setting, as `bench run figure9_clusters`, `bench run figure9_patch`."
-    blocks: list[Block] = [SAID, *(tables or [none])]
-    return Section(FIGURE9, tuple(blocks))
+    blocks: tuple[Block, ...] = tuple(tables) or (none,)
+    return Section(FIGURE9, (SAID, *blocks))
 
 
 def ablations(groups: Sequence[Group]) -> list[Table]:

@@ -84,8 +84,8 @@ def missing(paper: Paper, groups: Sequence[Group]) -> list[str]:
             rest = tuple(category for category in every if category not in done)
             if rest:
                 by_rest.setdefault(rest, []).append(k)
-        for rest, ks in by_rest.items():
-            lacking.setdefault((rest, tuple(ks)), []).append(name)
+        for rest, of in by_rest.items():
+            lacking.setdefault((rest, tuple(of)), []).append(name)
     commands = []
     for (rest, ks), names in lacking.items():
         words = ["bench", "run", paper.campaign]

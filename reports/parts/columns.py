@@ -112,7 +112,9 @@ def form(title: str, rows: Sequence[Row], own: Sequence[Column], paper: Paper | 
             spans.append((told, len(chosen)))
             head += [column.title.replace(" (oracle)", "") for column in chosen]
             parts.append([[column.entry(row) for column in chosen] for row in rows])
-    lines = [[row.title, *(e for part in parts for e in ranked(part[i]))] for i, row in enumerate(rows)]
+    lines = [
+        [Entry.of(row.title), *(entry for part in parts for entry in ranked(part[i]))] for i, row in enumerate(rows)
+    ]
     sums = [i for i, row in enumerate(rows) if row.category in AVERAGES]
     ruled = {*sums, *(i - 1 for i in sums if i)} if len(sums) < len(rows) else set()
     told = "Image AUROC/pixel AUROC in percent, ours ± the spread over seeds; "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 from bench.errors import BenchError
 from bench.record import Record, Run
@@ -99,7 +100,7 @@ TABLES = {
     )
 }  # fmt: skip
 
-OURS = (
+OURS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("aminet", {"jitter": False}, "AMI-Net"),
     ("aminet", {"jitter": True}, "AMI-Net‡"),
     ("patchcore", {}, "PatchCore"),
@@ -231,8 +232,8 @@ def slips(table: str, method: str, category: str) -> Iterable[str]:
         found = _checks().get((table, method, category, level), {"status": "ok"})
         told = f"{level} {AVERAGES.get(category, category)}"
         if found["status"] == "MISMATCH" or found["status"].startswith("rounding"):
-            own = float(found["mean_of_printed_rows"])
-            yield f"The {told} is given as printed; the mean of {method}'s own rows is {own:.2f}."
+            mean = float(found["mean_of_printed_rows"])
+            yield f"The {told} is given as printed; the mean of {method}'s own rows is {mean:.2f}."
         elif found["status"] == "printed_missing":
             yield (
                 f"The {told} is lost in the text from which the table was taken; the mean of {method}'s rows is "
