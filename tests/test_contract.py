@@ -44,6 +44,7 @@ def test_every_report_makes_a_text_of_no_records(name: str, tmp_path) -> None:
     assert module.SUFFIX
     assert module.FIGURES in get_args(Use)
     assert module.render([], Store(tmp_path), [])
+    assert module.render([], Store(tmp_path), [], "1")
 
 
 @dataclass(frozen=True)
