@@ -10,12 +10,12 @@ from bench.store import Store
 from bench.summary import METRICS, groups, topics
 
 from .parts.beside import missing
-from .parts.checks import Check, published_checks, verified
+from .parts.checks import VERDICTS, Check, published_checks, released_checks, tabled, verified
 from .parts.columns import columns
 from .parts.flat import PLACE, flat, guarded, read
 from .parts.markup import markdown
-from .parts.papers import TABLES, TOLERANCES, asked, narrowed
-from .parts.tables import NONE, Block, Entry, Piece, Section, Table
+from .parts.papers import SAME_WEIGHTS, TABLES, TOLERANCES, asked, narrowed
+from .parts.tables import Block, Section
 
 SUFFIX = "md"
 FIGURES: Use = "never"
@@ -23,8 +23,6 @@ FIGURES: Use = "never"
 AGAINST = 0.5
 """Points that a metric of the same run may move: the settings, images and seed are the same, but training on another
 machine rounds otherwise and ends as another seed would (TOLERANCES in parts/papers.py tells what that does)."""
-
-VERDICTS: dict[bool | None, str] = {True: "agrees", False: "differs", None: "not verified"}
 
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract
@@ -45,7 +43,7 @@ def verify(records: Sequence[Record], table: str = "", against: Path | None = No
     checks = list(_against(own, against) if against else _published(own, table))
     told = Counter(VERDICTS[check.agrees] for check in checks)
     summed = ", ".join(f"{told[verdict]} {verdict}" for verdict in VERDICTS.values())
-    blocks: list[Block] = [*_tables(checks), f"{len(checks)} rows: {summed}."]
+    blocks: list[Block] = [*tabled(checks), f"{len(checks)} rows: {summed}."]
     if not any(check.agrees is not None for check in checks):
         blocks.append("Nothing could be verified.")
     if not against:
@@ -59,6 +57,8 @@ def _published(records: Sequence[Record], table: str) -> Iterator[Check]:
     for paper in [asked(table)] if table else TABLES.values():
         own = [group for group in found if paper.holds(group.first.run)]
         yield from published_checks(paper, columns(own))
+    if table in {"", "1"}:
+        yield from released_checks(found)
 
 
 def _against(records: Sequence[Record], file: Path) -> Iterator[Check]:
@@ -86,35 +86,8 @@ def _against(records: Sequence[Record], file: Path) -> Iterator[Check]:
                 )
 
 
-def _tables(checks: Sequence[Check]) -> Iterator[Table]:
-    """A table for each method of each of the papers' tables, or of each data set and protocol."""
-    by_method: dict[tuple[str, str], list[Check]] = {}
-    for check in checks:
-        by_method.setdefault((check.what, check.method), []).append(check)
-    head = ("row", "metric", "expected", "found", "difference", "tolerance", "verdict")
-    for (what, method), own in by_method.items():
-        yield Table.of(f"{what}: {method}", head, [_row(check) for check in own])
-
-
-def _row(check: Check) -> list[str | Entry]:
-    verdict = Piece(VERDICTS[check.agrees], bold=check.agrees is False)
-    return [
-        check.category,
-        METRICS[check.metric],
-        _digits(check.expected),
-        NONE if check.found is None else _digits(check.found),
-        NONE if check.difference is None else f"{check.difference:+g}",
-        NONE if check.tolerance is None else f"±{check.tolerance:g}",
-        Entry((verdict,), (check.why,) if check.why else ()),
-    ]
-
-
-def _digits(value: float) -> str:
-    return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
-
-
 def _stated() -> Iterator[str]:
-    for known in TOLERANCES:
+    for known in (*TOLERANCES, SAME_WEIGHTS):
         yield (
             f"Tolerance of {' and '.join(known.methods)} ({known.selection}), tables {', '.join(known.tables)}: "
             f"{known.category:g} points in a category, {known.mean:g} in the mean over 15: {known.source}."

@@ -261,6 +261,23 @@ def test_the_image_column_of_ae_ssim_is_no_auroc_to_verify() -> None:
     assert {each.why for each in found if each.metric == "image_auroc"} == {"the published value is no AUROC"}
 
 
+def test_released_weights_are_held_against_what_their_readme_tells(tmp_path: Path) -> None:
+    readme = [row for row in papers.rows(papers.RELEASED) if not row["category"].startswith("average")]
+    made = []
+    for row in readme:
+        own = record(row["category"], float(row["image_auroc"]), float(row["pixel_auroc"]), inputs={"checkpoint": "f"})
+        levels = {"image_ap": float(row["image_ap"]) / 100, "pixel_ap": float(row["pixel_ap"]) / 100 - 0.01}
+        made.append(replace(own, metrics=own.metrics | levels))
+    found = list(checks.released_checks(groups(made)))
+    assert [each.agrees for each in found if each.metric != "pixel_ap"] == [True] * 3 * 16
+    assert [each.agrees for each in found if each.metric == "pixel_ap"] == [False] * 16  # a point too low
+    assert {each.agrees for each in judged(made)} == {None}  # Table I is another run
+    code, text = told("--table", "1", store=saved(tmp_path, made))
+    assert code == 0
+    assert "**Released weights, as their README tells: AMI-Net‡**" in text
+    assert "released checkpoint, not trained here" in text
+
+
 def test_verify_tells_by_its_exit_code_whether_all_agrees(tmp_path: Path) -> None:
     near = saved(tmp_path / "near", [*whole(0.1, selection="oracle"), *whole()])
     code, text = told("--verify", store=near)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bench.summary import Group
 
-from .checks import Check, published_checks
+from .checks import Check, published_checks, released_checks, tabled
 from .columns import Column, columns, form, paper_rows
 from .papers import LEVELS, Paper, members, tolerance
 from .tables import NONE, Block, Entry, Piece, Section, Table
 
-VERDICTS = {True: "yes", False: "no", None: NONE}
+WITHIN = {True: "yes", False: "no", None: NONE}
 
 
 def beside(paper: Paper, groups: Iterable[Group]) -> Section:
@@ -18,6 +18,7 @@ def beside(paper: Paper, groups: Iterable[Group]) -> Section:
     found = columns(own)
     blocks: list[Block] = [form(paper.about, paper_rows(paper), found, paper)]
     blocks += [table for column in found if (table := _differences(paper, column))]
+    blocks += tabled(list(released_checks(own))) if paper.name == "1" else []
     commands = missing(paper, own)
     if commands:
         blocks.append("Missing here. These commands fill it, with the `--data` and `--runs` of your other calls:")
@@ -58,7 +59,7 @@ def _apart(check: Check) -> Piece:
 
 
 def _verdict(check: Check) -> Piece:
-    return Piece(VERDICTS[check.agrees], bold=check.agrees is False)
+    return Piece(WITHIN[check.agrees], bold=check.agrees is False)
 
 
 def _stated(paper: Paper, column: Column) -> list[str]:

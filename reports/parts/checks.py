@@ -3,10 +3,25 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.summary import Group
+from bench.summary import METRICS, Group
 
 from .columns import Column, Row, paper_rows
-from .papers import LEVELS, Paper, Tolerance, tolerance, values
+from .papers import (
+    AVERAGES,
+    LEVELS,
+    RELEASED,
+    SAME_WEIGHTS,
+    TABLES,
+    Paper,
+    Tolerance,
+    members,
+    rows,
+    tolerance,
+    values,
+)
+from .tables import NONE, Entry, Piece, Table
+
+VERDICTS: dict[bool | None, str] = {True: "agrees", False: "differs", None: "not verified"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +82,75 @@ def _check(paper: Paper, column: Column, row: Row, level: str) -> Iterator[Check
     )
 
 
+def released_checks(groups: Iterable[Group]) -> Iterator[Check]:
+    """What the authors' README tells of their weights, against the same weights judged here."""
+    paper = TABLES["1"]
+    for group in groups:
+        if group.first.run.released and paper.holds(group.first.run) and group.first.run.method == "aminet":
+            for row in rows(RELEASED):
+                of = members(row["category"], paper.file)
+                for metric in ("image_auroc", "pixel_auroc", "image_ap", "pixel_ap"):
+                    cell = group.mean(metric, of)
+                    yield Check(
+                        what="Released weights, as their README tells",
+                        method=group.first.run.title,
+                        category=AVERAGES.get(row["category"], row["category"].replace("_", " ")),
+                        metric=metric,
+                        expected=float(row[metric]),
+                        found=round(100 * cell.mean, 1) if cell else None,
+                        tolerance=round(SAME_WEIGHTS.of(len(of)), 2),
+                        why="" if cell else "missing",
+                    )
+
+
 def _why(paper: Paper, column: Column, known: Tolerance | None, group: Group | None, level: str) -> str:
     """Why a value can't be verified; "" where it can."""
     run = group.first.run if group else None
-    if run and (run.synthetic or run.limit or run.note or "random" in run.inputs.values()):
-        return "reduced settings, limited images or random weights are no reproduction"
-    if (paper.number, column.published, level) == ("Table I", "AE-SSIM", "image"):
-        return "the published value is no AUROC"
-    if known:
-        return ""
-    if column.published.startswith("AMI-Net") and column.selection == "last":
-        return "the paper chooses the epoch on the test set; of the last one nobody knows how near it comes"
-    if paper.ks != (0,):
-        return "the paper draws the images once, and how far another draw moves it is not known"
-    return f"nobody knows how near a reproduction of {column.published} should come"
+    reduced = run and (run.synthetic or run.limit or run.note or "random" in run.inputs.values())
+    last = column.published.startswith("AMI-Net") and column.selection == "last"
+    reasons = (
+        (reduced, "reduced settings, limited images or random weights are no reproduction"),
+        (
+            (paper.number, column.published, level) == ("Table I", "AE-SSIM", "image"),
+            "the published value is no AUROC",
+        ),
+        (run and run.released, "the released weights are another run than the table's, and have a table of their own"),
+        (known, ""),
+        (last, "the paper chooses the epoch on the test set; of the last one nobody knows how near it comes"),
+        (paper.ks != (0,), "the paper draws the images once, and how far another draw moves it is not known"),
+        (True, f"nobody knows how near a reproduction of {column.published} should come"),
+    )
+    return next(why for holds, why in reasons if holds)
 
 
 def verified(checks: Sequence[Check]) -> bool | None:
     """Whether all that could be verified agrees; None where nothing could be."""
     told = [check.agrees for check in checks if check.agrees is not None]
     return all(told) if told else None
+
+
+def tabled(checks: Sequence[Check]) -> Iterator[Table]:
+    """A table for each method of each of the papers' tables, or of each data set and protocol."""
+    by_method: dict[tuple[str, str], list[Check]] = {}
+    for check in checks:
+        by_method.setdefault((check.what, check.method), []).append(check)
+    head = ("row", "metric", "expected", "found", "difference", "tolerance", "verdict")
+    for (what, method), own in by_method.items():
+        yield Table.of(f"{what}: {method}", head, [_row(check) for check in own])
+
+
+def _row(check: Check) -> list[str | Entry]:
+    verdict = Piece(VERDICTS[check.agrees], bold=check.agrees is False)
+    return [
+        check.category,
+        METRICS[check.metric],
+        _digits(check.expected),
+        NONE if check.found is None else _digits(check.found),
+        NONE if check.difference is None else f"{check.difference:+g}",
+        NONE if check.tolerance is None else f"±{check.tolerance:g}",
+        Entry((verdict,), (check.why,) if check.why else ()),
+    ]
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
