@@ -106,8 +106,11 @@ class Store:
             if record is not None:
                 yield record
 
-    def answers(self, record: Record) -> Answers:
-        """The raw answers of a record. Raises BenchError where they are gone or are not what the record names."""
+    def answers(self, record: Record, *, maps: bool = True) -> Answers:
+        """The raw answers of a record; without `maps` these stay unread.
+
+        Raises BenchError where they are gone or are not what the record names.
+        """
         path = self.path(record.run, record.data, record.category, record.selection).with_suffix(".npz")
         try:
             packed = path.read_bytes()
@@ -118,14 +121,14 @@ class Store:
         with np.load(io.BytesIO(packed), allow_pickle=False) as found:
             shape = found["shape"].tolist()
             bits = np.unpackbits(found["masks"], count=math.prod(shape)).reshape(shape)
-            maps = None
-            if "maps" in found:
-                maps = widened(found["maps"], int(found["exponent"])) if "exponent" in found else found["maps"]
+            kept = None
+            if maps and "maps" in found:
+                kept = widened(found["maps"], int(found["exponent"])) if "exponent" in found else found["maps"]
             return Answers(
                 files=tuple(found["files"].tolist()),
                 defects=tuple(found["defects"].tolist()),
                 scores=found["scores"],
-                maps=maps,
+                maps=kept,
                 masks=bits.astype(np.bool_),
                 known=found["known"],
                 soft=_soft(found["soft"], found["soft_at"], bits) if "soft" in found else None,

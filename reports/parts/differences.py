@@ -114,7 +114,7 @@ def _comparison(found: Mapping[str, Group], draws: Mapping[str, Mapping[str, Dra
     seeds = len({seed for group in found.values() for _, seed in group.records})
     blocks = [_means(compared, seeds), *_pairs(compared, seeds)]
     if any(own is None for each in compared.values() for own in each.draws.values()):
-        blocks.append("Where raw answers are missing, what other test images would change is not known.")
+        blocks.append("Where there is no interval, what other test images would change is not known.")
     return blocks + _ranking(compared)
 
 

@@ -13,7 +13,7 @@ from .beside import beside
 from .columns import columns as methods
 from .columns import form, own_rows
 from .differences import statistics
-from .drawn import drawn, over_images
+from .drawn import PIXELS, drawn, over_images
 from .gallery import gallery
 from .measured import measured
 from .papers import TABLES, asked, members, narrowed
@@ -37,12 +37,16 @@ def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] 
         return [_asked(table, found)]
     if not found:
         return [Section("", ("There are no records yet. `bench run` makes some.",))]
-    sections = [Section("", ("All values in percent, the plain mean over categories; ± is the spread over seeds.",))]
+    pixels = sum(len(group.records) for group in found) <= PIXELS
+    told = ["All values in percent, the plain mean over categories; ± is the spread over seeds."]
+    if not pixels:
+        told.append(f"Pixel metrics have no intervals over test images: they are drawn for {PIXELS} records at most.")
+    sections = [Section("", tuple(told))]
     ran = [paper for paper in TABLES.values() if any(paper.holds(group.first.run) for group in found)]
     sections += [beside(paper, found) for paper in ran]
     for topic, own in topics(found).items():
         sections.append(Section(topic, _tables(own)))
-        draws = {name: drawn(group, store) for name, group in named(own).items()}
+        draws = {name: drawn(group, store, pixels=pixels) for name, group in named(own).items()}
         sections += [*statistics(own, draws), *gaps(own)]
         sections += gallery([figure for figure in figures if figure.topic == topic])
         sections += [_by_category(group, draws[name]) for name, group in named(own).items()]

@@ -15,22 +15,28 @@ SEED = 0
 """Of the draws; each category adds its own name, so that not all are lucky at once."""
 
 
-def drawn(group: Group, store: Store) -> dict[str, Draws]:
+PIXELS = 24
+"""Records of a report that draws pixel metrics as well: about a second each, image metrics a fortieth of that."""
+
+
+def drawn(group: Group, store: Store, *, pixels: bool = True) -> dict[str, Draws]:
     """The draws of each category, as means over the seeds, which are all judged on the same drawn images.
+
+    pixels: of the pixel metrics as well.
 
     A category is left out where raw answers are missing, or where there are no good or no defective images.
     """
     found = {}
     for category in group.categories:
         own = [record for (name, _), record in sorted(group.records.items()) if name == category]
-        draws = [each for record in own if (each := _of(record, store))]
+        draws = [each for record in own if (each := _of(record, store, pixels=pixels))]
         if own and len(draws) == len(own):
             found[category] = mean_of(draws)
     return found
 
 
-def _of(record: Record, store: Store) -> Draws | None:
-    given = answers(store, record)
+def _of(record: Record, store: Store, *, pixels: bool) -> Draws | None:
+    given = answers(store, record, maps=pixels)
     if given is None or given.anomalous.all() or not given.anomalous.any():
         return None
     judged = record.run.resolution == "input" and given.known.any()  # what is stored is not at another resolution

@@ -9,12 +9,12 @@ from bench.store import Store
 _log = logging.getLogger(__name__)
 
 
-def answers(store: Store, record: Record) -> Answers | None:
+def answers(store: Store, record: Record, *, maps: bool = True) -> Answers | None:
     """The raw answers of a record; None where none were kept, or where they can't be read, which is told."""
     if "sha256" not in record.stored:
         return None
     try:
-        return store.answers(record)
+        return store.answers(record, maps=maps)
     except BenchError as error:
         _log.warning("%s", error)
         return None
