@@ -18,14 +18,16 @@ from .parts.cases import READING, RULE
 from .parts.document import TITLE, document
 from .parts.embedding import embedded
 from .parts.measured import measured
+from .parts.papers import narrowed
 from .parts.tables import Entry, Piece, Section, Table
 
 SUFFIX = "html"
 FIGURES: Use = "inside"
 
 
-def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = ()) -> str:
+def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:
     """A page: overview, figures, tables, every category of every method, the runs, how to read it."""
+    records = narrowed(records, table)
     found = groups(records)
     by_topic = {topic: named(members) for topic, members in topics(found).items()}
     own = [_Own(name, topic, group) for topic, members in by_topic.items() for name, group in members.items()]
@@ -43,7 +45,7 @@ def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = 
         results=_results(own),
         topics=list(topics(found)),
         figures=[(figure, pictures.get(figure.name, "")) for figure in figures if figure.kind != "sheet"],
-        sections=_nested(document(records, store)),
+        sections=_nested(document(records, store, table=table)),
         methods=own,
         sheets={figure.name: pictures[figure.name] for figure in figures if figure.name in pictures},
         sheet_of=_sheet_of(figures),
