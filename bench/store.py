@@ -9,16 +9,22 @@ All files of a record are written beside their places, then renamed into them, t
 that belongs to it stands.
 """
 
+import fcntl
+import glob
 import io
 import logging
 import math
 import os
+import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +37,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _log = logging.getLogger(__name__)
+
+ABANDONED = 3600
+"""Seconds after which a file beside its place is what a killed process left, and is removed."""
 
 
 class Store:
@@ -65,7 +74,7 @@ class Store:
         """Writes the answers, the pictures (name -> (h, w) or (h, w, 3)), the model, and last the record.
 
         Returns the record as written. Raises BenchError where a value can't be written, or the folder not be written
-        to; what stood there before then stands still.
+        to; what stood there before then stands still, and what could not be written is kept in a temporary folder.
         """
         path = self.path(record.run, record.data, record.category, record.selection)
         files = {path.with_suffix(".safetensors"): model} if model is not None else {}
@@ -82,18 +91,46 @@ class Store:
             Image.fromarray(picture).save(file, "PNG")
             files[_views(path) / f"{name}.png"] = file.getvalue()
         try:
-            _write(path, record.to_json().encode(), files)
+            _write(path, record.to_json().encode(), files, self.root)
         except OSError as error:
             raise BenchError(
                 f"Results are written below {self.root}; that failed ({error.strerror}: {error.filename}). "
-                f"Free or open the folder, or choose another with --runs."
+                f"{self._rescued(path, record, files)} Free or open the folder, or choose another with --runs."
             ) from error
         return record
 
     def amend(self, record: Record) -> Record:
         """Writes a record anew over the one that stands there, whose answers, pictures and model stay as they are."""
-        _write(self.path(record.run, record.data, record.category, record.selection), record.to_json().encode(), {})
+        place = self.path(record.run, record.data, record.category, record.selection)
+        _write(place, record.to_json().encode(), {}, self.root)
         return record
+
+    def ready(self, needed: int = 0) -> None:
+        """Raises BenchError where nothing can be written here, or where less than `needed` bytes are free."""
+        place = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            raise BenchError(
+                f"Results are written below {self.root}; {place} can't be written to ({error.strerror}). "
+                f"Open the folder, or choose another with --runs."
+            ) from error
+        if needed > free:
+            raise BenchError(
+                f"The answers of this plan take about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free at {place}. "
+                f"Free some, choose another folder with --runs, or keep less with --maps none."
+            )
+
+    def _rescued(self, path: Path, record: Record, files: Mapping[Path, bytes]) -> str:
+        """Writes a result that has no room here into a temporary folder, and says where."""
+        try:
+            root = Path(tempfile.mkdtemp(prefix="maskbench-"))
+            moved = {root / place.relative_to(self.root): content for place, content in files.items()}
+            _write(root / path.relative_to(self.root), record.to_json().encode(), moved, root)
+        except OSError:
+            return "There was no room elsewhere either: this result is lost, and the same call makes it again."
+        return f"This result is kept in {root}: copy what is in it into {self.root}."
 
     def walk(self, below: Path | None = None) -> Iterator[Record]:
         """All records, in the order of their paths. One that can't be read is told and passed over.
@@ -196,12 +233,14 @@ def _soft(values: NDArray[np.uint8], at: NDArray[np.uint64], bits: NDArray[np.ui
     return soft
 
 
-def _write(last: Path, content: bytes, others: Mapping[Path, bytes]) -> None:
+def _write(last: Path, content: bytes, others: Mapping[Path, bytes], root: Path) -> None:
     """Writes all files beside their places, takes the old `last` away, and moves each to its place, `last` at the end.
 
     So a full disk leaves what stood there as it was, and a kill between two moves leaves no `last` for half of them.
+    Two processes that write the same record move their files one after the other, and the later one stands.
     """
-    beside = {place: place.with_name(f".{place.name}.{os.getpid()}") for place in (*others, last)}
+    mine = uuid4().hex[:12]  # a process's number may be another one's on another machine
+    beside = {place: place.with_name(f".{place.name}.{mine}") for place in (*others, last)}
     try:
         for place, temporary in beside.items():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -209,11 +248,34 @@ def _write(last: Path, content: bytes, others: Mapping[Path, bytes]) -> None:
                 file.write(content if place == last else others[place])
                 file.flush()
                 os.fsync(file.fileno())
-        if others:
-            last.unlink(missing_ok=True)
-        for place, temporary in beside.items():
-            temporary.replace(place)
+        with _alone(root):
+            if others:
+                last.unlink(missing_ok=True)
+            for place, temporary in beside.items():
+                temporary.replace(place)
+        _tidy(beside)
     finally:
         for temporary in beside.values():
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Waits until no other process moves files in this store; the lock goes with the process that holds it."""
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: there two writers of one record may meet
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _tidy(places: Iterable[Path]) -> None:
+    """Removes what killed processes left beside these places."""
+    for place in places:
+        for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()

@@ -3,9 +3,12 @@
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +64,8 @@ def same(one: Answers, other: Answers) -> bool:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where a result goes that finds no room
     return Store(tmp_path / "runs")
 
 
@@ -320,11 +324,72 @@ def test_a_full_disk_leaves_what_stood_there_and_nothing_half(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BenchError, match="No space left on device"):
+    with pytest.raises(BenchError, match=r"No space left on device.* this result is lost"):
         store.save(replace(RECORD, metrics={}), answers(1), model=b"new")
     assert files(store) == ["bolt.json", "bolt.npz", "bolt.safetensors"]
     assert list(store.walk()) == [before]
     assert same(store.answers(before), answers(0).rounded("float16"))
+
+
+def test_what_finds_no_room_is_kept_elsewhere_and_the_error_says_where(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sync = os.fsync
+
+    def full(file: int) -> None:
+        if Path(f"/proc/self/fd/{file}").readlink().is_relative_to(store.root):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BenchError, match="No space left on device") as refusal:
+        store.save(RECORD, answers(1), views={"best.image": np.zeros((2, 2), np.uint8)}, model=b"new")
+    (elsewhere,) = tmp_path.glob("maskbench-*")
+    assert f"This result is kept in {elsewhere}: copy what is in it into {store.root}." in str(refusal.value)
+    monkeypatch.undo()
+    shutil.copytree(elsewhere, store.root, dirs_exist_ok=True)
+    (found,) = store.walk()
+    assert found.metrics == RECORD.metrics
+    assert same(store.answers(found), answers(1).rounded("float16"))
+    assert store.views(found)
+
+
+def test_a_disk_too_small_for_the_plan_and_a_closed_folder_are_told_before_anything_is_fitted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.ready(1000)
+    assert not store.root.exists()  # asking makes nothing
+    with pytest.raises(BenchError, match=r"about 1000000000\.0 GB; .* GB are free"):
+        store.ready(10**18)
+
+    def closed(dir: Path) -> None:  # noqa: A002
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", closed)  # root may write anywhere, so that a mode would not do
+    with pytest.raises(BenchError, match=r"can't be written to \(Read-only file system\)\. Open the folder"):
+        store.ready()
+
+
+def test_two_writers_of_one_record_leave_the_files_of_one_of_them(store: Store) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: store.save(replace(RECORD, epoch=i), answers(i)), range(40)))
+    (found,) = store.walk()
+    assert same(store.answers(found), answers(found.epoch).rounded("float16"))
+    assert files(store) == ["bolt.json", "bolt.npz"]
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(store: Store) -> None:
+    store.save(RECORD, answers())
+    folder = store.path(RUN, "d1", "bolt", "last").parent
+    old, young, others = folder / ".bolt.npz.dead", folder / ".bolt.json.busy", folder / ".tile.npz.dead"
+    for path in (old, young, others):
+        path.write_bytes(b"half")
+    for path in (old, others):
+        os.utime(path, (0, 0))
+    store.save(RECORD, answers())
+    assert not old.exists()
+    assert young.exists()
+    assert others.exists()
 
 
 @pytest.mark.parametrize("moves", range(3))
