@@ -1,5 +1,6 @@
 """The walk of `bench run`, once: a plan becomes jobs, jobs become records in the store."""
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -10,10 +11,10 @@ from typing import Any
 
 from bench import images, machine, registry
 from bench.choices import Choice, meant
-from bench.config import Plan
+from bench.config import Options, Plan
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.executor import Job, Watch, heard, local, source
+from bench.executor import Done, Job, Outcome, Watch, heard, local, source
 from bench.method import Method, Preparation
 from bench.protocol import PROTOCOLS, Task, held_out, limited
 from bench.record import Record, Run, Selection
@@ -47,26 +48,65 @@ class Survey:
 def run(plan: Plan, survey: Survey, watch: Watch) -> Iterator[Record]:
     """Does the survey's jobs and yields each record when it stands in the store."""
     store = Store(plan.runs)
-    for outcomes in local(survey.jobs, watch):
+    for job, outcomes in _executed(plan, survey.jobs, watch):
+        watch(job.what, "done", 1, 1, None)
+        refused: list[str] = []
         for outcome in outcomes:
-            record = outcome.record
-            if record.failure and store.find(record.run, record.data, record.category, record.selection):
-                yield record  # what stands there is not given up for a failure
-                continue
-            if outcome.answers is None and not record.failure:
-                yield store.amend(record)  # only its times are new
-                continue
-            yield store.save(record, outcome.answers, maps=plan.options.maps, views=outcome.views, model=outcome.model)
+            try:
+                record = _saved(store, outcome, plan)
+            except BenchError as refusal:  # the job's other outcomes may still find room, if only elsewhere
+                refused.append(str(refusal))
+            else:
+                yield record
+        if refused:
+            raise BenchError("\n".join(refused))
 
 
-def survey(plan: Plan, *, force: bool = False, thorough: bool = False) -> Survey:
+def _saved(store: Store, outcome: Outcome, plan: Plan) -> Record:
+    """The outcome's record as it stands in the store; what stands there is not given up for a failure."""
+    record = outcome.record
+    if record.failure and store.find(record.run, record.data, record.category, record.selection):
+        return record
+    if outcome.answers is None and not record.failure:
+        return store.amend(record)  # only its times are new
+    return store.save(record, outcome.answers, maps=plan.options.maps, views=outcome.views, model=outcome.model)
+
+
+def _executed(plan: Plan, jobs: tuple[Job, ...], watch: Watch) -> Iterator[Done]:
+    """The jobs, done by the executor that the plan names."""
+    options = plan.options
+    if options.executor == "ray":
+        from bench.cluster import spread
+
+        share, ship = options.gpus_per_task, options.ship_data
+        done = spread(jobs, watch, address=options.address, gpus=share, timeout=options.timeout, ship=ship)
+        yield from _told(done)
+    elif options.executor == "process" or options.timeout:
+        from bench.process import apart
+
+        yield from _told(apart(jobs, watch, timeout=options.timeout))
+    else:
+        yield from local(jobs, watch)
+
+
+def _told(done: Iterator[Done]) -> Iterator[Done]:
+    """The same, with a word of what was warned of in another process, where nobody has heard it."""
+    for job, outcomes in done:
+        for warning in dict.fromkeys(said for outcome in outcomes for said in outcome.record.warnings):
+            if warning not in job.warnings:
+                _log.warning("%s: %s", job.what, warning)
+        yield job, outcomes
+
+
+def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bool = False) -> Survey:
     """Lists the samples, draws the tasks, and looks up what is done.
 
-    force: do it all again. thorough: time all of one model a method, the first task's, and fit it only where no model
-    is kept. Raises BenchError where the data, a name or a number of the plan does not fit, or where no method can run.
+    force: do it all again. retry: do only those again that failed. thorough: time all of one model a method, the first
+    task's, and fit it only where no model is kept. Raises BenchError where the data, a name or a number of the plan does
+    not fit, where the store can't be written to or the disk is too full, or where no method can run.
     """
     options, began = plan.options, perf_counter()
-    machine.device(options.device)  # what isn't there is refused before anything is drawn or read
+    kind = device(options)  # what isn't there is refused before anything is drawn or read
     methods, refused = _methods(plan)
     module = registry.load("datasets", options.dataset)
     with heard() as said:  # of counts that aren't the official ones, missing masks and the like: records keep it
@@ -82,6 +122,7 @@ def survey(plan: Plan, *, force: bool = False, thorough: bool = False) -> Survey
         raise BenchError(f"--checkpoint {plan.checkpoint} is one model; this plan has {len(digests)}. Give a folder.")
     dataset = options.dataset if options.dataset != "folder" else f"folder-{plan.root.resolve().name}"
     store = Store(plan.runs)
+    failed = {_place(record.run, record.category) for record in store.walk() if record.failure} if retry else set()
     jobs: list[Job] = []
     found: list[Record] = []
     memory: dict[str, int] = {}
@@ -92,16 +133,19 @@ def survey(plan: Plan, *, force: bool = False, thorough: bool = False) -> Survey
             data = digests[task.name]
             job = method.job(task, dataset=dataset, synthetic=module.SYNTHETIC, k=k, seed=seed, data=data)
             job = _to_time(store, job) if thorough and not force else replace(job, thorough=thorough)
-            done = [] if force else _done(store, job, iterative=method.kind.iterative)
+            done = [] if force else _done(store, job, kind, iterative=method.kind.iterative)
             if any(record.source != method.source for record in done):
                 changed.add(name)
             found += done
-            if not done:
+            if not done and (not retry or any(_place(job.run, category) in failed for category in task.tests)):
                 jobs.append(replace(job, warnings=tuple(said)))
                 memory[name] = max(memory.get(name, 0), method.memory(task))
     for name in sorted(changed):
         _log.warning("The file of %s has changed since its records were made; --force makes them again.", name)
-    return Survey(tuple(jobs), tuple(found), refused, sum(_disk(job) for job in jobs), memory)
+    disk = sum(_disk(job) for job in jobs)
+    if jobs:
+        store.ready(disk)
+    return Survey(tuple(jobs), tuple(found), refused, disk, memory)
 
 
 class _Method:
@@ -167,7 +211,7 @@ class _Method:
             batch=options.batch,
             maps=options.maps,
             keep_model=options.keep_model,
-            time=options.time,
+            time=options.time and _alone(options),
             device=options.device,
             threads=options.threads,
             weights=plan.weights,
@@ -259,14 +303,32 @@ def _draw(plan: Plan, samples: list[Sample], k: int, seed: int) -> list[Task]:
     return [held_out(task, rate, seed) for task in tasks] if rate else tasks
 
 
-def _done(store: Store, job: Job, *, iterative: bool) -> list[Record]:
+def device(options: Options) -> str:
+    """The kind of device that the fits will run on; on a cluster it need not be here."""
+    if options.executor == "ray" and options.device != "auto":
+        return options.device.partition(":")[0]
+    return machine.device(options.device).type
+
+
+def _alone(options: Options) -> bool:
+    """Whether a fit has its device to itself, so that a latency measured there means something."""
+    return options.executor != "ray" or (device(options) != "cpu" and options.gpus_per_task >= 1)
+
+
+def _place(run: Run, category: str) -> tuple[Any, ...]:
+    """What a failed record and the job that repeats it share: all but the images, which may have been mended."""
+    settings = json.dumps(run.settings, sort_keys=True)
+    return (run.dataset, run.protocol, run.k, run.seed, run.limit, run.name, run.precision, settings, category)
+
+
+def _done(store: Store, job: Job, kind: str, *, iterative: bool) -> list[Record]:
     """The records of the job if all of them stand in the store unfailed; else none."""
     asked: tuple[Selection, ...] = ("last", "oracle") if job.rule == "both" else (job.rule,)
     found = []
     for selection in asked if iterative else ("last",):
         for category in job.task.tests:
             record = store.find(job.run, job.data, category, selection)
-            if record is None or record.failure or not _as_asked(record, job):
+            if record is None or record.failure or not _as_asked(record, job, kind):
                 return []
             found.append(record)
     title, swept = job.run.title, job.run.swept  # as this call names it
@@ -283,7 +345,7 @@ def _to_time(store: Store, job: Job) -> Job:
     return replace(job, kept=record, model=store.path(job.run, job.data, category, "last").with_suffix(".safetensors"))
 
 
-def _as_asked(record: Record, job: Job) -> bool:
+def _as_asked(record: Record, job: Job, kind: str) -> bool:
     """Whether all that the job would store stands beside the record."""
     if record.stored.get("maps") != job.maps:
         return False
@@ -293,15 +355,14 @@ def _as_asked(record: Record, job: Job) -> bool:
         return False
     if job.keep_model and not record.stored.get("model"):
         return False
-    return not job.time or (bool(record.latency) and _same_clock(record, job))
+    return not job.time or (bool(record.latency) and _same_clock(record, job, kind))
 
 
-def _same_clock(record: Record, job: Job) -> bool:
+def _same_clock(record: Record, job: Job, kind: str) -> bool:
     """Whether the latency was measured where the job would measure it: on such a device, with as many threads."""
-    device = machine.device(job.device)
     on_gpu = "cuda" in record.machine
-    if device.type == "cuda" or on_gpu:
-        return device.type == "cuda" and on_gpu
+    if kind == "cuda" or on_gpu:
+        return kind == "cuda" and on_gpu
     return record.machine.get("threads") == (job.threads or machine.threads())
 
 

@@ -29,6 +29,8 @@ Examples:
     bench run --method aminet --over clusters=2,4,8 --over depth=2,4 --one-at-a-time
 
     bench run --method aminet_jitter --profile code --checkpoint ~/released
+
+    bench run table1 --executor ray --address auto --gpus-per-task 0.5 --timeout 7200
 """
 
 
@@ -100,6 +102,12 @@ def run(  # noqa: PLR0917  typer makes the options from these
     runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
     keep_model: Annotated[bool | None, typer.Option("--keep-model", help="Store the fitted methods.")] = None,
     latency: Annotated[bool | None, typer.Option("--time/--no-time", help="Measure the latency of one image.")] = None,
+    executor: Annotated[str | None, typer.Option(help="local, process (a child process) or ray (a cluster).")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a fit may take; 0 is no limit.")] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster: auto, ray://head:10001; none: start one.")] = None,
+    gpus_per_task: Annotated[float | None, typer.Option(help="GPUs a fit on Ray asks for, as 0.5.")] = None,
+    ship_data: Annotated[bool | None, typer.Option("--ship-data", help="Send the images to a cluster's nodes.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Only what failed before.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Do again what stands in the store.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")] = False,
     as_json: Json = False,
@@ -132,6 +140,11 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "keep_model": keep_model,
             "time": latency,
             "one_at_a_time": one_at_a_time,
+            "executor": executor,
+            "timeout": timeout,
+            "address": address,
+            "gpus_per_task": gpus_per_task,
+            "ship_data": ship_data,
         },
         settings=pairs("--set", settings or []),
         over=pairs("--over", over or []),
@@ -145,7 +158,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
             from bench import campaign as walk
             from bench import screen, summary
 
-            survey = walk.survey(plan, force=force)
+            survey = walk.survey(plan, force=force, retry=retry_failed)
         if dry_run:
             dump(screen.planned(plan, survey)) if as_json else screen.plan(out, known, plan, survey)
             return

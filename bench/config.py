@@ -45,6 +45,11 @@ class Options:
         keep_model: whether to store the fitted methods.
         time: whether to measure latency.
         one_at_a_time: whether a sweep varies one setting from the defaults at a time, or lays out the product.
+        executor: "local" (this process), "process" (a child process) or "ray" (a cluster).
+        timeout: seconds a fit may take, 0 is no limit; with one, a local fit is done in a child process.
+        address: of a Ray cluster that runs, as "auto" or "ray://head:10001"; "" starts one on this machine.
+        gpus_per_task: GPUs that a fit on Ray asks for; below 1 several fits share one, and no latency is measured.
+        ship_data: whether images are sent to the nodes of a cluster, which else read them at the caller's paths.
     """
 
     method: tuple[str, ...] = ("aminet",)
@@ -67,6 +72,11 @@ class Options:
     keep_model: bool = False
     time: bool = True
     one_at_a_time: bool = False
+    executor: Literal["local", "process", "ray"] = "local"
+    timeout: float = 0.0
+    address: str = ""
+    gpus_per_task: float = 1.0
+    ship_data: bool = False
 
 
 _CHOOSING = {entry.name: object for entry in fields(Options)}
@@ -81,7 +91,7 @@ _SHAPE: dict[str, Any] = {
 }
 """What bench.toml holds: "*" is any name, `object` any value: it is typed where it is used."""
 
-_LEAST = {"limit": 0, "every": 1, "threads": 0, "batch": 1}
+_LEAST = {"limit": 0, "every": 1, "threads": 0, "batch": 1, "timeout": 0}
 _NAME = re.compile(r"[\w+-]+")
 
 
@@ -251,13 +261,19 @@ def _options(tables: list[tuple[dict[str, Any], str]], said: Mapping[str, Any]) 
     for key, value in values.items():
         if isinstance(value, tuple):
             values[key] = tuple(dict.fromkeys(value))  # 0,0 is one seed
-        if key in {"method", "k", "seed"} and not value:
-            raise BenchError(f"A run needs at least one {key}; {origin[key]} gives none. Name one.")
-        if key in _LEAST and value < _LEAST[key]:
-            raise BenchError(f"{key} is {_LEAST[key]} or more; {origin[key]} gives {value}. Raise it.")
-        if key == "calibrate" and not 0 <= value < 1:
-            raise BenchError(f"A false positive rate is 0 or more and below 1; {origin[key]} gives {value}. Give 0.1.")
+        _in_range(key, value, origin[key])
     return Options(**values), origin
+
+
+def _in_range(key: str, value: Any, where: str) -> None:
+    if key in {"method", "k", "seed"} and not value:
+        raise BenchError(f"A run needs at least one {key}; {where} gives none. Name one.")
+    if key in _LEAST and value < _LEAST[key]:
+        raise BenchError(f"{key} is {_LEAST[key]} or more; {where} gives {value}. Raise it.")
+    if key == "calibrate" and not 0 <= value < 1:
+        raise BenchError(f"A false positive rate is 0 or more and below 1; {where} gives {value}. Give 0.1.")
+    if key == "gpus_per_task" and (value <= 0 or (value > 1 and value % 1)):
+        raise BenchError(f"A fit asks for a part of one GPU or for whole ones; {where} gives {value:g}. Give 0.5 or 2.")
 
 
 def _entry(config: Config, table: Literal["profile", "campaign"], name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Does jobs, here in this process: a job is one fit with all that it needs, an outcome is what the store keeps of it.
+"""A job is one fit with all that it needs, an outcome is what the store keeps of it.
 
-`work` is the whole way from a job to its outcomes, wherever it runs; a crash becomes outcomes that say so.
+`work` is the whole way from a job to its outcomes, wherever it runs; a crash becomes outcomes that say so. `local` does
+jobs in this process, `bench.process` in a child, `bench.cluster` on many machines.
 """
 
 import logging
@@ -94,26 +95,22 @@ class Outcome:
     model: bytes | None = None
 
 
-def local(jobs: Iterable[Job], watch: Watch) -> Iterator[list[Outcome]]:
+Done = tuple[Job, Sequence[Outcome]]
+"""What every executor yields: a job, and its outcomes."""
+
+
+def local(jobs: Iterable[Job], watch: Watch) -> Iterator[Done]:
     """The outcomes of each job, one job after the other, in this process."""
     for job in jobs:
-        yield work(job, watch)
+        yield job, work(job, watch)
 
 
 def work(job: Job, watch: Watch) -> list[Outcome]:
     """Fits and judges; an outcome a category and selection. What goes wrong becomes failed records, never a crash."""
-    blank = Record(
-        run=job.run,
-        category=job.task.name,
-        data=job.data,
-        train=[] if job.checkpoint else [_told(sample) for sample in job.task.train],
-        origin=job.origin,
-        command=job.command,
-        commit=machine.commit(),
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    started = datetime.now(UTC)
     with heard() as warnings:
         try:
+            blank = _blank(job, started)
             outcomes = [_timed(job, job.kept, job.model)] if job.kept and job.model else _do(job, blank, watch)
             said = [*job.warnings, *warnings]
             outcomes = [replace(outcome, record=replace(outcome.record, warnings=said)) for outcome in outcomes]
@@ -121,13 +118,33 @@ def work(job: Job, watch: Watch) -> list[Outcome]:
                 outcome.record.to_json()  # what can't be written is this run's failure, and told by its field
                 spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in outcome.record.seconds.items())
                 _log.info("%s: %s", job.what, spent)
-        except Exception as error:  # noqa: BLE001  one run must not take the others along
+        except (Exception, SystemExit) as error:  # noqa: BLE001  one run must not take the others along
             lines = traceback.format_exception(error, limit=-3)
             reason = str(error) if isinstance(error, BenchError) else "".join(lines).strip()
-            selection: Selection = "oracle" if job.rule == "oracle" else "last"
-            failed = replace(blank, failure=reason, selection=selection, warnings=[*job.warnings, *warnings])
-            return [Outcome(replace(failed, category=category)) for category in job.task.tests]
+            return failed(job, reason, warnings, started)
     return outcomes
+
+
+def failed(job: Job, reason: str, warnings: Sequence[str] = (), started: datetime | None = None) -> list[Outcome]:
+    """The outcomes of a job that came to nothing: a record a category, with the reason."""
+    blank = _blank(job, started or datetime.now(UTC))
+    selection: Selection = "oracle" if job.rule == "oracle" else "last"
+    record = replace(blank, failure=reason, selection=selection, warnings=[*job.warnings, *warnings])
+    return [Outcome(replace(record, category=category)) for category in job.task.tests]
+
+
+def _blank(job: Job, started: datetime) -> Record:
+    """What is known of a job's records before it is done."""
+    return Record(
+        run=job.run,
+        category=job.task.name,
+        data=job.data,
+        train=[] if job.checkpoint else [_told(sample) for sample in job.task.train],
+        origin=job.origin,
+        command=job.command,
+        commit=machine.commit(),
+        started=started.isoformat(timespec="seconds"),
+    )
 
 
 def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:

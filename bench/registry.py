@@ -22,7 +22,7 @@ _EXTRAS = ("anomalib",)  # packages that an extra of the same name brings
 
 def names(kind: Kind) -> list[str]:
     """The plug-ins of a kind, sorted. None of them is imported; sub-folders are not plug-ins."""
-    return sorted({file.stem for folder in _folders(kind) for file in folder.glob("[!_.]*.py")})
+    return sorted({file.stem for folder in folders(kind) for file in folder.glob("[!_.]*.py")})
 
 
 def load(kind: Kind, name: str) -> ModuleType:
@@ -66,15 +66,16 @@ def add(kind: Kind, folder: Path) -> None:
     """
     if not folder.is_dir():
         raise BenchError(f"[paths] {kind} names folders of plug-ins; {folder} is none. Make it, or mend the path.")
-    folder, folders = folder.resolve(), _folders(kind)
-    if folder in folders:
+    folder, found = folder.resolve(), folders(kind)
+    if folder in found:
         return
     twice = sorted({file.stem for file in folder.glob("[!_.]*.py")} & set(names(kind)))
     if twice:
         raise BenchError(f"A plug-in's name is its file's; {folder} has {twice[0]}.py as {kind}/ has. Rename it.")
     # a plain list, because a namespace package's own path forgets what was appended whenever it is computed again
-    import_module(f"bench.{kind}").__path__ = [*map(str, folders), str(folder)]
+    import_module(f"bench.{kind}").__path__ = [*map(str, found), str(folder)]
 
 
-def _folders(kind: Kind) -> list[Path]:
+def folders(kind: Kind) -> list[Path]:
+    """Where plug-ins of a kind are looked for: a process that begins anew is told those that were added."""
     return [Path(folder).resolve() for folder in import_module(f"bench.{kind}").__path__]

@@ -1,5 +1,6 @@
 """Runs one task: fits the method, predicts each category, follows the selection rule. It is handed objects only."""
 
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from bench.record import Answers, Maps, Resolution, Selection
 from bench.timing import Clock
 
 V = TypeVar("V")
+
+_log = logging.getLogger(__name__)
 
 Rule = Literal["last", "oracle", "both"]
 """Which epoch is reported: the last, the best on the test set (marked wherever it is shown), or each in a record."""
@@ -87,6 +90,7 @@ class Fit:
         self.seconds = 0.0
         self._rule, self._every, self._batch, self._maps, self._calibrate = rule, every, batch, maps, calibrate
         self._epoch = 0
+        self._halved = False
         self._best: list[Answer] = []
         self._best_merit = (-1.0, -1.0)
 
@@ -154,7 +158,20 @@ class Fit:
         image, pixel = (metrics.threshold_at(np.concatenate(of), self._calibrate) for of in (scores, highest))
         return replace(answer, thresholds=(image, pixel))
 
-    def _predicted(self, images: FileImages, clock: Clock) -> Iterator[tuple[Floats, NDArray[np.float32]]]:
+    def _predicted(self, images: FileImages, clock: Clock) -> list[tuple[Floats, NDArray[np.float32]]]:
+        """The answers to all images by batch; where the device runs out of memory, once more with half the batch."""
+        try:
+            return list(self._batches(images, clock))
+        except torch.OutOfMemoryError:
+            if self._halved or self._batch == 1:
+                raise
+        self._halved, self._batch = True, self._batch // 2
+        _log.warning("The device ran out of memory in predict; from here on it gets %d at once.", self._batch)
+        clock.seconds.clear()
+        torch.cuda.empty_cache()
+        return list(self._batches(images, clock))
+
+    def _batches(self, images: FileImages, clock: Clock) -> Iterator[tuple[Floats, NDArray[np.float32]]]:
         """(b,) scores and (b, h, w) maps of each batch, checked."""
         for batch in images.batches(self._batch):
             given = batch.to(self.device)

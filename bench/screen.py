@@ -13,7 +13,9 @@ from rich.table import Table
 from bench import campaign, summary
 from bench.campaign import Survey
 from bench.config import Config, Plan
+from bench.forecast import Forecast, forecast
 from bench.record import Record
+from bench.store import Store
 from bench.summary import Group
 
 FIT_SHARE = 0.8
@@ -46,17 +48,20 @@ def work(out: Console, plan: Plan, survey: Survey) -> Iterator[Record]:
     # The estimate looks back far enough for slow fits, whose epochs may take minutes.
     with Progress(*columns, *times, console=out, transient=True, speed_estimate_period=3600) as bar:
         whole = bar.add_task("starting", total=len(survey.jobs))
-        finished = set[tuple[str | int, ...]]()
+        shares: dict[str, float] = {}  # how much is done of each job at work: there may be many at once
+        finished = 0
 
         def watch(what: str, phase: str, done: int, total: int, loss: float | None) -> None:
-            share = FIT_SHARE * done / max(total, 1) if phase == "fit" else FIT_SHARE
+            nonlocal finished
+            shares[what] = FIT_SHARE * done / max(total, 1) if phase == "fit" else FIT_SHARE
+            if phase == "done":
+                finished += 1
+                del shares[what]
             told = f", loss {loss:.4g}" if loss is not None else ""
             text = f"{what}: {phase} {done}/{total}{told}"
-            bar.update(whole, completed=len(finished) + share, description=escape(text))
+            bar.update(whole, completed=finished + sum(shares.values()), description=escape(text))
 
         for record in campaign.run(plan, survey, watch):
-            finished.add((record.run.name, record.run.variant, record.run.k, record.run.seed, record.data))
-            bar.update(whole, completed=len(finished))
             bar.console.print(_line(record))
             yield record
 
@@ -122,6 +127,8 @@ def close(out: Console, plan: Plan, survey: Survey, records: list[Record]) -> bo
     if failed or survey.refused:
         left_out = f" Left out: {', '.join(survey.refused)}." if survey.refused else ""
         out.print(f"[red]{len(failed)} failed.{escape(left_out)}[/red] The same command tries these again.")
+        if failed:
+            out.print("With [bold]--retry-failed[/bold] it does nothing else.")
         return False
     names = {choice.name for choice in plan.choices}
     other = next((name for name in ("patchcore", "meanmap", "aminet") if name not in names), None)
@@ -187,9 +194,14 @@ def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
         tested = sum(len(tests) for tests in job.task.tests.values())
         out.print(f"to do: {escape(job.what)}: {len(job.task.train)} training images, {tested} test images")
     out.print(f"{len(survey.jobs)} fits to do; {len(survey.found)} records stand already.")
+    gpu = campaign.device(asked.options) == "cuda"
+    expected = forecast(survey.jobs, Store(asked.runs).walk(), gpu=gpu)
+    out.print(f"Time: {_duration(expected, len(survey.jobs))}.")
     out.print(f"Disk: about {survey.disk / 1e6:.0f} MB.")
     for name, needed in survey.memory.items():
-        out.print(f"Memory of {escape(name)}: {f'about {_gigabytes(needed)}' if needed else 'no estimate'}.")
+        before = expected.memory.get(name, 0)
+        measured = f", {_gigabytes(before)} measured before" if before else ""
+        out.print(f"Memory of {escape(name)}: {f'about {_gigabytes(needed)}' if needed else 'no estimate'}{measured}.")
 
 
 def _with_method(command: str, method: str) -> str:
@@ -202,6 +214,15 @@ def _with_method(command: str, method: str) -> str:
         elif not word.startswith(("--method=", "--set=", "--over=", "--checkpoint=", "--one-at-a-time", "--force")):
             kept.append(word)
     return shlex.join([*kept, "--method", method])
+
+
+def _duration(told: Forecast, jobs: int) -> str:
+    """Hours, minutes or seconds of all fits that like ones in the store tell of, and how many they don't."""
+    if told.unknown == jobs:
+        return "no estimate, for the store holds no run with these settings on such a device" if jobs else "none"
+    size, unit = next(((s, u) for s, u in ((3600, "hours"), (60, "minutes")) if told.seconds >= s), (1, "seconds"))
+    rest = f", and {told.unknown} fits that no run in the store tells of" if told.unknown else ""
+    return f"about {told.seconds / size:.1f} {unit} of work, by the runs in the store{rest}"
 
 
 def _gigabytes(count: int) -> str:

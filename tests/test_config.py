@@ -208,6 +208,10 @@ def test_a_bench_toml_that_is_none_is_refused_with_the_place(changed: dict[str, 
         ({"threads": -1}, "threads is 0 or more"),
         ({"seed": ""}, "A run needs at least one seed; --seed gives none"),
         ({"method": ""}, "A run needs at least one method"),
+        ({"timeout": "-1"}, "timeout is 0 or more; --timeout gives -1"),
+        ({"gpus_per_task": "1.5"}, r"a part of one GPU or for whole ones; --gpus-per-task gives 1\.5"),
+        ({"gpus_per_task": 0.0}, "--gpus-per-task gives 0"),
+        ({"executor": "slurm"}, "--executor is one of local, process, ray; 'slurm' is not"),
     ],
 )
 def test_an_unknown_name_or_a_value_out_of_range_is_refused(given: dict[str, Any], words: str) -> None:
