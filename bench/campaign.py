@@ -33,7 +33,7 @@ class Survey:
     Attributes:
         jobs: still to do.
         found: records that stand in the store already.
-        refused: methods that can't run here, with the reason; the others go on.
+        refused: methods that can't run here and categories whose files can't be read, with the reason.
         disk: estimated bytes that the jobs' answers will take.
         memory: estimated peak bytes of the greediest fit, by method; 0 where nobody worked it out.
     """
@@ -102,8 +102,8 @@ def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bo
     """Lists the samples, draws the tasks, and looks up what is done.
 
     force: do it all again. retry: do only those again that failed. thorough: time all of one model a method, the first
-    task's, and fit it only where no model is kept. Raises BenchError where the data, a name or a number of the plan does
-    not fit, where the store can't be written to or the disk is too full, or where no method can run.
+    task's, and fit it only where no model is kept. Raises BenchError where the data, a name or a number of the plan
+    does not fit, where the store can't be written to or the disk is too full, or where no method can run.
     """
     options, began = plan.options, perf_counter()
     kind = device(options)  # what isn't there is refused before anything is drawn or read
@@ -113,10 +113,8 @@ def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bo
         samples = _chosen(plan, module.samples(plan.root))
     tasks = [(k, seed, task) for k in _ks(plan) for seed in options.seed for task in _draw(plan, samples, k, seed)]
     tasks = tasks[:1] if thorough else tasks
-    digests: dict[str, str] = {}
-    for _, _, task in tasks:
-        if task.name not in digests:
-            digests[task.name] = images.contents([sample for sample in samples if sample.category in task.tests])
+    digests = _digests({task.name: task for _, _, task in tasks}, samples, refused)
+    tasks = [found for found in tasks if found[2].name in digests]
     _log.info("%d samples, %d task(s); listed and hashed in %.2f s", len(samples), len(tasks), perf_counter() - began)
     if plan.checkpoint and plan.checkpoint.is_file() and len(digests) > 1:
         raise BenchError(f"--checkpoint {plan.checkpoint} is one model; this plan has {len(digests)}. Give a folder.")
@@ -313,6 +311,22 @@ def device(options: Options) -> str:
 def _alone(options: Options) -> bool:
     """Whether a fit has its device to itself, so that a latency measured there means something."""
     return options.executor != "ray" or (device(options) != "cpu" and options.gpus_per_task >= 1)
+
+
+def _digests(tasks: dict[str, Task], samples: list[Sample], refused: dict[str, str]) -> dict[str, str]:
+    """The digest of each task's images, by name. A task whose files can't be read is refused, and the others go on."""
+    found: dict[str, str] = {}
+    for name, task in tasks.items():
+        try:
+            found[name] = images.contents([sample for sample in samples if sample.category in task.tests])
+        except BenchError as refusal:
+            if len(tasks) == 1:
+                raise
+            refused[name] = str(refusal)
+            _log.warning("%s is left out: %s", name, refusal)
+    if not found:
+        raise BenchError(f"None of the categories can be read: {', '.join(tasks)}. The lines above say why.")
+    return found
 
 
 def _place(run: Run, category: str) -> tuple[Any, ...]:

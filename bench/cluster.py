@@ -212,7 +212,7 @@ def _connect(ray: Any, address: str) -> None:
     try:
         # "local" starts one even where RAY_ADDRESS names another
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises all kinds of them, and a bare one where a start takes too long
         reason = " ".join(str(error).split())[:200]
         raise BenchError(
             f"--address names a Ray cluster that runs; '{address or 'local'}' does not answer ({reason}). "

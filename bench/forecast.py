@@ -42,7 +42,7 @@ def forecast(jobs: Sequence[Job], records: Iterable[Record], *, gpu: bool) -> Fo
     """
     known: dict[str, _Times] = {}
     for record in records:
-        if record.selection == "last" and record.seconds and ("cuda" in record.machine) == gpu:
+        if record.selection == "last" and "fit" in record.seconds and ("cuda" in record.machine) == gpu:
             times = known.setdefault(_kind(record.run), _Times())
             times.fit.append(record.seconds["fit"] / max(len(record.train), 1))
             times.tests.append((record.seconds["predict"] + record.seconds["judge"]) / max(len(record.tests), 1))

@@ -94,7 +94,7 @@ class Store:
             _write(path, record.to_json().encode(), files, self.root)
         except OSError as error:
             raise BenchError(
-                f"Results are written below {self.root}; that failed ({error.strerror}: {error.filename}). "
+                f"Results are written below {self.root}; that failed ({error.strerror}: {error.filename or path}). "
                 f"{self._rescued(path, record, files)} Free or open the folder, or choose another with --runs."
             ) from error
         return record
@@ -118,7 +118,7 @@ class Store:
             ) from error
         if needed > free:
             raise BenchError(
-                f"The answers of this plan take about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free at {place}. "
+                f"The answers of this plan take about {needed / 1e6:.1f} MB; {free / 1e6:.1f} MB are free at {place}. "
                 f"Free some, choose another folder with --runs, or keep less with --maps none."
             )
 

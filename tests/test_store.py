@@ -359,7 +359,7 @@ def test_a_disk_too_small_for_the_plan_and_a_closed_folder_are_told_before_anyth
 ) -> None:
     store.ready(1000)
     assert not store.root.exists()  # asking makes nothing
-    with pytest.raises(BenchError, match=r"about 1000000000\.0 GB; .* GB are free"):
+    with pytest.raises(BenchError, match=r"about 1000000000000\.0 MB; .* MB are free"):
         store.ready(10**18)
 
     def closed(dir: Path) -> None:  # noqa: A002

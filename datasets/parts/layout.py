@@ -141,7 +141,9 @@ def images(folder: Path) -> list[Path]:
 
     Raises BenchError where two have the same stem: their masks could not be told apart.
     """
-    found = [path for path in _entries(folder) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    # A link to a file that is gone is an image that can't be read, and must not go missing without a word.
+    named = [path for path in _entries(folder) if path.suffix.lower() in EXTENSIONS]
+    found = [path for path in named if path.is_file() or (path.is_symlink() and not path.is_dir())]
     stems: dict[str, Path] = {}
     for path in found:
         if path.stem in stems:

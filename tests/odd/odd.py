@@ -21,7 +21,6 @@ class Settings:
         "well", "raises", "exits", "prints", "nan", "infinite", "shape", "type", "lacks memory", "is hungry", "hangs",
         "is killed", "is killed once"
     ] = "well"  # fmt: skip
-    where: str = ""  # a category whose training images alone are treated so; "" is any
     flag: str = ""  # a file that says that it was killed before
     limit: int = 2  # the largest batch that does not run out of memory
 
