@@ -54,7 +54,7 @@ def fitted(chosen: Settings, images: Tensor, seed: int = 0) -> PatchCore:
 
 
 def bank_of(rows: Tensor) -> Bank:
-    return Bank(rows, rows.square().sum(dim=1), torch.zeros(rows.shape[1]))
+    return Bank(rows, rows.square().sum(dim=1), torch.zeros(rows.shape[1]), rows)
 
 
 @pytest.fixture(scope="module")

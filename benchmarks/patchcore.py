@@ -1,0 +1,106 @@
+"""How fast PatchCore chooses its coreset and scores: `python benchmarks/patchcore.py coreset|score`.
+
+`coreset` picks 10 % of the patches of 209 images beside the authors' loop in a plain port. The port would take minutes,
+so it is timed for its first picks, each of which costs the same, and the whole is those times all picks (told as such
+in the result). `score` seeks the nearest of a bank's rows for all patches of one image beside exact faiss (pip install
+faiss-cpu). Features are drawn: a low-dimensional crowd with noise, cut at zero as a ReLU does.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleaved import compared, interleave, told, write
+from reference.patchcore import greedy_coreset as plain_coreset
+from torch import Tensor
+
+from bench.methods.patchcore import Bank, greedy_coreset, nearest
+
+
+def drawn(rows: int, dimensions: int, seed: int) -> Tensor:
+    """(rows, dimensions) of features that lie near a surface of 24 dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    surface = torch.randn(24, dimensions, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(rows, 24, generator=generator) @ surface
+    return features.add_(torch.randn(rows, dimensions, generator=generator), alpha=2).relu_()
+
+
+def coreset(options: argparse.Namespace) -> dict[str, Any]:
+    """10 % of the rows, chosen in 128 dimensions."""
+    projection = torch.empty(128, 1024).uniform_(-1 / 32, 1 / 32, generator=torch.Generator().manual_seed(1))
+    parts = [drawn(min(8192, options.rows - start), 1024, start) for start in range(0, options.rows, 8192)]
+    features = torch.cat([part @ projection.T for part in parts])
+    features -= features.mean(dim=0)
+    count, starts = options.rows // 10, torch.arange(10) * (options.rows // 10)
+    picks: dict[str, Tensor] = {}
+
+    def keep(name: str, found: Tensor) -> None:
+        picks[name] = found
+
+    few = min(options.picks, count)
+    calls: dict[str, Callable[[], Any]] = {
+        f"plain port, {few} picks": lambda: keep("plain", plain_coreset(features, few, starts)),
+        f"maskbench, {count} picks": lambda: keep("ours", greedy_coreset(features, count, starts)),
+    }
+    turns = interleave(calls, options.rounds, warmups=0)
+    plain, ours = turns.values()
+    whole = {"plain port, all picks (extrapolated)": [(a * count / few, b * count / few) for a, b in plain]}
+    return {
+        "what": f"PatchCore coreset, {options.rows} x 1024 by 128 dimensions, 10 %",
+        "comparison": compared({**whole, "maskbench": ours}, next(iter(whole))),
+        "picks_of_the_port": few,
+        "equal_among_the_first": int((picks["plain"] == picks["ours"][:few]).sum()),
+    }
+
+
+def score(options: argparse.Namespace) -> dict[str, Any]:
+    """The patches of one image against a bank."""
+    import faiss
+
+    rows, queries = drawn(options.bank, 1024, 1), drawn(784, 1024, 2)
+    centre = rows.mean(dim=0)
+    rows, queries = rows - centre, queries - centre
+    bank = Bank(rows, rows.square().sum(dim=1), centre, rows)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(1024)
+    index.add(rows.numpy())
+    calls: dict[str, Callable[[], Any]] = {
+        "exact faiss": lambda: index.search(queries.numpy(), 1),
+        "maskbench, float32": lambda: nearest(queries, bank, 1),
+    }
+    if options.half:
+        half = replace(bank, sought=rows.bfloat16())
+        calls["maskbench, bfloat16"] = lambda: nearest(queries, half, 1)
+    comparison = compared(interleave(calls, options.rounds, warmups=2), "exact faiss")
+    theirs, places = (torch.from_numpy(found) for found in index.search(queries.numpy(), 1))
+    squared, found = nearest(queries, bank, 1)
+    return {
+        "what": f"PatchCore scoring, 784 patches against {options.bank} x 1024",
+        "comparison": comparison,
+        "equal_neighbours": float((places == found).float().mean()),
+        "largest_relative_difference": float(((squared - theirs).abs() / theirs).max()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("coreset", "score"))
+    parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn (default: 5)")
+    parser.add_argument("--rows", type=int, default=163_856, help="coreset: patches (default: 163856, 209 images)")
+    parser.add_argument("--picks", type=int, default=40, help="coreset: picks of the timed port (default: 40)")
+    parser.add_argument("--bank", type=int, default=16_385, help="score: rows of the bank (default: 16385)")
+    parser.add_argument("--half", action="store_true", help="score: also bfloat16, where the processor has it")
+    parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
+    options = parser.parse_args()
+    found = {"coreset": coreset, "score": score}[options.what](options)
+    print(told(found["comparison"]))
+    print({key: value for key, value in found.items() if key not in {"comparison", "what"}})
+    packages = ["faiss-cpu"] if options.what == "score" else []
+    write(f"patchcore_{options.what}", found, *packages, json_path=options.json)
+
+
+if __name__ == "__main__":
+    main()
