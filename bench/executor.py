@@ -197,6 +197,8 @@ def _made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
     module = registry.load("methods", job.run.method)
     precision: Precision = job.run.precision  # type: ignore[assignment]  # the config has checked it
     size, device = Preparation(**job.run.preparation).size, machine.device(job.device)
+    if machine.emulates(device, precision):
+        _log.warning("This processor only emulates %s, which is far slower than float32.", precision)
     setup = Setup(size, device, seed, job.weights, job.cache / "features", precision)
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in job.run.settings.items()}, job.run.name)
     kind: type[Method] = module.METHOD

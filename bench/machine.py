@@ -36,6 +36,15 @@ def device(name: str) -> torch.device:
     return found
 
 
+def emulates(on: torch.device, precision: str) -> bool:
+    """Whether the device lacks arithmetic of that half precision: torch then emulates it, hundreds of times slower."""
+    if on.type != "cpu" or precision == "float32" or platform.machine() not in {"x86_64", "AMD64"}:
+        return False
+    name = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}[precision]
+    has = getattr(torch.ops.mkldnn, name, None)
+    return has is not None and not has()
+
+
 def threads() -> int:
     """Threads that torch uses on the CPU where none are asked for."""
     return torch.get_num_threads()

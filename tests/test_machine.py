@@ -136,3 +136,13 @@ def test_memory_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) 
     assert machine.free_memory() > 1 << 20
     assert machine.peak_memory(CPU)["host"] > 1 << 20
     assert machine.describe(CPU)["device"]
+
+
+def test_a_processor_without_half_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    for has in (True, False):
+        monkeypatch.setattr(machine.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        assert machine.emulates(cpu, "bfloat16") is not has
+        assert not machine.emulates(cpu, "float32")
+    assert not machine.emulates(torch.device("cuda"), "bfloat16")
