@@ -8,6 +8,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, overload
 
 from bench import config, summary
@@ -71,7 +72,7 @@ class Results(Sequence[Record]):
         if metric not in known:
             raise BenchError(f"A figure shows a metric that the records have: {', '.join(known)}; '{metric}' is none.")
         categories = [*dict.fromkeys(name for group in groups for name in group.categories), summary.MEAN]
-        figure = Figure(figsize=(7, 1.2 + 0.35 * len(categories)), layout="constrained")
+        figure = Figure(figsize=(7, 1.2 + 0.35 * len(categories) + 0.4 * len(groups)), layout="constrained")
         axes = figure.add_subplot()
         for number, group in enumerate(groups):
             cells = {category: group.cell(category, metric) for category in categories}
@@ -82,10 +83,10 @@ class Results(Sequence[Record]):
                 [categories.index(category) + offset for category in there],
                 xerr=[100 * (cell.std or 0) for cell in there.values()],
                 fmt="osD^vPX"[number % 7],
-                label="; ".join([summary.heading(group), *summary.marks(group)]),
+                label=fill("; ".join([summary.heading(group), *summary.marks(group)]), 80),
             )
         axes.set_yticks(range(len(categories)), categories)
-        axes.invert_yaxis()
+        axes.set_ylim(len(categories) - 0.5, -0.5)
         axes.set_xlabel(f"{summary.METRICS.get(metric, metric)}, percent")
         axes.grid(axis="x", alpha=0.3)
         figure.legend(loc="outside lower center", fontsize="small")

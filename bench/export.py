@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import compose
+from onnxscript import opset18
 from torch import Tensor, nn
 
 from bench.dataset import Sample
@@ -98,6 +100,7 @@ def _network(kept: Kept) -> onnx.ModelProto:
                 output_names=[SCORE, MAP],
                 opset_version=OPSET,
                 dynamo=True,
+                custom_translation_table={torch.ops.aten._cdist_forward.default: _distances},  # noqa: SLF001  its only name
                 verbose=False,
             )
     except Exception as error:
@@ -108,6 +111,15 @@ def _network(kept: Kept) -> onnx.ModelProto:
         ) from error
     assert program is not None
     return program.model_proto
+
+
+def _distances(one: Any, other: Any, p: float, compute_mode: int | None = None) -> Any:  # noqa: ARG001  torch gives it
+    """(..., n, d) and (..., m, d) -> (..., n, m) Euclidean distances, which the exporter can't write by itself."""
+    if p != 2:
+        raise ValueError(f"only Euclidean distances can be written; p is {p}")
+    op: Any = opset18  # its types know no constants
+    apart = op.Sub(op.Unsqueeze(one, [-2]), op.Unsqueeze(other, [-3]))
+    return op.Sqrt(op.ReduceSum(op.Mul(apart, apart), [-1], keepdims=0))
 
 
 def _reason(error: Exception) -> str:

@@ -75,3 +75,28 @@ def test_bench_runs_from_the_wheel_outside_a_checkout(wheel: Path, tmp_path: Pat
     assert "patchcore" in methods
     assert "mvtec" in said("list", "datasets")
     assert "table1" in said("list", "campaigns")
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_brings_the_command_and_the_python_api(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, which borrows only what maskbench depends on."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python, bench = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "bench"
+    into = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel]
+    subprocess.run(into, check=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
+    (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def said(*words: str | Path) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(site) in said(python, "-c", "import bench; print(bench.__file__)")
+    asked = ("--protocol", "kshot", "--k", "2", "--category", "gear", "--limit", "4", "--no-time")
+    assert "gear" in said(bench, "run", "--method", "meanmap", *asked, "--keep-model")
+    assert "scores.csv" in said(bench, "predict", "demo/kshot-2/meanmap", *(tmp_path / "runs").rglob("worst.image.png"))
+    assert "works" in said(bench, "check", "meanmap")
+    assert "1 records of Mean map" in said(python, "-c", "from bench import records; print(records())")
