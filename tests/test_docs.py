@@ -75,12 +75,12 @@ def test_the_page_on_new_methods_does_what_it_says(tmp_path: Path) -> None:
 def commands() -> list[tuple[str, str]]:
     """(page, line) of every `bench` command that a page tells to type."""
     return [
-        (page.name, line)
+        (page.name, line.strip())
         for page in PAGES
         for _, kind, text in blocks(page)
         if kind == "bash"
-        for line in text.replace("\\\n", " ").splitlines()
-        if line.startswith("bench ")
+        for line in re.split(r"\n|&&", text.replace("\\\n", " "))
+        if line.strip().startswith("bench ")
     ]
 
 
