@@ -14,6 +14,7 @@ from bench.report import Use
 from bench.store import Store
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # a hosted library imports what it imports
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_every_method_keeps_what_every_method_promises(name: str) -> None:
     try:
