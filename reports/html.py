@@ -142,12 +142,12 @@ def _facts(records: Sequence[Record], own: Sequence[_Own]) -> list[tuple[str, st
 
 def _results(own: Sequence[_Own]) -> Table:
     """A row a method and category, to be sorted and filtered, each leading to its details; caveats are at the name."""
-    rows = []
+    rows: list[tuple[str | Entry, ...]] = []
     for each in own:
         for category in each.group.categories:
             seeds = ", ".join(str(record.run.seed) for record in each.records[category])
             values = [measured(each.group, category, metric) for metric in (*METRICS, LATENCY)]
-            bare = [Entry(value.pieces, tuple(set(value.notes) - set(each.caveats))) for value in values]
+            bare = [Entry(v.pieces, tuple(note for note in v.notes if note not in each.caveats)) for v in values]
             rows.append((each.topic, Entry.of(each.name, *each.caveats), category, seeds, *bare))
     return Table.of("", ("data · protocol", "method", "category", "seeds", *METRICS.values(), LATENCY), rows)
 
