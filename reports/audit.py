@@ -19,7 +19,7 @@ from .parts.tables import Section, Table, points
 SUFFIX = "md"
 FIGURES: Use = "never"
 
-HEAD = ("dialect", "metric", "ours", "theirs", "moves the mean by", "largest move of a category")
+HEAD = ("dialect", "metric", "ours", "theirs", "moves by", "most in a category")
 
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import campaign, config, metrics, registry, runner
+from bench import campaign, config, counting, metrics, registry, runner
 from bench.config import Plan
 from bench.dataset import Sample
 from bench.errors import BenchError
@@ -195,6 +195,18 @@ def test_each_category_of_one_model_has_its_own_threshold(parts: Path) -> None:
     assert bolt.threshold != plate.threshold
     assert len(bolt.train) == 6
     assert {name.split("/")[0] for name in bolt.held} == {"bolt"}
+
+
+def test_a_set_too_large_to_be_exact_tells_its_error_in_the_record(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = ran(planned(parts, category="bolt"))[0]
+    monkeypatch.setattr(counting, "EXACT", 100)  # of 300 defect pixels
+    record = ran(planned(parts, category="bolt"), force=True)[0]
+    moved = [abs(record.metrics[name] - value) for name, value in exact.metrics.items()]
+    assert exact.error == 0.0
+    assert 0 <= max(moved) <= record.error < 0.1
+    assert record.error > 0
 
 
 def enlarged(parts: Path, category: str, size: tuple[int, int]) -> None:
