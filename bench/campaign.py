@@ -107,6 +107,8 @@ def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bo
     """
     options, began = plan.options, perf_counter()
     kind = device(options)  # what isn't there is refused before anything is drawn or read
+    if plan.checkpoint and options.calibrate:
+        raise BenchError("No image is known to be held out of a released checkpoint's training. Leave --calibrate out.")
     methods, refused = _methods(plan)
     module = registry.load("datasets", options.dataset)
     with heard() as said:  # of counts that aren't the official ones, missing masks and the like: records keep it

@@ -190,6 +190,12 @@ def test_a_calibrated_run_is_another_one_and_a_plain_one_stays_where_it_is(parts
     assert "image_recall" not in record.metrics
 
 
+def test_a_released_checkpoint_can_not_be_calibrated(parts: Path) -> None:
+    plan = dataclasses.replace(planned(parts, calibrate=0.34), checkpoint=parts)
+    with pytest.raises(BenchError, match="held out of a released checkpoint's training"):
+        campaign.survey(plan)
+
+
 def test_each_category_of_one_model_has_its_own_threshold(parts: Path) -> None:
     bolt, plate = ran(planned(parts, protocol="unified", calibrate=0.34))
     assert bolt.threshold != plate.threshold
