@@ -192,7 +192,9 @@ def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
     out.print(f"bench.toml: {escape(', '.join(map(str, known.found)))}")
     for job in survey.jobs:
         tested = sum(len(tests) for tests in job.task.tests.values())
-        out.print(f"to do: {escape(job.what)}: {len(job.task.train)} training images, {tested} test images")
+        held = sum(len(samples) for samples in job.task.held.values())
+        counted = f"{len(job.task.train)} training images, {f'{held} held out, ' if held else ''}{tested} test images"
+        out.print(f"to do: {escape(job.what)}: {counted}")
     out.print(f"{len(survey.jobs)} fits to do; {len(survey.found)} records stand already.")
     gpu = campaign.device(asked.options) == "cuda"
     expected = forecast(survey.jobs, Store(asked.runs).walk(), gpu=gpu)
