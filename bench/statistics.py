@@ -32,6 +32,9 @@ from bench.metrics import (
 HOLD = 2048
 """How many defect scores the resampled pixel metrics are counted at; `Draws.error` tells what that costs."""
 
+CELLS = 1 << 21
+"""How many defect scores times images are counted at, at most: with over a thousand images HOLD gives way to memory."""
+
 BLOCK = 64
 """How many resamples are judged at once: it bounds memory."""
 
@@ -83,8 +86,8 @@ def resample(
     Whole images are drawn, since the pixels of one are not independent; as many good and as many defective ones as
     there are. The draws hang on `seed` and on the labels only, so that two methods are compared on the same ones;
     give each category a seed of its own, or all would be lucky at once in their mean.
-    Pixels are counted once for each image, in groups between HOLD of the defect scores; a test set is a weighted sum
-    of these counts. Arguments and errors as in `metrics.judge`, but that both classes must be there.
+    Pixels are counted once for each image, in groups between HOLD of the defect scores or fewer; a test set is a
+    weighted sum of these counts. Arguments and errors as in `metrics.judge`, but that both classes must be there.
 
     known: (n,) the images whose pixels count; None: all.  threshold: of the scores, for `metrics.at_threshold`.
     """
@@ -97,8 +100,9 @@ def resample(
     if maps is None or masks is None:
         return Draws(values, 0.0, good, defective)
     check_one_each(scores, maps, masks)
+    hold = min(HOLD, max(CELLS // scores.size, 64))
     counted = [index for index in range(scores.size) if known is None or known[index]]
-    counts = image_counts([maps[i] for i in counted], [masks[i] for i in counted], HOLD)
+    counts = image_counts([maps[i] for i in counted], [masks[i] for i in counted], hold)
     if not counts.regions.any() or not counts.normals.any():
         return Draws(values, 0.0, good, defective)
     names = (*PIXEL_NAMES, *map(aupro_name, fpr_limits))

@@ -63,6 +63,15 @@ def test_counting_in_groups_costs_no_more_than_is_told(monkeypatch):
     assert 0 < moved <= grouped.error < 0.05
 
 
+def test_with_many_images_fewer_scores_are_counted_at_and_the_error_is_told(monkeypatch):
+    arguments = category(1, images=30)
+    exact = resample(*arguments, draws=20)
+    monkeypatch.setattr("bench.statistics.CELLS", 30 * 100)
+    grouped = resample(*arguments, draws=20)
+    moved = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact.values.items())
+    assert 0 < moved <= grouped.error < 0.1
+
+
 def test_without_masks_only_image_metrics_are_drawn():
     scores, labels, maps, _ = category(0)
     assert set(resample(scores, labels, maps, None, draws=3).values) == {"image_auroc", "image_ap", "image_f1max"}
