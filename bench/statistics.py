@@ -288,22 +288,12 @@ def compare(values: Mapping[str, Sequence[float]]) -> list[Comparison]:
     but take no side (Pratt). Raises: BenchError where there are under two methods or their lengths differ.
     """
     table = _table(values, 2)
-    pairs = list(combinations(range(len(values)), 2))
-    found = [_signed_rank(table[a] - table[b]) for a, b in pairs]
-    names = list(values)
+    gaps = [(first, second, table[a] - table[b]) for (a, first), (b, second) in combinations(enumerate(values), 2)]
+    found = [_signed_rank(gap) for _, _, gap in gaps]
+    counted = [(float(gap.mean()), int(np.sum(gap > 0)), int(np.sum(gap < 0)), gap.size) for _, _, gap in gaps]
     return [
-        Comparison(
-            names[a],
-            names[b],
-            float(np.mean(table[a] - table[b])),
-            int(np.sum(table[a] > table[b])),
-            int(np.sum(table[a] < table[b])),
-            table.shape[1],
-            p,
-            corrected,
-            len(pairs),
-        )
-        for (a, b), p, corrected in zip(pairs, found, holm(found), strict=True)
+        Comparison(first, second, *counts, p, corrected, len(gaps))
+        for (first, second, _), counts, p, corrected in zip(gaps, counted, found, holm(found), strict=True)
     ]
 
 
