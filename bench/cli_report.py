@@ -39,7 +39,7 @@ Examples:
 def report(  # noqa: PLR0917  typer makes the options from these
     runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
     form: Annotated[
-        str, typer.Option("--format", help="Files in reports/, separated by commas: markdown, latex, csv, audit.")
+        str, typer.Option("--format", help="Of reports/: markdown, html, latex, csv, figures, audit. Several: a,b.")
     ] = "markdown",
     to: Annotated[Path | None, typer.Option("--out", help="Folder to write to; none: print.")] = None,
     table: Annotated[
@@ -92,7 +92,7 @@ def _render(store: "Store", asked: list[str], table: str, to: Path | None) -> No
         records, drawn = list(store.walk()), []
         if "inside" in uses or ("beside" in uses and to):
             status.update("Drawing the figures ...")
-            drawn = registry.load("reports", "figures").draw(records, store)
+            drawn = registry.load("reports", "figures").draw(records, store, table)
         status.update("Writing ...")
         texts = {name: module.render(records, store, drawn, table) for name, module in modules.items()}
     if to is None:

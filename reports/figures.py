@@ -12,6 +12,7 @@ from .parts import cases, comparisons, curves
 from .parts.evidence import gathered
 from .parts.gallery import gallery
 from .parts.markup import markdown
+from .parts.papers import narrowed
 from .parts.style import looks
 from .parts.tables import Section
 
@@ -25,9 +26,9 @@ def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = 
     return markdown("maskbench: figures", [*gallery(figures, 1), *none])
 
 
-def draw(records: Sequence[Record], store: Store) -> list[Figure]:
-    """Every figure that the records allow, and a word for every other."""
-    return list(_unlike(_drawn(records, store)))
+def draw(records: Sequence[Record], store: Store, table: str = "") -> list[Figure]:
+    """Every figure that the records allow, and a word for every other; of those of one table where it is named."""
+    return list(_unlike(_drawn(narrowed(records, table), store)))
 
 
 def _drawn(records: Sequence[Record], store: Store) -> Iterator[Figure]:

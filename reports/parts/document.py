@@ -26,6 +26,10 @@ TEXTURES = {"mvtec": members("average_texture", TABLES["1"].file)}
 """The categories that the papers call textures, by data set."""
 
 
+SHOWN = {"4": "k", "fig8": "speed", "fig9": "ablation"}
+"""The kind of figure that belongs to a table or figure of the paper."""
+
+
 def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> list[Section]:
     """The papers' tables of which something ran, then for each data set and protocol all that was measured.
 
@@ -34,7 +38,7 @@ def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] 
     """
     found = groups(narrowed(records, table))
     if table:
-        return [_asked(table, found)]
+        return [_asked(table, found), *gallery([figure for figure in figures if figure.kind == SHOWN.get(table)])]
     if not found:
         return [Section("", ("There are no records yet. `bench run` makes some.",))]
     pixels = sum(len(group.records) for group in found) <= PIXELS
