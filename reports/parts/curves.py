@@ -39,7 +39,8 @@ def epochs(topic: str, members: Sequence[Group]) -> Figure:
         why = "It needs a method that learns in epochs. "
         wanted = again(members[0].first, "--method", "aminet", "--selection", "both")
         return absent("epochs", topic, title, why + wanted)
-    shown = dict(list(fits.items())[:6])
+    looked = sorted(fits, key=lambda name: not any(record.curve for record in fits[name]))  # these show the most
+    shown = {name: fits[name] for name in looked[:6]}
     categories = sorted({record.category for records in shown.values() for record in records})
     own = looks(categories) if len(categories) <= NAMED else {}
     with themed():
@@ -56,6 +57,7 @@ def epochs(topic: str, members: Sequence[Group]) -> Figure:
             below.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if not above.has_data():
                 told = "not looked at\n(--selection both)"
+                above.set_yticks([])
                 above.text(0.5, 0.5, told, transform=above.transAxes, ha="center", va="center")
         axes[0].set_ylabel("image AUROC (%)")
         axes[len(shown)].set_ylabel("loss, mean of the epoch")
@@ -64,7 +66,7 @@ def epochs(topic: str, members: Sequence[Group]) -> Figure:
             f"{FIRST_SEED} Filled dot: the last epoch, which is the headline. Star: the epoch that the oracle chose, "
             "the best sum of image and pixel AUROC on the test set, which no one has who must decide before. "
             + ("" if own else f"A grey line is a category, of {len(categories)}. ")
-            + (f"The first {len(shown)} of {len(fits)} methods. " if len(fits) > len(shown) else "")
+            + (f"{len(shown)} of {len(fits)} methods, judged ones first. " if len(fits) > len(shown) else "")
         )
         return made("epochs", topic, title, caption, figure, groups=[names[name] for name in shown])
 
