@@ -44,7 +44,9 @@ def speed(topic: str, members: Sequence[Group], looks: Mapping[str, Look]) -> Fi
         for name, _, fast, good in found:
             _point(axes, name, looks[name], fast, good)
         for name, milliseconds, value in published:
-            axes.plot(milliseconds, value, "o", mfc="none", mec=INK, ms=8, label=label(f"{name}, published"))
+            look = looks.get(name, Look(INK, "o" if name == published[0][0] else "s", "-"))
+            edge: dict[str, Any] = {"marker": look.marker, "mfc": "none", "mec": look.colour, "ms": 9, "mew": 1.5}
+            axes.plot(milliseconds, value, ls="", label=label(f"{name}, published"), **edge)
         if len(places) == 1 and len(found) > 1:
             front = _front([(fast.mean, 100 * good.mean) for _, _, fast, good in found])
             x, y = zip(*front, strict=True)
