@@ -164,6 +164,8 @@ class _Method:
         self._digests: dict[Path, str] = {}
         if plan.checkpoint:
             self._check_released(plan.checkpoint)
+        if plan.options.compile and not self.kind.compiles:
+            raise BenchError(f"{choice.title} has nothing that --compile would compile. Leave one of the two out.")
         for category in ("", *choice.by_category):
             self._inputs(self.settings(category)[0])
 
@@ -194,6 +196,7 @@ class _Method:
             note=plan.note,
             calibrate=options.calibrate,
             resolution=options.resolution,
+            compile=options.compile,
             swept=list(self.choice.swept),
         )
         common = replace(told, settings=_plain(shared), inputs=self._inputs(shared))

@@ -40,6 +40,7 @@ def time(  # noqa: PLR0917  typer makes the options from these
     preparation: Annotated[str | None, typer.Option(help="shared (alike for all) or native (the paper's).")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    compiled: Annotated[bool | None, typer.Option("--compile", help="Compile networks for predictions.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU; 0 is torch's own choice.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder with backbone weights.")] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
@@ -53,6 +54,7 @@ def time(  # noqa: PLR0917  typer makes the options from these
     """
     said = {"method": method, "protocol": protocol, "k": k, "dataset": dataset, "category": category, "limit": limit}
     said |= {"preparation": preparation, "device": device, "precision": precision, "threads": threads, "time": True}
+    said |= {"compile": compiled}
     plan = config.plan(
         configured(),
         registry.names("methods"),
@@ -121,7 +123,7 @@ def _caption(record: Record) -> list[str]:
     threads = f", {where['threads']} thread{many}" if "cuda" not in where else f", driver {where['driver']}"
     switches = f"TF32 {where['tf32']}, cudnn.benchmark {where['cudnn_benchmark']}"
     clocks = f", clocks {where['clocks']}" if "clocks" in where else ""
-    passes = f"batch 1, {len(told['samples_ms'])} passes, {record.run.precision}"
+    passes = f"batch 1, {len(told['samples_ms'])} passes, {record.run.precision}" + ", compiled" * record.run.compile
     return [
         f"{passes}, {where['device']}{threads}{clocks}; {switches}",
         *(f"{name.replace('_', ' ')}: {what}" for name, what in PARTS.items()),

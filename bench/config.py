@@ -36,6 +36,7 @@ class Options:
         every: the oracle looks every so many epochs.
         device: "auto", "cpu", "cuda", "cuda:1".
         precision: "float32", "bfloat16" or "float16".
+        compile: predict with networks as torch.compile makes them; on a GPU one CUDA graph.
         threads: of torch on the CPU; 0 leaves torch's own choice.
         preparation: "shared" (the profile's, the same for all methods) or "native" (each method's own).
         batch: images a predict call.
@@ -63,6 +64,7 @@ class Options:
     every: int = 10
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
     threads: int = 0
     preparation: Literal["shared", "native"] = "shared"
     batch: int = 8

@@ -199,7 +199,7 @@ def _made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
     size, device = Preparation(**job.run.preparation).size, machine.device(job.device)
     if machine.emulates(device, precision):
         _log.warning("This processor only emulates %s, which is far slower than float32.", precision)
-    setup = Setup(size, device, seed, job.weights, job.cache / "features", precision)
+    setup = Setup(size, device, seed, job.weights, job.cache / "features", precision, job.run.compile)
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in job.run.settings.items()}, job.run.name)
     kind: type[Method] = module.METHOD
     return module, setup, lambda: _released(kind, job, settings, setup) if job.checkpoint else kind(settings, setup)

@@ -59,6 +59,7 @@ class Setup:
         weights: a folder with backbone weights, looked in first.
         cache: a folder for frozen features, or None to keep them in memory.
         precision: of the network; maps and scores are formed in float32 in any case.
+        compile: whether predictions go through networks as torch.compile makes them, where `Method.compiles`.
     """
 
     size: tuple[int, int]
@@ -67,6 +68,7 @@ class Setup:
     weights: Path | None = None
     cache: Path | None = None
     precision: Precision = "float32"
+    compile: bool = False
 
 
 class Images(Protocol):
@@ -110,6 +112,9 @@ class Method(ABC):
 
     iterative: ClassVar[bool] = False
     """True where progress counts epochs and predict works inside progress, so a selection rule can choose an epoch."""
+
+    compiles: ClassVar[bool] = False
+    """True where `setup.compile` has an effect; elsewhere a run with --compile is refused."""
 
     checkpoint: ClassVar[str] = ""
     """The file that the authors release for each category, as "AMAE.pth"; "" where `from_checkpoint` can't read one."""

@@ -46,6 +46,7 @@ class Run:
         limit: the cap of a quick look, or 0.
         calibrate: the false positive rate for which good training images were held out to set a threshold, or 0.
         resolution: at which pixels were judged.
+        compile: whether the networks were compiled for predictions.
         name: what the user calls the method, an alias or a file: "aminet_jitter".
         method: the file in methods/ that it is: "aminet".
         title: as tables print it: "AMI-Net‡".
@@ -77,6 +78,7 @@ class Run:
     variant: str = ""
     calibrate: float = 0.0
     resolution: Resolution = "input"
+    compile: bool = False
     swept: list[str] = field(default_factory=list)
 
     @property
@@ -96,6 +98,8 @@ class Run:
             decisive.append({"calibrate": self.calibrate})
         if self.resolution != "input":
             decisive.append({"resolution": self.resolution})
+        if self.compile:
+            decisive.append({"compile": True})
         return sha256(json.dumps(decisive, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 

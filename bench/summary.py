@@ -226,6 +226,7 @@ def caveats(group: Group) -> list[str]:
     found += _error(group)
     found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
     found += [f"in {run.precision}"] if run.precision != "float32" else []
+    found += ["compiled"] if run.compile else []
     found += [f"over: {run.over}"] if run.swept else []
     found += ["released checkpoint, not trained here"] if run.released else []
     found += [_own_preparation(run)] if group.first.origin.get("preparation") == "--preparation" else []

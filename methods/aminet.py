@@ -63,6 +63,7 @@ from bench.errors import BenchError
 from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Progress, Setup
 
 from .parts.backbone import Backbone, find, layout
+from .parts.compiled import compiled
 from .parts.decoder import Decoder
 from .parts.features import BUDGET, FrozenFeatures, fused_patches
 from .parts.inpainting import Inpainter, jittered, released_state, separation, token_grid, turn
@@ -138,6 +139,7 @@ class AMINet(Method):
 
     native: ClassVar[Preparation] = Preparation(256, 256, resample="lanczos")
     iterative: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
     checkpoint: ClassVar[str] = "AMAE.pth"
     settings: Settings
 
@@ -163,8 +165,7 @@ class AMINet(Method):
         optimizer = self._optimizer(network)
         scaler = torch.amp.GradScaler(device.type, enabled=self.setup.precision == "float16")
         features = FrozenFeatures(self._extract, train, identity=self._backbone.identity, setup=self.setup)
-        shuffler = Generator().manual_seed(self.setup.seed)
-        noise = Generator(device).manual_seed(self.setup.seed)
+        shuffler, noise = Generator().manual_seed(self.setup.seed), Generator(device).manual_seed(self.setup.seed)
         self._decoder = None
 
         for epoch in range(1, settings.epochs + 1):
@@ -287,10 +288,11 @@ class AMINet(Method):
         return Inpainting(patches, restored, distances, masks)
 
     def _answering(self) -> Inpainter:
-        """The fitted network, or in half precision its copy, which is made once and not at each predict."""
+        """The fitted network, or what is made of it once and not at each predict: in half precision, compiled."""
         if self._network is None:
             raise BenchError(NOT_FITTED)
-        self._asked = self._asked or halved(self._network, self.setup.precision)
+        network, setup = self._network, self.setup
+        self._asked = self._asked or compiled(halved(network, setup.precision), setup, *Inpainter.ASKED)
         return self._asked
 
     def _test_masks(self, distances: Tensor, clusters: Tensor) -> Tensor:

@@ -111,6 +111,7 @@ class MFRNet(Method):
     """Hides crossed parts of fused features, restores them, and marks where the restoration differs."""
 
     native: ClassVar[Preparation] = Preparation(256, 256)
+    compiles: ClassVar[bool] = True  # the backbone
     iterative: ClassVar[bool] = True
     settings: Settings
 

@@ -105,6 +105,7 @@ class PatchCore(Method):
     """A memory of normal patches, thinned to a coreset; nothing is trained."""
 
     native: ClassVar[Preparation] = Preparation(256, 256, keep_aspect=True, crop=224)  # [C]
+    compiles: ClassVar[bool] = True  # the backbone
     settings: Settings
 
     def __init__(self, settings: Settings, setup: Setup) -> None:

@@ -231,7 +231,11 @@ def test_what_a_later_version_can_ask_for_moves_no_hash_where_it_is_not_asked() 
     assert len({RUN.key("d1"), *(replace(RUN, **LATER[name]).key("d1") for name in LATER)}) == 1 + len(LATER)
 
 
-LATER = {"calibrate": {"calibrate": 0.1}, "resolution": {"resolution": "original"}}
+LATER = {
+    "calibrate": {"calibrate": 0.1},
+    "resolution": {"resolution": "original"},
+    "compile": {"compile": True},
+}
 
 
 def test_the_key_is_the_same_after_json_and_for_tuples() -> None:

@@ -29,6 +29,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from bench.errors import BenchError
 from bench.method import Precision, Setup
 
+from .compiled import compiled
+
 RANDOM = "random:"
 HUB_FILE = "model.safetensors"
 HUB_SECONDS = 6.0  # for the question whether the hub has a file; a name server alone may take far longer
@@ -133,7 +135,9 @@ class Backbone(nn.Module):
     @classmethod
     def of(cls, tag: str, stages: Sequence[int], setup: Setup) -> "Backbone":
         """As the setup asks for it: weights from its folder, by its seed, in its precision, on its device."""
-        return cls(tag, stages, setup.weights, seed=setup.seed, precision=setup.precision).to(setup.device)
+        backbone = cls(tag, stages, setup.weights, seed=setup.seed, precision=setup.precision).to(setup.device)
+        backbone.network = compiled(backbone.network, setup, "forward")
+        return backbone
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002
         """Stays in eval mode: a frozen network's batch norm never learns from what it sees."""

@@ -5,6 +5,7 @@ the inpainting blocks, f2 the prediction, S the positions, R the discrepancy.
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -28,6 +29,7 @@ class Inpainter(nn.Module):
     """
 
     positions: Tensor
+    ASKED: ClassVar[tuple[str, ...]] = ("embed", "centres", "restore")  # at test, where `--compile` makes them quick
 
     def __init__(
         self,
