@@ -33,8 +33,8 @@ def compiled(network: M, setup: Setup, *names: str) -> M:
 
 def _kept(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """The function, compiled; its answers are the caller's own. Raises BenchError where it can't be compiled."""
-    graphs = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
-    quick = torch.compile(function, backend=BACKEND, **graphs)
+    mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
+    quick = torch.compile(function, backend=BACKEND, mode=mode)
 
     def ask(*tensors: Tensor) -> Any:
         try:
@@ -42,7 +42,7 @@ def _kept(function: Callable[..., Any], device: torch.device) -> Callable[..., A
         except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001 - all that its compilers raise
             reason = " ".join(str(error).strip().splitlines()[:2])
             raise BenchError(f"This network can't be compiled here: {reason} Leave out --compile.") from error
-        if not graphs:
+        if mode is None:
             return found
         return found.clone() if isinstance(found, Tensor) else type(found)(tensor.clone() for tensor in found)
 
