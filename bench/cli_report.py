@@ -103,7 +103,8 @@ def _render(store: "Store", asked: list[str], table: str, to: Path | None) -> No
         path = to / f"{name if name in APART else stem}.{modules[name].SUFFIX}"
         _write(to, {path: text.encode()})
         out.print(f"Written: {escape(str(path))}")
-    files = [(f"{figure.name}.{kind}", content) for figure in drawn for kind, content in figure.files.items()]
+    beside = [figure for figure in drawn if "beside" in uses or figure.kind == "sheet"]  # a page makes sheets smaller
+    files = [(f"{figure.name}.{kind}", figure.files[kind]) for figure in beside for kind in figure.files]
     _write(to, {to / FOLDER / name: content for name, content in files})
     if files:
         out.print(f"Written: {len(files)} files of figures below {escape(str(to / FOLDER))}")

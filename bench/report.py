@@ -30,8 +30,8 @@ class Figure:
         kind: what it shows: "speed", "k", "roc", "sheet", ...
         topic: what its methods can be compared on: "mvtec · one-for-one".
         title: a line. caption: how to read it, and what a reader must know beside it.
-        files: contents by suffix, each the whole figure: "png", "svg", "pdf", or "jpg" of photographs. Empty where the
-            data for it are missing; the caption then says which command would give them.
+        files: contents by suffix, each the whole figure, made when asked for: "png", "svg", "pdf", or "jpg" of
+            photographs. Empty where the data for it are missing; the caption then says which command would give them.
     """
 
     name: str

@@ -246,3 +246,15 @@ def test_of_many_categories_the_hardest_are_drawn_and_the_rest_is_told(simulate:
     assert max(values[category] for category in chosen) <= min(values[c] for c in categories if c not in chosen)
     assert "15 categories of lowest mean image AUROC, of 17" in told
     assert named(members)
+
+
+def test_a_figure_is_written_only_as_the_files_that_are_asked_for() -> None:
+    with style.themed():
+        canvas, _ = style.canvas(2, 2)
+        drawn = style.files(canvas, "title", [])
+    asked: list[str] = []
+    save = canvas.savefig
+    canvas.savefig = lambda *args, **more: (asked.append(more["format"]), save(*args, **more))  # type: ignore[method-assign]
+    assert set(drawn) == {"png", "svg", "pdf"}
+    assert drawn["svg"] == drawn["svg"]
+    assert asked == ["svg"]

@@ -16,7 +16,7 @@ from bench.summary import LATENCY, MEAN, METRICS, Cell, Group, machine, named
 
 from .differences import METRIC, alike, by_category, by_seed
 from .drawing import absent, again, made
-from .points import few_shot, timing
+from .papers import few_shot, timing
 from .style import ALARM, FAINT, INK, Look, canvas, grid, label, legend, plain_ticks, themed
 
 AUROC = f"{METRICS[METRIC]} (%)"

@@ -76,7 +76,7 @@ def _spreads(names: Mapping[str, Group]) -> list[Block]:
         return []
     drawn = any(group.first.run.k for group in names.values())
     each = "a seed is a fit and a draw of the training images" if drawn else "a seed is a fit on the same images"
-    return [Table.of(f"Over seeds ({each}; Student's t)", head, rows)]
+    return [Table.of(f"Over seeds ({each}; Student's t, cut at 0 and 100)", head, rows)]
 
 
 def by_seed(group: Group, metric: str) -> list[float]:
@@ -94,7 +94,7 @@ def by_seed(group: Group, metric: str) -> list[float]:
 def _spread(found: Spread) -> tuple[str, str, str]:
     assert found.std is not None  # there are two runs at least
     assert found.interval is not None
-    low, high = found.interval.low, found.interval.high
+    low, high = max(found.interval.low, 0), min(found.interval.high, 1)
     return f"{100 * found.mean:.1f}", f"{100 * found.std:.2f}", f"{100 * low:.1f} to {100 * high:.1f}"
 
 

@@ -221,6 +221,19 @@ def rows(file: str) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
+def timing() -> list[tuple[str, float, float]]:
+    """Method, milliseconds an image and image AUROC in percent, as the text on Fig. 8 has them."""
+    return [(row["method"], float(row["inference_ms"]), float(row["image_auroc"])) for row in rows("fig8_timing.csv")]
+
+
+def few_shot() -> dict[str, list[tuple[int, float]]]:
+    """Of each method in Table IV: k and mean image AUROC in percent."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows(TABLES["4"].file):
+        found.setdefault(row["method"], []).append((int(row["k"]), float(row["image_auroc"])))
+    return found
+
+
 @cache
 def _checks() -> dict[tuple[str, str, str, str], dict[str, str]]:
     """What is known of the printed averages: by table, method, average and level."""

@@ -7,7 +7,7 @@ measured is filled, what is published hollow. What a reader must know of the dat
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,9 @@ _THEME: dict[str, Any] = {
     "pdf.fonttype": 3,
     "path.simplify_threshold": 0.5,
 }
+
+_METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""By kind of file: without its date, so that the same figure has the same bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,20 +134,40 @@ def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
         figure.legend(list(handles.values()), list(handles), loc="outside right upper")
 
 
-def files(figure: Canvas, title: str, told: Sequence[str]) -> dict[str, bytes]:
-    """The figure with its title and the notes below, as PNG, SVG and PDF; call it within `themed`."""
+class Drawn(Mapping[str, bytes]):
+    """A figure as PNG, SVG and PDF, each made when it is asked for: a page shows one of them."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        self._canvas = canvas
+        self._made: dict[str, bytes] = {}
+
+    def __getitem__(self, kind: str) -> bytes:
+        if kind not in self._made:
+            file = io.BytesIO()
+            with themed():
+                self._canvas.savefig(file, format=kind, dpi=DPI, metadata=_METADATA[kind], facecolor="white")
+            self._made[kind] = file.getvalue()
+        return self._made[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_METADATA)
+
+    def __len__(self) -> int:
+        return len(_METADATA)
+
+
+def files(figure: Canvas, title: str, told: Sequence[str]) -> Drawn:
+    """The figure with its title and the notes below; call it within `themed`."""
     width = figure.get_figwidth()
     figure.suptitle(wrapped(title, width * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
     if told:
         lines = "\n".join(wrapped(line, width * 17) for line in told)
         figure.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=ALARM)
-    found = {}
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=DPI, metadata=metadata, facecolor="white")
-        found[kind] = file.getvalue()
-        figure.set_layout_engine(None)  # the layout is found once
-    return found
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # the layout is found once, for all files
+    return Drawn(figure)
 
 
 def wrapped(text: str, width: float) -> str:
