@@ -68,7 +68,7 @@ def _stated(paper: Paper, column: Column) -> list[str]:
         return []
     told = (
         f"Within {known.category:g} points in a category and {known.mean:g} in the mean over 15, in the mean over n "
-        f"{known.mean:g} times the root of 15/n: {known.source}"
+        f"{known.mean:g} times the root of 15/n. Our choice, since the paper states none: {known.source}"
     )
     return [told]
 
