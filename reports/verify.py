@@ -90,7 +90,8 @@ def _stated() -> Iterator[str]:
     for known in (*TOLERANCES, SAME_WEIGHTS):
         yield (
             f"Tolerance of {' and '.join(known.methods)} ({known.selection}), tables {', '.join(known.tables)}: "
-            f"{known.category:g} points in a category, {known.mean:g} in the mean over 15. Our choice, since the paper states none: {known.source}."
+            f"{known.category:g} points in a category, {known.mean:g} in the mean over 15. "
+            f"Our choice, since the paper states none: {known.source}."
         )
 
 
