@@ -1,5 +1,6 @@
 """What all tests share: repeatable randomness, a tiny data set, and real data beside the checkout."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bench.record import Answers, Record, Run
 from bench.runner import cases
 from bench.store import Store
 
+os.environ.pop("COLUMNS", None)  # a worker's, which rich would take for the width of every test's terminal
 settings.register_profile("bench", deadline=None)  # a busy machine is no failure
 settings.load_profile("bench")
 

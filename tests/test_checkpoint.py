@@ -91,7 +91,7 @@ def test_settings_that_are_not_the_models_are_told_in_one_line(
 
 
 def test_what_can_not_be_had_of_a_checkpoint_is_refused_before_any_run(parts: Path, released: Path) -> None:
-    with pytest.raises(BenchError, match="a released model has seen all"):
+    with pytest.raises(BenchError, match="held out of a released checkpoint's training"):
         campaign.survey(planned(parts, released, calibrate="0.1"))
     said, paths = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap"}, {"checkpoint": released}
     plan = config.plan(config.read(), registry.names("methods"), said=said, paths=paths | {"data": parts})
