@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
@@ -18,9 +19,12 @@ from bench.settings import known as refuse_unknown
 SPARE_BYTES = 5 << 30
 """Free disk below which a campaign's maps may not fit."""
 
+_EXTRAS = {"ray": ("--executor ray", ("ray",)), "export": ("bench export", ("onnx", "onnxruntime", "onnxscript"))}
+"""By the name of an extra, what it is for and the packages that it brings; that of a host is told with the host."""
+
 
 def machine(known: Config) -> list[Finding]:
-    """Device, versions, backbones, data sets, plug-ins and disk."""
+    """Device, versions, disk, extras, methods with their backbones, and data sets."""
     on = here.device("auto")
     told = here.describe(on)
     found = [
@@ -32,7 +36,7 @@ def machine(known: Config) -> list[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     mend = "" if free > SPARE_BYTES else "that is little for maps; choose another disk with --runs, or --maps none"
     found.append(Finding(f"disk: {free / 1e9:.0f} GB free here", mend))
-    return [*found, *_methods(known), *_datasets(known)]
+    return [*found, *_extras(), *_methods(known), *_datasets(known)]
 
 
 def of(known: Config, name: str, data: Path | None, progress: Callable[[int, int], None]) -> list[Finding]:
@@ -94,6 +98,19 @@ def method(known: Config, name: str) -> list[Finding]:
         return shape
     settings, _ = choice.resolved(module.Settings, "")
     return contract.check(module, settings)
+
+
+def _extras() -> list[Finding]:
+    """Each extra: the versions of its packages, or how to get them. None of them is imported."""
+    found = []
+    for extra, (use, packages) in _EXTRAS.items():
+        try:
+            told = ", ".join(f"{package} {version(package)}" for package in packages)
+            found.append(Finding(f"{use}: {told}"))
+        except PackageNotFoundError as error:
+            mend = f"it needs the package {error.name}, which is not installed: pip install 'maskbench[{extra}]'"
+            found.append(Finding(use, mend, needed=False))
+    return found
 
 
 def _methods(known: Config) -> list[Finding]:

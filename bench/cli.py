@@ -62,12 +62,17 @@ def _root(
 
 @app.command(epilog=RUN_EXAMPLES)
 def run(  # noqa: PLR0917  typer makes the options from these
-    campaign: Annotated[str | None, typer.Argument(help="A campaign of bench.toml, as table1.")] = None,
+    campaign: Annotated[
+        str | None,
+        typer.Argument(help="A campaign of bench.toml, as table1.", autocompletion=complete("campaigns")),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="Methods or aliases, separated by commas, or all.", autocompletion=complete("methods")),
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="one-for-one, unified or kshot.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="one-for-one, unified or kshot.", autocompletion=complete("protocols"))
+    ] = None,
     k: Annotated[str | None, typer.Option(help="Training images a category under kshot: 4, or 2,4,8.")] = None,
     dataset: Annotated[
         str | None,
@@ -77,7 +82,9 @@ def run(  # noqa: PLR0917  typer makes the options from these
     category: Annotated[str | None, typer.Option(help="Only these categories, separated by commas.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds: 0, or 0,1,2. Each is a fit, and under kshot a draw.")] = None,
     limit: Annotated[int | None, typer.Option(help="A quick look: at most so many images a kind.")] = None,
-    profile: Annotated[str | None, typer.Option(help="demo, code, paper, or one of yours.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="demo, code, paper, or one of yours.", autocompletion=complete("profiles"))
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="epochs=50, or aminet.epochs=50.")] = None,
     over: Annotated[list[str] | None, typer.Option(help="Sweep: clusters=2,4, or aminet.stages='1,2;1,2,3'.")] = None,
     one_at_a_time: Annotated[

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import config, registry
-from bench.console import Json, Quiet, configured, dump, out, pairs, talk, waiting
+from bench.console import Json, Quiet, complete, configured, dump, out, pairs, talk, waiting
 from bench.record import Record
 
 commands = typer.Typer()
@@ -28,7 +28,10 @@ Examples:
 
 @commands.command(epilog=EXAMPLES)
 def time(  # noqa: PLR0917  typer makes the options from these
-    method: Annotated[str | None, typer.Option(help="Methods or aliases, separated by commas, or all.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Methods or aliases, separated by commas, or all.", autocompletion=complete("methods")),
+    ] = None,
     protocol: Annotated[str | None, typer.Option(help="one-for-one, unified or kshot.")] = None,
     k: Annotated[str | None, typer.Option(help="Training images a category under kshot.")] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set; folder is your own tree of images.")] = None,

@@ -62,15 +62,27 @@ def mute() -> None:
     _warnings.setLevel(logging.ERROR)
 
 
-def complete(kind: registry.Kind) -> Callable[[str], list[str]]:
-    """For the shell: the plug-ins (and aliases of methods) that begin as the word does."""
+def complete(kind: str) -> Callable[[str], list[str]]:
+    """For the shell: the names of that kind, one of what `bench list` lists, that begin as the last of a list does."""
 
     def ask(begun: str) -> list[str]:
         before, comma, last = begun.rpartition(",")
-        names = {*registry.names(kind), *(configured().names("alias") if kind == "methods" else ())}
-        return [f"{before}{comma}{name}" for name in sorted(names) if name.startswith(last)]
+        return [f"{before}{comma}{name}" for name in sorted(_names(kind)) if name.startswith(last)]
 
     return ask
+
+
+def _names(kind: str) -> Iterable[str]:
+    known = configured()
+    if kind == "methods":
+        return {*registry.names("methods"), *known.names("alias")}
+    if kind == "datasets":
+        return registry.names("datasets")
+    if kind == "protocols":
+        from bench.protocol import PROTOCOLS
+
+        return PROTOCOLS
+    return known.names("profile" if kind == "profiles" else "campaign")
 
 
 def waiting(text: str) -> AbstractContextManager[Any]:

@@ -149,6 +149,7 @@ def planned(asked: Plan, survey: Survey) -> dict[str, Any]:
     """The resolved plan for a script."""
     values = {name: getattr(asked.options, name) for name in asked.options.__dataclass_fields__}
     values |= {"profile": asked.profile, "data": asked.root, "runs": asked.runs, "cache": asked.cache}
+    expected = _expected(asked, survey)
     return {
         "options": {key: {"value": value, "from": asked.origin.get(key, "default")} for key, value in values.items()},
         "fits": [
@@ -165,6 +166,8 @@ def planned(asked: Plan, survey: Survey) -> dict[str, Any]:
         ],
         "found": len(survey.found),
         "refused": survey.refused,
+        "seconds": expected.seconds,
+        "fits_of_unknown_seconds": expected.unknown,
         "disk_bytes": survey.disk,
         "memory_bytes": survey.memory,
     }
@@ -196,14 +199,17 @@ def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
         counted = f"{len(job.task.train)} training images, {f'{held} held out, ' if held else ''}{tested} test images"
         out.print(f"to do: {escape(job.what)}: {counted}")
     out.print(f"{len(survey.jobs)} fits to do; {len(survey.found)} records stand already.")
-    gpu = campaign.device(asked.options) == "cuda"
-    expected = forecast(survey.jobs, Store(asked.runs).walk(), gpu=gpu)
+    expected = _expected(asked, survey)
     out.print(f"Time: {_duration(expected, len(survey.jobs))}.")
     out.print(f"Disk: about {survey.disk / 1e6:.0f} MB.")
     for name, needed in survey.memory.items():
         before = expected.memory.get(name, 0)
         measured = f", {_gigabytes(before)} measured before" if before else ""
         out.print(f"Memory of {escape(name)}: {f'about {_gigabytes(needed)}' if needed else 'no estimate'}{measured}.")
+
+
+def _expected(asked: Plan, survey: Survey) -> Forecast:
+    return forecast(survey.jobs, Store(asked.runs).walk(), gpu=campaign.device(asked.options) == "cuda")
 
 
 def _with_method(command: str, method: str) -> str:

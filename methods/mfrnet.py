@@ -126,7 +126,8 @@ class MFRNet(Method):
         self._kept_epoch = 0
         # What contradicts itself is refused now, not after hours of fitting.
         self._meta = _network(settings, self._channels, "meta")
-        self._test_masks()
+        drawn = Generator().manual_seed(settings.test_seed)
+        self._test_masks = [self._masks(cell, drawn) for cell in settings.cells]  # each (n, h, w), for every image
 
     def fit(self, train: Images, progress: Progress) -> None:
         """Learns to restore what crossed masks hide of good images' features; keeps the epoch best at held-out ones."""
@@ -216,7 +217,7 @@ class MFRNet(Method):
             came = tuple(images.shape[2:])
             raise BenchError(f"This MFRNet answers for images of {self.setup.size} pixels; {came} came. Resize them.")
         features = self._normalised(self._extract(images))
-        for masks in self._test_masks():
+        for masks in self._test_masks:
             yield features, self._restored(self._network, features, masks), masks
 
     def _restored(self, network: RestorationNet, features: Tensor, masks: Tensor) -> Tensor:
@@ -244,11 +245,6 @@ class MFRNet(Method):
         """A step's masks (n, h, w), of cells of a random size; drawn on the CPU: the same on every device."""
         cell = self.settings.cells[int(torch.randint(len(self.settings.cells), (), generator=drawn))]
         return self._masks(cell, drawn)
-
-    def _test_masks(self) -> list[Tensor]:
-        """For each size of cells the masks (n, h, w), the same at every call."""
-        drawn = Generator().manual_seed(self.settings.test_seed)
-        return [self._masks(cell, drawn) for cell in self.settings.cells]
 
     def _masks(self, cell: int, drawn: Generator) -> Tensor:
         masks = complementary_masks(*self._grid, cell=cell, subsets=self.settings.subsets, generator=drawn)

@@ -108,7 +108,12 @@ class RIAD(Method):
         self._size = (setup.size[0] // settings.reduce, setup.size[1] // settings.reduce)
         self._network: UNet | None = None  # in eval mode: what predicts
         self._kept = 0  # the epoch that it is of
-        self._test_masks()  # cells too large for the image are refused now, not after hours of fitting
+        draws = Generator().manual_seed(settings.test_seed)  # on the CPU: the same masks on every device
+        masks = [
+            complementary_masks(*self._size, cell=cell, subsets=settings.subsets, generator=draws)
+            for cell in settings.cells  # those too large for the image are refused now, not after hours of fitting
+        ]
+        self._test_masks = torch.stack(masks).to(setup.device)  # (cells, subsets, h, w), the same for every image
 
     def fit(self, train: Images, progress: Progress) -> None:
         """Learns to paint in. Where images are held out, the epoch that does best on them is kept."""
@@ -211,15 +216,7 @@ class RIAD(Method):
             raise BenchError(f"This RIAD answers for images of {self.setup.size} pixels; {came} came. Resize them.")
         wanted = self._scaled(images)
         at_once = max(1, 3 * room(wanted.device) // UNet.remembered(self.settings.width, self._size))
-        return wanted, self._painted(self._network, wanted, self._test_masks().to(wanted.device), at_once)
-
-    def _test_masks(self) -> Tensor:
-        """(cells, subsets, h, w) on the CPU, drawn from `test_seed`: the same for every image, at every call."""
-        settings, draws = self.settings, Generator().manual_seed(self.settings.test_seed)
-        return torch.stack([
-            complementary_masks(*self._size, cell=cell, subsets=settings.subsets, generator=draws)
-            for cell in settings.cells
-        ])  # fmt: skip
+        return wanted, self._painted(self._network, wanted, self._test_masks, at_once)
 
     def _scaled(self, images: Tensor) -> Tensor:
         """[0, 1] -> [-1, 1], at the size that the network works at."""
@@ -230,9 +227,9 @@ class RIAD(Method):
         """For each cell size what was painted, what one pass was not shown, and how unlike the gradients are."""
         wanted, painted = self._restored(images)
         told = {}
-        for cell, masks, one in zip(self.settings.cells, self._test_masks(), painted, strict=True):
+        for cell, masks, one in zip(self.settings.cells, self._test_masks, painted, strict=True):
             told[f"reconstruction, cells of {cell}"] = (one + 1) / 2
-            told[f"mask, cells of {cell}"] = masks[0].to(images.device).float().expand(len(images), -1, -1)
+            told[f"mask, cells of {cell}"] = masks[0].float().expand(len(images), -1, -1)
             told[f"gradient difference, cells of {cell}"] = self._unlike(wanted, one)
         if self.settings.reduce > 1:
             told = {name: upsample(picture, self.setup.size, align_corners=False) for name, picture in told.items()}

@@ -128,6 +128,7 @@ def test_check_tells_of_this_machine_and_of_a_method(bench, here: Path) -> None:
     machine = bench("check")
     assert machine.returncode == 0, machine.stderr
     assert "torch" in machine.stdout
+    assert re.search(r"works  --executor ray: ray \d|absent --executor ray\n .*'maskbench\[ray\]'", machine.stdout)
     assert "absent data set mvtec" in machine.stdout
     assert bench("check", "meanmap").returncode == 0
     (here / "mine.py").write_text("from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Settings: ...\n")
@@ -166,6 +167,7 @@ def test_json_is_all_that_stdout_holds(bench, here: Path) -> None:
     planned = told(*RUN, "--method", "meanmap", "--dry-run")
     assert planned["options"]["protocol"] == {"value": "one-for-one", "from": "--protocol"}
     assert [fit["train"] for fit in planned["fits"]] == [5, 5]
+    assert (planned["seconds"], planned["fits_of_unknown_seconds"]) == (0, 2)  # the store is empty
     records = told(*RUN, "--method", "meanmap", "--seed", "0,1")
     assert [(record["category"], record["seed"]) for record in records] == [
         ("bolt", 0), ("plate", 0), ("bolt", 1), ("plate", 1)
@@ -204,9 +206,16 @@ def test_colours_are_for_terminals_without_no_color(here: Path) -> None:
         ("bash", ("re",), "report"),
         ("zsh", ("run", "--method", "meanmap,pat"), "meanmap,patchcore"),
         ("fish", ("run", "--dataset", "mv"), "mvtec_loco"),
+        ("bash", ("run", "tab"), "table4"),
+        ("bash", ("run", "--protocol", "ks"), "kshot"),
+        ("bash", ("run", "--profile", "co"), "code"),
+        ("bash", ("time", "--method", "met"), "meth_of_mine"),
     ],
 )
 def test_a_shell_can_complete_commands_and_names(here: Path, shell: str, words: tuple[str, ...], told: str) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "meth_of_mine.py").touch()
+    (here / "bench.toml").write_text('[paths]\nmethods = ["mine"]\n')
     line = " ".join(["bench", *words])
     asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_ARGS": line}
     asked |= {"_BENCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}

@@ -1,8 +1,10 @@
 """Config: bench.toml and the options of a call become one plan, with the origin of each value."""
 
+import re
+import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +323,15 @@ def test_the_shipped_file_alone_is_read_where_the_folder_has_none(tmp_path: Path
     assert {"table1", "table2", "table3", "table4", "figure8"} <= set(shipped.names("campaign"))
     assert shipped.title("aminet_jitter") == "AMI-Net‡"
     assert read(shipped.found[0].parent).found == shipped.found
+
+
+def test_the_shipped_file_tells_every_option_and_the_value_that_holds_without_it() -> None:
+    (shipped,) = read(Path(__file__)).found
+    told = re.findall(r"^# (\w+ = \S.*?) +# .+$", shipped.read_text(encoding="utf-8"), re.MULTILINE)
+    options = {entry.name for entry in fields(Options)}
+    told = tomllib.loads("\n".join(line for line in told if line.partition(" ")[0] in options))
+    assert list(told) == [entry.name for entry in fields(Options)]
+    assert told == {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(Options()).items()}
 
 
 def test_every_shipped_profile_and_campaign_makes_a_plan(tmp_path: Path) -> None:

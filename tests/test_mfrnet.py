@@ -120,7 +120,7 @@ def test_no_place_is_restored_from_what_it_holds_itself() -> None:
 def test_masks_of_training_and_test_hide_every_place_once(tiny: MFRNet) -> None:
     drawn = Generator().manual_seed(0)
     trained = [tiny._crossed(drawn) for _ in range(20)]
-    for masks in [*trained, *tiny._test_masks()]:
+    for masks in [*trained, *tiny._test_masks]:
         assert masks.shape == (3, 8, 8)
         assert (masks.sum(dim=0) == 1).all()
     sides = {bool((masks[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2) == masks).all())
@@ -129,12 +129,12 @@ def test_masks_of_training_and_test_hide_every_place_once(tiny: MFRNet) -> None:
 
 
 def test_the_test_masks_come_from_their_own_seed_alone(tiny: MFRNet) -> None:
-    other = copy(tiny)
-    other.settings = replace(TINY, test_seed=1)
-    first = torch.stack(tiny._test_masks())
+    other = MFRNet(replace(TINY, test_seed=1), tiny.setup)
+    other.restore(tiny.state())
     torch.manual_seed(99)
-    assert torch.equal(first, torch.stack(tiny._test_masks()))
-    assert not torch.equal(first, torch.stack(other._test_masks()))
+    first, again, moved = (torch.stack(one._test_masks) for one in (tiny, MFRNet(TINY, tiny.setup), other))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, moved)
     assert not torch.equal(tiny.predict(pictures()).maps, other.predict(pictures()).maps)
 
 
@@ -521,7 +521,7 @@ def test_the_memory_told_is_enough_for_what_a_step_keeps_and_not_many_times_it(s
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = method.losses(method._network, features, method._test_masks()[0])["total"]
+        loss = method.losses(method._network, features, method._test_masks[0])["total"]
     assert loss.requires_grad
     told = MFRNet.memory(settings, SETUP.size, images=settings.batch)
     assert sum(kept.values()) < told < 4 * sum(kept.values())

@@ -130,7 +130,7 @@ def slow_paint(method: RIAD, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("at_once", [1, 5, 12, 100])
 def test_passes_in_any_batches_are_joined_as_a_slow_loop_joins_them(tiny: RIAD, at_once: int) -> None:
     images = tiny._scaled(pictures(2, seed=4))
-    painted = tiny._painted(tiny._network, images, tiny._test_masks(), at_once)
+    painted = tiny._painted(tiny._network, images, tiny._test_masks, at_once)
     assert_close(painted, slow_paint(tiny, images), rtol=1e-4, atol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_passes_come_in_as_few_batches_as_memory_allows(tiny: RIAD, monkeypatch:
 
 def test_no_pixel_is_painted_from_what_it_holds_itself(tiny: RIAD) -> None:
     images = tiny._scaled(pictures(1)).requires_grad_()
-    masks = tiny._test_masks()[:1]
+    masks = tiny._test_masks[:1]
     painted = tiny._painted(tiny._network, images, masks, 3)
     for mask in masks[0]:
         told = torch.autograd.grad(painted[0, 0, :, mask].sum(), images, retain_graph=True)[0]
@@ -161,7 +161,7 @@ def test_no_pixel_is_painted_from_what_it_holds_itself(tiny: RIAD) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (48, 32)])
 def test_test_masks_hide_every_pixel_once_in_cells_of_each_size(size: tuple[int, int]) -> None:
     method = RIAD(replace(TINY, cells=(2, 4, 8, 16)), replace(SETUP, size=size))
-    masks = method._test_masks()
+    masks = method._test_masks
     assert masks.shape == (4, 3, *size)
     assert (masks.sum(dim=1) == 1).all()
     for cell, some in zip((2, 4, 8, 16), masks, strict=True):
@@ -172,12 +172,11 @@ def test_test_masks_hide_every_pixel_once_in_cells_of_each_size(size: tuple[int,
 
 
 def test_test_masks_come_from_their_own_seed_alone(tiny: RIAD) -> None:
-    other = copy(tiny)
-    other.settings = replace(TINY, test_seed=1)
-    first = tiny._test_masks()
+    other = RIAD(replace(TINY, test_seed=1), tiny.setup)
+    other.restore(tiny.state())
     torch.manual_seed(99)
-    assert torch.equal(first, tiny._test_masks())
-    assert (first != other._test_masks()).float().mean() > 0.3  # of two random thirds 4 / 9 differ
+    assert torch.equal(tiny._test_masks, RIAD(TINY, tiny.setup)._test_masks)
+    assert (tiny._test_masks != other._test_masks).float().mean() > 0.3  # of two random thirds 4 / 9 differ
     maps, moved = (method.predict(pictures()).maps for method in (tiny, other))
     assert not torch.equal(maps, moved)
     assert_close(moved.mean(), maps.mean(), rtol=0.1, atol=0)  # what they see is the same kind of thing
@@ -341,7 +340,7 @@ def test_explain_shows_what_was_painted_hidden_and_unlike_for_each_cell_size(tin
     with torch.no_grad():
         painted = (slow_paint(tiny, images * 2 - 1) + 1) / 2
     assert_close(told["reconstruction, cells of 4"], painted[1], rtol=1e-4, atol=1e-5)
-    assert torch.equal(told["mask, cells of 4"][0].bool(), tiny._test_masks()[1, 0])
+    assert torch.equal(told["mask, cells of 4"][0].bool(), tiny._test_masks[1, 0])
     mean = (told["gradient difference, cells of 2"] + told["gradient difference, cells of 4"]) / 2
     assert_close(mean_filter(mean, 5), tiny.predict(images).maps)
     halved = fitted(replace(TINY, reduce=2)).explain(images)
