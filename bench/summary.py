@@ -262,8 +262,9 @@ def _own_preparation(run: Run) -> str:
 
 
 def why(group: Group, categories: Sequence[str], metric: str) -> list[str]:
-    """Why there is no such mean, in a sentence a category: it failed, it is not done, or the metric does not exist."""
-    found = []
+    """Why there is no such mean, in sentences: categories failed, are not done, or lack the metric for some reason."""
+    found: list[str] = []
+    lacking: dict[str, list[str]] = {}  # by reason
     for own in categories:
         failures = [record for record in group.failed if record.category == own]
         records = [record for (name, _), record in group.records.items() if name == own]
@@ -272,8 +273,8 @@ def why(group: Group, categories: Sequence[str], metric: str) -> list[str]:
             told = f"failed in {own}, seed {seeds}: {failures[0].failure.splitlines()[0]}" if failures else ""
             found.append(told or f"{own} is not done")
         elif all(_value(record, metric) is None for record in records):
-            reason = records[0].missing.get(metric, "not measured")
-            found.append(f"no {(METRICS | CALIBRATED).get(metric, metric)} in {own}: {reason}")
+            lacking.setdefault(records[0].missing.get(metric, "not measured"), []).append(own)
+    found += [f"no {HEADINGS.get(metric, metric)} in {', '.join(own)}: {reason}" for reason, own in lacking.items()]
     return found or ["no seed has all categories"]
 
 

@@ -56,6 +56,7 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Pr
 
 from .parts.features import BUDGET, FrozenFeatures
 from .parts.maps import gaussian, image_score, upsample
+from .parts.precision import autocast
 from .parts.similarity import ssim
 
 SLOPE = 0.2  # of the leaky ReLUs
@@ -148,8 +149,7 @@ class Autoencoder(Method):
         return unlike.mean(dim=1)
 
     def _pass(self, network: nn.Sequential, images: Tensor) -> Tensor:
-        precision = self.setup.precision
-        with torch.autocast(images.device.type, getattr(torch, precision), enabled=precision != "float32"):
+        with autocast(self.setup):
             restored: Tensor = network(images.contiguous(memory_format=torch.channels_last))
         return restored.float().contiguous()
 

@@ -48,6 +48,7 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Pr
 
 from .parts.maps import image_score, mean_filter, upsample
 from .parts.masks import complementary_masks
+from .parts.precision import autocast
 from .parts.similarity import msgms, ssim
 from .parts.unet import UNet
 
@@ -185,8 +186,7 @@ class RIAD(Method):
         """
         hidden = masks[:, :, None, None]                                                # (cells, subsets, 1, 1, h, w)
         shown = (images * ~hidden).flatten(0, 2)                                        # (cells * subsets * b, 3, h, w)
-        precision = self.setup.precision
-        with torch.autocast(images.device.type, getattr(torch, precision), enabled=precision != "float32"):
+        with autocast(self.setup):
             passes = [network(some.contiguous(memory_format=torch.channels_last)) for some in shown.split(at_once)]
         restored = torch.cat(passes).float().contiguous()
         return (restored.view(*masks.shape[:2], *images.shape) * hidden).sum(dim=1)

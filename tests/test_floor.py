@@ -5,7 +5,7 @@ import pytest
 
 from bench import campaign, config, registry
 
-MARGINS = {"ae": 15, "ae_ssim": 7, "riad": 7, "mfrnet": 20}
+MARGINS = {"ae": 15, "ae_ssim": 7, "riad": 7, "mfrnet": 20, "aminet": 15, "aminet_jitter": 8, "patchcore": 20}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from bench.summary import (
     marks,
     milliseconds,
     percent,
+    why,
 )
 
 RUN = Run(
@@ -210,3 +211,15 @@ def test_a_calibrated_run_and_one_at_original_resolution_say_so() -> None:
     ]
     assert columns(group) == METRICS | CALIBRATED
     assert columns(only([record("bolt")])) == METRICS
+
+
+def test_categories_that_lack_a_metric_for_one_reason_share_a_sentence() -> None:
+    untimed = [record(name, 0, 0.5) for name in ("bolt", "gear")]
+    bare = record("tile", 0, 0.5, missing={"latency": "no GPU"})
+    group = only([*untimed, bare, record("nut", failure="out of memory\nat line 3")])
+    assert why(group, ["bolt", "gear", "nut", "tile", "wire"], LATENCY) == [
+        "failed in nut, seed 0: out of memory",
+        "wire is not done",
+        "no latency in bolt, gear: not measured",
+        "no latency in tile: no GPU",
+    ]
