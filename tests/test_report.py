@@ -268,6 +268,17 @@ def test_a_metric_that_a_category_lacks_has_no_mean_gap(store: Store) -> None:
     assert rows(section, "mean") == [["mean", "", "", "50.0, 50.0, 0.00", "–"]]
 
 
+def test_in_a_sweep_each_gap_is_of_a_point_that_is_named(store: Store) -> None:
+    for clusters in (2, 3):
+        point = {"settings": {"clusters": clusters}, "swept": ("clusters",), "variant": f"v{clusters}"}
+        for selection, every in (("last", 0), ("oracle", 10)):
+            save(store, "A", "bolt", 1, selection=selection, every=every, **point)
+    text = rendered(store)
+    section = text[text.index("### Selection gap") : text.index("### A · parts")]
+    assert "**A [clusters=2], mean over seeds**" in section
+    assert "**A [clusters=3], mean over seeds**" in section
+
+
 # ---- the audit
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.record import Record
-from bench.summary import MEAN, Group
+from bench.summary import MEAN, Group, named
 
 from .tables import NONE, Block, Section, Table, points
 
@@ -18,9 +18,9 @@ Pair = tuple[Record, Record]
 
 def gaps(members: Sequence[Group]) -> list[Section]:
     """A table for each method that has records of its last epoch and of its best on the test set."""
-    last = {_method(group): group for group in members if group.selection == "last"}
+    last = {_method(group): (name, group) for name, group in named(members).items() if group.selection == "last"}
     oracles = [group for group in members if group.selection == "oracle" and _method(group) in last]
-    blocks = [block for group in oracles for block in _gap(last[_method(group)], group)]
+    blocks = [block for group in oracles for block in _gap(*last[_method(group)], group)]
     told = "The last epoch against the best on the test set, of the same fits. The gap is no merit of the method."
     return [Section("Selection gap", (told, *blocks), 2)] if blocks else []
 
@@ -30,7 +30,7 @@ def _method(group: Group) -> tuple[str, str, str]:
     return run.title, run.name, run.variant
 
 
-def _gap(last: Group, oracle: Group) -> list[Block]:
+def _gap(name: str, last: Group, oracle: Group) -> list[Block]:
     places = sorted(last.records.keys() & oracle.records.keys())
     fits: dict[str, list[Pair]] = {}
     for category, seed in places:
@@ -47,7 +47,7 @@ def _gap(last: Group, oracle: Group) -> list[Block]:
         values = [found for pairs in fits.values() if (found := _values(pairs, metric))]
         means.append(_told(_mean(values) if len(values) == len(fits) else None))
     rows.append((MEAN, "", "", *means))
-    title = f"{last.first.run.title}, mean over seeds"
+    title = f"{name}, mean over seeds"
     blocks: list[Block] = [Table.of(title, head, rows, ruled=[len(rows) - 2])]
     curves = [curve for place in places if (curve := _curve(oracle.records[place]))]
     if curves:
