@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,7 +13,9 @@ from rich.table import Table
 
 from bench import config, registry
 from bench.console import Json, Quiet, complete, configured, dump, out, pairs, talk, waiting
-from bench.record import Record
+
+if TYPE_CHECKING:
+    from bench.record import Record
 
 commands = typer.Typer()
 
@@ -83,7 +85,7 @@ def time(  # noqa: PLR0917  typer makes the options from these
         raise typer.Exit(2)
 
 
-def _table(records: Sequence[Record]) -> Table:
+def _table(records: Sequence["Record"]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     table.add_column("median ms\n(p5 to p95)", vertical="bottom")
     for record in records:
@@ -118,7 +120,7 @@ def _spread(told: dict[str, Any]) -> str:
     return f"{told['median_ms']:.4g} ({told['p5_ms']:.4g} to {told['p95_ms']:.4g})"
 
 
-def _caption(record: Record) -> list[str]:
+def _caption(record: "Record") -> list[str]:
     from bench.timing import PARTS
 
     where, told = record.latency["machine"], record.latency

@@ -149,3 +149,9 @@ def test_help_listings_and_reports_do_without_torch() -> None:
     code = f"import sys\nfor name in {[*_torch_free()]!r}:\n    __import__(name)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
+
+
+def test_the_command_line_answers_without_numpy() -> None:
+    code = "import sys, bench.cli\nprint('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
