@@ -80,14 +80,3 @@ def test_a_method_without_a_network_refuses_to_be_compiled() -> None:
     plan = config.plan(config.read(), registry.names("methods"), said={"method": ("meanmap",), "compile": True})
     with pytest.raises(BenchError, match="has nothing that --compile would compile"):
         campaign.survey(plan)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
-def test_the_real_compiler_gives_the_same_numbers() -> None:
-    network = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16))
-    given = torch.linspace(-1, 1, 24).view(3, 8)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            parts.compiled(network, SETUP, "forward")(given), network(given), rtol=1e-5, atol=1e-6
-        )
