@@ -16,6 +16,7 @@ from bench.record import Answers, Record, Run
 from bench.runner import cases
 from bench.store import Store
 
+os.environ["OMP_NUM_THREADS"] = "1"  # also of programs that tests start: threads on a busy core wait long
 os.environ.pop("COLUMNS", None)  # a worker's, which rich would take for the width of every test's terminal
 settings.register_profile("bench", deadline=None)  # a busy machine is no failure
 settings.load_profile("bench")
