@@ -133,7 +133,7 @@ class Tolerance:
 
 TOLERANCES = (
     Tolerance(
-        ("AMI-Net", "AMI-Net‡"), ("1", "2", "3"), "oracle", 0.6, 0.1,
+        ("AMI-Net", "AMI-Net‡"), ("1", "2", "3"), "oracle", 0.5, 0.1,
         "the authors' released weights, another run that also chose its epoch on the test set, lie up to 0.6 points "
         "from Table I in a category and 0.02 in the mean (ami_net_released_checkpoints.csv)",
     ),
