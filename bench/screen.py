@@ -90,7 +90,9 @@ def _tables(out: Console, first: str, rows: list[tuple[str, Group, str]]) -> Non
     marks = [mark for mark in summary.marks(group) if not (first == "over" and mark.startswith("over: "))]
     percent = "percent" if first == "category" else "percent, means over categories"
     parts = [summary.METRICS]
-    if any(seed != group.first.run.seed for _, each, _ in rows for _, seed in each.records):
+    seeds = sorted({seed for _, each, _ in rows for _, seed in each.records})
+    told = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    if len(seeds) > 1:
         image = {name: shown for name, shown in summary.METRICS.items() if name.startswith("image")}
         parts = [image, {name: shown for name, shown in summary.METRICS.items() if name not in image}]
     parts += [summary.CALIBRATED] if group.first.run.calibrate else []
@@ -98,7 +100,7 @@ def _tables(out: Console, first: str, rows: list[tuple[str, Group, str]]) -> Non
         shown = metrics if number else metrics | {summary.LATENCY: summary.LATENCY}
         title = "" if number else summary.heading(group)
         out.print(_table("at the threshold" if metrics is summary.CALIBRATED else title, first, rows, shown))
-    out.print(f"[dim italic]{escape('; '.join([percent, *marks, summary.machine(group)]))}[/]")
+    out.print(f"[dim italic]{escape('; '.join([percent, told, *marks, summary.machine(group)]))}[/]")
 
 
 def _table(title: str, first: str, rows: list[tuple[str, Group, str]], shown: dict[str, str]) -> Table:
