@@ -125,7 +125,7 @@ class Autoencoder(Method):
         optimizer = torch.optim.Adam(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=fused)
         scaler = torch.amp.GradScaler(device.type, enabled=self.setup.precision == "float16")
         draws = Generator().manual_seed(self.setup.seed)  # on the CPU: the same views on every device
-        pictures = FrozenFeatures(lambda images: [self._reduced(images.to(device))], train)  # kept where they are seen
+        pictures = FrozenFeatures(lambda images: [self._reduced(images.to(device))], train, setup=self.setup)
 
         for epoch in range(1, settings.epochs + 1):
             total = torch.zeros((), device=device)

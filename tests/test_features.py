@@ -19,6 +19,8 @@ from bench.methods.parts import cache
 from bench.methods.parts.features import FrozenFeatures, fuse, fused_patches
 from bench.methods.parts.transformer import patchify
 
+IN_MEMORY = Setup((4, 4), torch.device("cpu"), 0)
+
 
 def slow_fuse(stages: list[Tensor], average_pool: bool) -> Tensor:
     size = stages[0].shape[2:]
@@ -86,7 +88,7 @@ def stages_of(images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(("budget", "walks"), [(2**20, 1), (100, 4)])  # an image needs 4 * (48 + 12) = 240 bytes
 def test_kept_or_computed_anew_the_features_are_the_same(budget: int, walks: int) -> None:
     pictures = Pictures(5)
-    features = FrozenFeatures(stages_of, pictures, budget=budget)
+    features = FrozenFeatures(stages_of, pictures, setup=IN_MEMORY, budget=budget)
     order = torch.tensor([3, 0, 4, 4, 1])
     for _ in range(3):
         found = list(features.batches(2, order))
@@ -98,14 +100,20 @@ def test_kept_or_computed_anew_the_features_are_the_same(budget: int, walks: int
 
 def test_without_an_order_features_come_as_the_files_lie() -> None:
     pictures = Pictures(3)
-    features = FrozenFeatures(stages_of, pictures)
+    features = FrozenFeatures(stages_of, pictures, setup=IN_MEMORY)
     assert torch.equal(torch.cat([stages[0] for stages in features.batches(2)]), pictures.images * 2)
+
+
+def test_what_is_kept_comes_on_the_device_of_the_fit() -> None:
+    meta = torch.device("meta")  # the only other one that is everywhere
+    features = FrozenFeatures(lambda images: [images.to(meta)], Pictures(3), setup=Setup((4, 4), meta, 0))
+    assert [stages[0].device for stages in features.batches(2)] == [meta, meta]
 
 
 def test_a_budget_is_exact_to_the_byte() -> None:
     for budget, walks in ((480, 1), (479, 3)):
         pictures = Pictures(2)
-        features = FrozenFeatures(stages_of, pictures, budget=budget)
+        features = FrozenFeatures(stages_of, pictures, setup=IN_MEMORY, budget=budget)
         for _ in range(2):
             list(features.batches(1))
         assert pictures.walks == walks

@@ -421,7 +421,7 @@ def test_the_epoch_that_is_best_on_held_out_images_is_kept(monkeypatch: pytest.M
 
 def test_held_out_images_are_judged_alike_after_every_epoch() -> None:
     method = fitted(replace(TINY, epochs=1), images=pictures(10))
-    features = FrozenFeatures(method._extract, Pictures(pictures(10)))
+    features = FrozenFeatures(method._extract, Pictures(pictures(10)), setup=method.setup)
     assert method._network is not None
     first, again = (method._held_loss(method._network, features, torch.arange(4)) for _ in range(2))
     assert first == again

@@ -72,7 +72,7 @@ class FrozenFeatures:
     bytes of them lie in its own memory.
 
     extract: (b, 3, h, w) on the CPU -> the stage maps; it carries images to its device and records no gradient.
-    identity: of all that `extract` does; "" keeps them out of files.  setup: tells the device and the folder of files.
+    setup: tells that device and the folder of files.  identity: of all that `extract` does; "" keeps them out of files.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class FrozenFeatures:
         extract: Callable[[Tensor], list[Tensor]],
         images: Images,
         *,
+        setup: Setup,
         identity: str = "",
-        setup: Setup | None = None,
         budget: int = BUDGET,
     ) -> None:
         self._extract, self._images, self._budget = extract, images, budget
-        self._device = setup.device if setup else torch.device("cpu")
-        self._folder = setup.cache if setup and identity else None
+        self._device = setup.device
+        self._folder = setup.cache if identity else None
         self._identity = f"{identity} {self._device.type} torch {torch.__version__}"
         self._kept: list[Tensor] | None = None
         self._asked = False
