@@ -166,7 +166,7 @@ def files(figure: Canvas, title: str, told: Sequence[str]) -> Drawn:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        figure.set_layout_engine("none")  # the layout is found once, for all files
+        figure.set_layout_engine(None)  # found once, for all files: "none" leaves a placeholder, and draws twice
     return Drawn(figure)
 
 
