@@ -97,8 +97,15 @@ def test_an_ablation_needs_runs_that_differ_in_one_setting_alone(simulate: Simul
     simulate(("bolt",), ("A",), settings={"width": 8, "depth": 1}, variant="1")
     simulate(("bolt",), ("A",), settings={"width": 4, "depth": 1}, variant="2")
     store = simulate(("bolt",), ("A",), settings={"width": 2, "depth": 3}, variant="3")
+    simulate(("bolt",), ("A",), settings={"width": 16, "depth": 1}, calibrate=0.1, variant="4")
     panels = comparisons._swept(groups(store.walk()))
     assert [(setting, [value for value, _ in own]) for _, setting, own in panels] == [("width", [4, 8])]
+
+
+def test_an_ablation_by_the_oracle_says_so() -> None:
+    runs = [replace(RUN, settings={"width": width}, variant=f"{width}") for width in (4, 8)]
+    both = [Record(run=run, category="bolt", data="", selection=rule) for run in runs for rule in ("last", "oracle")]
+    assert [title for title, _, _ in comparisons._swept(groups(both))] == ["A", "A (oracle)"]
 
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:

@@ -16,8 +16,9 @@ from bench.record import Record, Run
 from bench.store import Store
 from bench.summary import groups
 
-papers, columns, beside, checks, tables = (
-    import_module(f"bench.reports.parts.{name}") for name in ("papers", "columns", "beside", "checks", "tables")
+papers, columns, beside, checks, tables, ablation = (
+    import_module(f"bench.reports.parts.{name}")
+    for name in ("papers", "columns", "beside", "checks", "tables", "ablation")
 )
 
 RUN = Run(
@@ -364,3 +365,12 @@ def test_figure_9_tables_what_differs_in_one_setting(tmp_path: Path) -> None:
     assert [line.split("|")[1].strip() for line in text.splitlines() if re.match(r"\| \d", line)] == [
         "2", "8", "10", "2", "4",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"calibrate": 0.1}, {"limit": 5}, {"precision": "bfloat16"}, {"resolution": "original"}, {"compile": True}],
+)
+def test_runs_that_differ_in_no_setting_are_no_ablation(other: dict[str, object]) -> None:
+    made = [record("bottle", 90, 80, variant="1"), record("bottle", 80, 80, variant="2", **other)]
+    assert ablation.ablations(groups(made)) == []

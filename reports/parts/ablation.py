@@ -1,9 +1,11 @@
 """What each setting is worth: the runs of one method that differ in one setting only; Fig. 9 of the paper as tables."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.record import Run
 from bench.summary import LATENCY, MEAN, METRICS, Group, topics
 
 from .measured import measured
@@ -31,14 +33,23 @@ def ablations(groups: Sequence[Group]) -> list[Table]:
     """A table a setting, of the groups of one method that differ from the most usual settings in that one only."""
     found = []
     for members in topics(groups).values():
-        by_method: dict[tuple[str, str], list[Group]] = {}
+        by_method: dict[tuple[str, str, str], list[Group]] = {}
         for group in members:
             if group.records:
-                by_method.setdefault((group.first.run.title, group.selection), []).append(group)
-        for (title, selection), own in by_method.items():
+                run = group.first.run
+                by_method.setdefault((run.title, group.selection, conditions(run)), []).append(group)
+        for (title, selection, _), own in by_method.items():
             oracle = " (oracle)" if selection == "oracle" else ""
             found += _ablations(f"{title}{oracle}", own)
     return found
+
+
+def conditions(run: Run) -> str:
+    """All but settings that two runs must share where a setting is said to differ alone. A backbone is a setting."""
+    inputs = {name: value for name, value in run.inputs.items() if name != run.settings.get("backbone")}
+    weights = (inputs, "random" in run.inputs.values())
+    held = (run.preparation, run.precision, run.limit, run.calibrate, run.resolution, run.compile, weights)
+    return json.dumps(held, sort_keys=True)
 
 
 def _ablations(title: str, own: Sequence[Group]) -> list[Table]:
@@ -51,7 +62,7 @@ def _ablations(title: str, own: Sequence[Group]) -> list[Table]:
             varied.setdefault(name, []).append((each[name], group))
     tables = []
     for name, points in ((name, varied.get(name, [])) for name in base):
-        if len(points) > 1:
+        if len({repr(value) for value, _ in points}) > 1:
             points.sort(key=lambda point: _place(point[0]))
             tables.append(_table(f"{title}: {name}", name, points))
     return tables

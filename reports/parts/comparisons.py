@@ -14,6 +14,7 @@ from bench.report import Figure
 from bench.statistics import rank, spread
 from bench.summary import LATENCY, MEAN, METRICS, Cell, Group, machine, named
 
+from .ablation import conditions
 from .differences import METRIC, alike, by_category, by_seed
 from .drawing import absent, again, made
 from .papers import few_shot, timing
@@ -290,15 +291,17 @@ def _swept(members: Sequence[Group]) -> list[tuple[str, str, list[tuple[Any, Gro
         for setting, value in run.settings.items():
             others = {name: own for name, own in run.settings.items() if name != setting}
             inputs = {} if setting == "backbone" else run.inputs
-            same = (run.method, others, run.preparation, run.precision, inputs, run.limit)
-            key = json.dumps((same, group.selection, group.categories), sort_keys=True, default=list)
+            same = (run.method, others, conditions(run), inputs, group.selection, group.categories)
+            key = json.dumps(same, sort_keys=True, default=list)
             found.setdefault((setting, key), []).append((value, group))
     panels = []
     for (setting, _), own in found.items():
         distinct = {json.dumps(value, default=list): (value, group) for value, group in own}
         if len(distinct) > 1:
             ordered = sorted(distinct.values(), key=lambda pair: _order(pair[0]))
-            panels.append((ordered[0][1].first.run.title, setting, ordered))
+            first = ordered[0][1]
+            oracle = " (oracle)" if first.selection == "oracle" else ""
+            panels.append((f"{first.first.run.title}{oracle}", setting, ordered))
     return panels
 
 
