@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import bench.methods.parts.backbone as backbones
 from bench.errors import BenchError
+from bench.method import Setup
 from bench.methods.parts.backbone import Backbone, Weights, find, layout
 
 
@@ -327,4 +328,6 @@ def test_half_precision_is_of_the_weights_and_images_are_normalised_before() -> 
     (found,), (expected,) = half(images), whole(images)
     assert found.dtype == torch.bfloat16
     assert whole.identity != half.identity
+    setup = Setup((64, 64), torch.device("cpu"), 0, compile=True)
+    assert Backbone.of("random:resnet18", (1,), setup).identity != whole.identity
     torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.05 * float(expected.max()))

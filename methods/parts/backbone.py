@@ -137,6 +137,7 @@ class Backbone(nn.Module):
         """As the setup asks for it: weights from its folder, by its seed, in its precision, on its device."""
         backbone = cls(tag, stages, setup.weights, seed=setup.seed, precision=setup.precision).to(setup.device)
         backbone.network = compiled(backbone.network, setup, "forward")
+        backbone.identity += " compiled" if setup.compile else ""  # which rounds otherwise
         return backbone
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002
