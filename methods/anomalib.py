@@ -73,6 +73,8 @@ class Hosted(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
+        if setup.precision != "float32":
+            raise BenchError(f"anomalib's models compute in float32; {setup.precision} came. Leave --precision out.")
         self._kind = _kind(settings)
         self._tag = _tag(settings, self._kind)
         self._fitted: AnomalibModule | None = None

@@ -78,7 +78,7 @@ class Detector(Method):
         super().__init__(settings, setup)
         self._kind = _kind(settings.model)
         self._made()  # what it refuses is told now
-        self._backbone = Backbone(settings.backbone, settings.stages, setup.weights, seed=setup.seed).to(setup.device)
+        self._backbone = Backbone.of(settings.backbone, settings.stages, setup)
         self._vectors: Tensor | None = None
         self._estimator: Any = None
 
@@ -132,7 +132,7 @@ class Detector(Method):
 
     def _cells(self, images: Tensor) -> Tensor:
         """(b, 3, h, w) -> (b, grid, grid, c): the means of the fused features over cells."""
-        features = fuse(self._backbone(images))
+        features = fuse([stage.float() for stage in self._backbone(images)])
         return F.adaptive_avg_pool2d(features, self.settings.grid).permute(0, 2, 3, 1)
 
     def _made(self) -> Any:

@@ -78,6 +78,18 @@ def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors
     np.testing.assert_allclose(corners.numpy(), expected, rtol=1e-4)
 
 
+def test_a_hosted_detector_takes_its_backbone_in_the_precision_that_is_asked_for() -> None:
+    module, images = registry.load("methods", "sklearn"), contract.Drawn()
+    settings = module.Settings("PCA", backbone="tf_efficientnet_lite0", grid=2)
+    whole, half = (module.METHOD(settings, Setup((64, 64), CPU, 0, precision=one)) for one in ("float32", "bfloat16"))
+    for method in (whole, half):
+        method.fit(images, lambda *_: None)
+    one, other = whole.state()["vectors"], half.state()["vectors"]
+    assert other.dtype == torch.float32
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(one, other, rtol=0.1, atol=0.05 * float(one.abs().max()))
+
+
 def test_a_run_of_a_hosted_model_stands_in_the_store_under_its_own_name(parts: Path, tmp_path: Path) -> None:
     from bench import campaign
 
