@@ -1,6 +1,5 @@
 """The walk of `bench run`, once: a plan becomes jobs, jobs become records in the store."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -63,10 +62,12 @@ def run(plan: Plan, survey: Survey, watch: Watch) -> Iterator[Record]:
 
 
 def _saved(store: Store, outcome: Outcome, plan: Plan) -> Record:
-    """The outcome's record as it stands in the store; what stands there is not given up for a failure."""
+    """The outcome's record as it stands in the store; what was measured is not given up for a failure."""
     record = outcome.record
-    if record.failure and store.find(record.run, record.data, record.category, record.selection):
-        return record
+    if record.failure:
+        standing = store.find(record.run, record.data, record.category, record.selection)
+        if standing and not standing.failure:
+            return record
     if outcome.answers is None and not record.failure:
         return store.amend(record)  # only its times are new
     return store.save(record, outcome.answers, maps=plan.options.maps, views=outcome.views, model=outcome.model)
@@ -231,8 +232,6 @@ class _Method:
         if not place.exists():
             file = self.kind.checkpoint
             raise BenchError(f"--checkpoint names a file, or a folder with <category>/{file}; {place} is neither.")
-        if self.plan.options.calibrate:
-            raise BenchError("--calibrate holds images out of training; a released model has seen all. Leave one out.")
 
     def _checkpoint(self, task: Task) -> Path | None:
         place = self.plan.checkpoint
@@ -335,9 +334,9 @@ def _digests(tasks: dict[str, Task], samples: list[Sample], refused: dict[str, s
 
 
 def _place(run: Run, category: str) -> tuple[Any, ...]:
-    """What a failed record and the job that repeats it share: all but the images, which may have been mended."""
-    settings = json.dumps(run.settings, sort_keys=True)
-    return (run.dataset, run.protocol, run.k, run.seed, run.limit, run.name, run.precision, settings, category)
+    """What a failed record and the job that repeats it share: all but files, which may have been mended."""
+    key = replace(run, inputs={}).key("")
+    return (run.dataset, run.protocol, run.k, run.seed, run.name, run.released, key, category)
 
 
 def _done(store: Store, job: Job, kind: str, *, iterative: bool) -> list[Record]:

@@ -10,7 +10,7 @@ import pytest
 
 from bench import campaign, config, process, registry
 from bench.config import Plan
-from bench.executor import Job, local
+from bench.executor import Job, failed, local
 from bench.record import Record
 from bench.store import Store
 
@@ -79,11 +79,21 @@ def test_retry_repeats_what_failed_and_only_that(parts: Path) -> None:
     assert [job.task.name for job in campaign.survey(plan, retry=True).jobs] == ["bolt"]
     wider = planned(parts, seed="0,1")
     assert [(job.task.name, job.run.seed) for job in campaign.survey(wider, retry=True).jobs] == [("bolt", 0)]
+    assert campaign.survey(planned(parts, calibrate="0.5"), retry=True).jobs == ()  # another run, which has not failed
     assert len(campaign.survey(wider).jobs) == 3
     image.write_bytes(whole)  # other images are another run, but the one that failed is meant
     assert [job.task.name for job in campaign.survey(plan, retry=True).jobs] == ["bolt"]
     list(campaign.run(plan, campaign.survey(plan, retry=True), lambda *_: None))
     assert campaign.survey(plan, retry=True).jobs == ()
+
+
+def test_a_second_failure_tells_its_own_reason(parts: Path) -> None:
+    plan = planned(parts, category="bolt")
+    (job,) = campaign.survey(plan).jobs
+    for reason in ("out of time", "out of memory"):
+        (outcome,) = failed(job, reason)
+        campaign._saved(Store(plan.runs), outcome, plan)
+    assert [record.failure for record in Store(plan.runs).walk()] == ["out of memory"]
 
 
 def test_a_plan_with_a_time_out_runs_in_a_child(parts: Path) -> None:
