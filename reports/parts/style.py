@@ -58,6 +58,10 @@ _METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date
 """By kind of file: without its date, so that the same figure has the same bytes."""
 
 
+LEGEND = 1.6
+"""Inches that a title leaves to a legend at its right."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """How a method is drawn in every figure of a report."""
@@ -159,7 +163,8 @@ class Drawn(Mapping[str, bytes]):
 def files(figure: Canvas, title: str, told: Sequence[str]) -> Drawn:
     """The figure with its title and the notes below; call it within `themed`."""
     width = figure.get_figwidth()
-    figure.suptitle(wrapped(title, width * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    beside = LEGEND if figure.legends else 0.0
+    figure.suptitle(wrapped(title, (width - beside) * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
     if told:
         lines = "\n".join(wrapped(line, width * 17) for line in told)
         figure.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=ALARM)
