@@ -313,6 +313,10 @@ def test_verify_refuses_what_is_no_earlier_report(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n", "utf-8")
     assert "lacks dataset, protocol" in told("--verify", "--against", str(tmp_path / "other.csv"), store=store)[1]
     assert "can't be read" in told("--verify", "--against", str(tmp_path / "none.csv"), store=store)[1]
+    earlier = registry.load("reports", "csv").render(list(store.walk()), store)
+    (tmp_path / "comma.csv").write_text(earlier.replace(",0.9,", ',"0,9",'), "utf-8")
+    code, text = told("--verify", "--against", str(tmp_path / "comma.csv"), store=store)
+    assert (code, "has '0,9' as metrics.image_auroc" in text) == (2, True)
     assert "Add it" in told("--against", "x.csv", store=store)[1]
     assert "Give one of them" in told("--verify", "--audit", store=store)[1]
 

@@ -48,4 +48,17 @@ def read(file: Path) -> list[dict[str, str]]:
             + (f"lacks {', '.join(lacking)}." if rows else "has no rows.")
             + " Make one with bench report --format csv --out DIR."
         )
+    for name, value in ((name, value) for row in rows for name, value in row.items() if _metric(name) and value):
+        try:
+            float(value)
+        except ValueError as error:
+            told = f"{file} has '{value}' as {name}. Write it as 0.98, or take the file that bench report made."
+            raise BenchError(
+                f"--against takes the CSV of an earlier report, whose metrics are numbers; {told}"
+            ) from error
     return rows
+
+
+def _metric(name: str | None) -> bool:
+    """Whether a column holds a metric; cells beyond the head have no name."""
+    return name is not None and name.startswith("metrics.")
