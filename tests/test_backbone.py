@@ -320,6 +320,11 @@ def test_a_network_that_would_answer_otherwise_is_not_folded() -> None:
     assert backbones._folded(network) is network
 
 
+def test_a_weights_folder_that_is_none_is_refused_whatever_a_package_ships(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"names a folder; .*nowhere is none"):
+        find("tf_efficientnet_lite0", tmp_path / "nowhere")
+
+
 def test_half_precision_is_of_the_weights_and_images_are_normalised_before() -> None:
     whole, half = (
         Backbone("random:resnet18", (1,), None, seed=0, precision=precision) for precision in ("float32", "bfloat16")

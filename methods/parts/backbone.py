@@ -64,7 +64,8 @@ class Weights:
 def find(tag: str, folder: Path | None) -> Weights:
     """Finds the weights of `tag` without loading or downloading them; `folder` is the user's own, looked in first.
 
-    Raises BenchError within seconds where the tag is unknown, a file is ambiguous or damaged, or there are no weights.
+    Raises BenchError within seconds where the tag is unknown, the folder is none, a file is ambiguous or damaged, or
+    there are no weights.
     """
     architecture = _architecture(tag)
     if tag.startswith(RANDOM):
@@ -244,8 +245,10 @@ def _told_by_timm(tag: str) -> Any:
 
 def _local_file(tag: str, folder: Path | None) -> Path | None:
     """The one file of the folder whose name begins with the tag, or that is torchvision's for it."""
-    if folder is None or not folder.is_dir():
+    if folder is None:
         return None
+    if not folder.is_dir():
+        raise BenchError(f"--weights or [paths] weights names a folder; {folder} is none. Mend it, or leave it out.")
     architecture, _, training = tag.partition(".")
     official = f"{architecture}-{TORCHVISION.get(architecture, '')}.pth" if training == "tv_in1k" else None
     begins = re.compile(re.escape(tag) + r"[.-].*(?<=\.)(safetensors|pth|pt)$")  # resnet50 isn't resnet50d or _gn
