@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Literal
 
 from bench.errors import BenchError
+from bench.settings import nearest
 
 Kind = Literal["methods", "datasets", "reports"]
 
@@ -32,7 +33,8 @@ def load(kind: Kind, name: str) -> ModuleType:
     where it lacks what every plug-in of its kind defines.
     """
     if name not in names(kind):
-        raise BenchError(f"{kind}/ has no '{name}'. There are: {', '.join(names(kind))}.")
+        there = names(kind)
+        raise BenchError(f"{kind}/ has no '{name}'.{nearest(name, there)} There are: {', '.join(there)}.")
     try:
         module = import_module(f"bench.{kind}.{name}")
     except ModuleNotFoundError as error:

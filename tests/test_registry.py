@@ -83,7 +83,8 @@ def test_a_users_plug_in_may_not_take_a_shipped_name(folder: Path) -> None:
 
 
 def test_an_unknown_name_is_told_with_those_that_there_are() -> None:
-    with pytest.raises(BenchError, match=r"methods/ has no 'aminett'\. There are: .*aminet.*patchcore"):
+    told = r"methods/ has no 'aminett'\. Did you mean 'aminet'\? There are: .*aminet.*patchcore"
+    with pytest.raises(BenchError, match=told):
         load("methods", "aminett")
 
 
