@@ -49,7 +49,7 @@ class Results(Sequence[Record]):
     def __repr__(self) -> str:
         """How many there are of each method."""
         titles = dict.fromkeys(record.run.title for record in self)
-        return f"<{len(self)} records of {', '.join(titles) or 'nothing'}, {len(self.failed)} failed>"
+        return f"<{summary.counted(self)} of {', '.join(titles) or 'nothing'}, {len(self.failed)} failed>"
 
     @property
     def failed(self) -> "Results":

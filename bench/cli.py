@@ -172,6 +172,8 @@ def run(  # noqa: PLR0917  typer makes the options from these
             dump(screen.planned(plan, survey)) if as_json else screen.plan(out, known, plan, survey)
             return
         screen.announce(talk, plan, survey)
+        if retry_failed and not survey.jobs:
+            talk.print("Nothing of this plan has failed; without --retry-failed what is missing is done.")
         records = [*survey.found, *screen.work(talk, plan, survey)]
     except KeyboardInterrupt:
         err.print("Stopped. What was finished is kept: the same command goes on from here.")

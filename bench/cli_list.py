@@ -126,12 +126,12 @@ def _tell(findings: "list[Finding]", *, weak: str, quiet: bool) -> None:
 
 def _runs(folder: Path) -> list[tuple[str, str]]:
     from bench.store import Store
-    from bench.summary import MEAN, groups, percent
+    from bench.summary import MEAN, counted, groups, percent
 
     rows = []
     for group in groups(Store(folder).walk()):
         run = group.first.run
         k = f"-{run.k}" if run.k else ""
-        told = f"{run.title}, {group.selection}, {len(group.records)} records, {len(group.failed)} failed, image AUROC "
+        told = f"{run.title}, {group.selection}, {counted(group.records)}, {len(group.failed)} failed, image AUROC "
         rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", told + percent(group.cell(MEAN, "image_auroc"))))
     return rows

@@ -34,7 +34,8 @@ def announce(out: Console, plan: Plan, survey: Survey) -> None:
     if any(run.synthetic for run in (*(job.run for job in survey.jobs), *(record.run for record in survey.found))):
         out.print("[yellow]synthetic data: the images are drawn, and the numbers say nothing of real parts[/yellow]")
     if survey.found:
-        out.print(f"{len(survey.found)} records stand in the store and are not made again (--force would).")
+        stand = "stands in the store and is" if len(survey.found) == 1 else "stand in the store and are"
+        out.print(f"{summary.counted(survey.found)} {stand} not made again (--force would).")
     if memory:
         out.print(f"Peak memory of a fit, estimated: {escape(', '.join(memory))}")
 

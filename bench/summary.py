@@ -1,6 +1,6 @@
 """Records grouped for tables: a group is a method in one setting, a cell the mean and spread of a metric over seeds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -148,6 +148,11 @@ def _row(group: Group, category: str) -> dict[str, Any]:
         "cells": {name: asdict(cell) for name, cell in cells.items() if cell is not None},
         "marks": marks(group),
     }
+
+
+def counted(records: Sized) -> str:
+    """How many records there are: "1 record", "2 records"."""
+    return f"{len(records)} record{'' if len(records) == 1 else 's'}"
 
 
 def percent(cell: Cell | None) -> str:

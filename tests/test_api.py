@@ -31,6 +31,7 @@ def test_a_run_gives_records_a_table_and_a_figure(here: Path) -> None:
     assert frame["metrics.image_auroc"].tolist() == [1.0] * 4
     assert frame["settings.smoothing"].tolist() == [2.0] * 4
     assert str(found) == "<4 records of Mean map (floor), 0 failed>"
+    assert str(found[:1]) == "<1 record of Mean map (floor), 0 failed>"
     (axes,) = found.figure("pixel_auroc").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["bolt", "plate", "mean"]
     assert axes.get_xlabel() == "pixel AUROC, percent"

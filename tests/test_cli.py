@@ -63,6 +63,8 @@ def test_a_run_ends_with_a_table_the_place_of_the_records_and_the_next_command(b
     again = bench(*RUN, "--method", "meanmap", "--seed", "0,1")
     assert "4 records stand in the store" in again.stdout
     assert "100.0" in again.stdout
+    retried = bench(*RUN, "--method", "meanmap", "--seed", "0,1", "--retry-failed")
+    assert "Nothing of this plan has failed" in retried.stdout
 
 
 def test_a_dry_run_tells_every_value_with_its_origin_and_does_nothing(bench, here: Path) -> None:
