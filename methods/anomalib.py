@@ -22,7 +22,6 @@ Departures from a run by anomalib's own Engine:
 """
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,8 +44,10 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Progress, Setup
 
 from .parts.backbone import fill, find
 from .parts.maps import image_score, upsample
+from .parts.options import parsed
 
 EPOCHS = 100
+EXAMPLE = '{"n_features": 100}'  # of options
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1:
             raise BenchError(f"epochs is 0 or more and batch 1 or more; {self.epochs} and {self.batch} came.")
-        _options(self)
+        parsed(self.options, EXAMPLE)
 
 
 class Hosted(Method):
@@ -176,7 +177,7 @@ class Hosted(Method):
 
     def _made(self) -> AnomalibModule:
         """The untrained model on its device, its backbone filled from our lookup."""
-        options = _options(self.settings)
+        options = parsed(self.settings.options, EXAMPLE)
         if self._tag:
             options["backbone"] = _architecture(self._tag)
         given = {"evaluator": False, "visualizer": False, "post_processor": False}
@@ -227,16 +228,6 @@ def _tag(settings: Settings, kind: type[AnomalibModule]) -> str:
 
 def _architecture(tag: str) -> str:
     return tag.removeprefix("random:").split(".")[0]
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    try:
-        found = json.loads(settings.options)
-    except ValueError as error:
-        raise BenchError(f'options is a JSON object, as {{"n_features": 100}}; {settings.options} is not.') from error
-    if not isinstance(found, dict):
-        raise BenchError(f'options is a JSON object, as {{"n_features": 100}}; {settings.options} is not.')
-    return found
 
 
 @contextmanager

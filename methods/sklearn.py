@@ -24,7 +24,6 @@ Where the estimator draws, it draws from the run's seed; a LocalOutlierFactor is
 """
 
 import inspect
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,8 +42,10 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Pr
 from .parts.backbone import Backbone, find
 from .parts.features import fuse
 from .parts.maps import Score, gaussian, image_score, upsample
+from .parts.options import parsed
 
 BATCH = 8
+EXAMPLE = '{"n_estimators": 300}'  # of options
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.grid, self.rows) < 1 or self.dimensions < 0 or self.smoothing < 0:
             raise BenchError(f"grid and rows are 1 or more, dimensions and smoothing 0 or more; {self} came.")
-        _options(self)
+        parsed(self.options, EXAMPLE)
 
 
 class Detector(Method):
@@ -138,7 +139,7 @@ class Detector(Method):
     def _made(self) -> Any:
         """The estimator behind the steps that the settings ask for, unfitted."""
         settings = self.settings
-        options = _options(settings)
+        options = parsed(settings.options, EXAMPLE)
         taken = inspect.signature(self._kind).parameters
         own = {"random_state": self.setup.seed, "novelty": True}
         try:
@@ -162,13 +163,3 @@ def _kind(name: str) -> Any:
             f"There are: {', '.join(sorted(kinds))}."
         )
     return kinds[name]
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    try:
-        found = json.loads(settings.options)
-    except ValueError as error:
-        raise BenchError(f'options is a JSON object, as {{"n_estimators": 300}}; {settings.options} is not.') from error
-    if not isinstance(found, dict):
-        raise BenchError(f'options is a JSON object, as {{"n_estimators": 300}}; {settings.options} is not.')
-    return found
