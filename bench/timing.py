@@ -10,7 +10,7 @@ Three times of one image, which must not be mixed up:
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,27 +42,23 @@ class Clock:
         self.device = device
         self.seconds: dict[str, float] = {}
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
+    def __call__(self, phase: str) -> AbstractContextManager[None]:
         """Adds the time of the block to the phase."""
-        wait(self.device)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            wait(self.device)
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        return self._counted(phase, 1)
+
+    def stopped(self, phase: str) -> AbstractContextManager[None]:
+        """Takes the time of the block off the phase that runs around it."""
+        return self._counted(phase, -1)
 
     @contextmanager
-    def stopped(self, phase: str) -> Iterator[None]:
-        """Takes the time of the block off the phase that runs around it."""
+    def _counted(self, phase: str, sign: int) -> Iterator[None]:
         wait(self.device)
         start = time.perf_counter()
         try:
             yield
         finally:
             wait(self.device)
-            self.seconds[phase] = self.seconds.get(phase, 0.0) - (time.perf_counter() - start)
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + sign * (time.perf_counter() - start)
 
 
 def wait(device: torch.device) -> None:
