@@ -273,7 +273,7 @@ def _latency(job: Job, method: Method, tests: FileImages, device: torch.device) 
         return dict(timing.latency(method, torch.cat(list(tests.batches(TIMED, some))).to(device)))
     reads = [partial(read, tests.samples[i], tests.preparation) for i in some.tolist()]
     found = timing.thorough(method, reads, device)
-    return found | {"machine": machine.describe(device), "threads": torch.get_num_threads()}
+    return found | {"machine": machine.describe(device)}
 
 
 def _views(method: Method, images: Tensor, names: list[str]) -> dict[str, NDArray[np.uint8]]:
