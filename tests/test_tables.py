@@ -359,6 +359,16 @@ def test_figure_8_sets_times_in_proportion_on_one_machine_only(tmp_path: Path) -
     assert "49.14 ms" in text
 
 
+def test_figure_8_says_which_category_failed_and_how_many_are_not_done(tmp_path: Path) -> None:
+    *made, last = whole()
+    failed = replace(last, metrics={}, failure="it fell")
+    assert f"failed in {last.category}, seed 0: it fell" in told(
+        "--table", "fig8", store=saved(tmp_path / "1", [*made, failed])
+    )[1].replace("\\", "")
+    text = told("--table", "fig8", store=saved(tmp_path / "2", made))[1]
+    assert "1 of 15 categories are not done" in text
+
+
 def test_figure_9_tables_what_differs_in_one_setting(tmp_path: Path) -> None:
     made = [
         record("bottle", 80 + n, 80, settings={"jitter": True, "clusters": n, "patch": patch}, variant=f"{n}{patch}")

@@ -48,19 +48,21 @@ class Column:
         if len(row.of) == 1 and not any(category in row.of for category, _ in group.records):
             return Entry.of(FAILED, *caveats(group), *why(group, row.of, LEVELS["image"]))
         cells = {level: self.mean(row, level) for level in LEVELS}
-        notes = [note for level, cell in cells.items() if cell is None for note in _gaps(group, row, LEVELS[level])]
+        notes = [
+            note for level, cell in cells.items() if cell is None for note in lacking(group, row.of, LEVELS[level])
+        ]
         fewer = [f"{cell.seeds} of {len(group.seeds)} seeds" for cell in cells.values() if cell]
         fewer = [note for note in fewer if not note.startswith(f"{len(group.seeds)} of")]
         pieces = tuple(Piece(percent(cell)) for cell in cells.values())
         return Entry(pieces, tuple(dict.fromkeys([*caveats(group), *fewer, *notes])))
 
 
-def _gaps(group: Group, row: Row, metric: str) -> list[str]:
-    """Why a mean is not there; of what is not done only how much, since the commands tell the rest."""
-    told = why(group, row.of, metric)
+def lacking(group: Group, of: Sequence[str], metric: str) -> list[str]:
+    """Why there is no mean over these; of what is not done only how much, since the commands tell the rest."""
+    told = why(group, of, metric)
     done = [note for note in told if not note.endswith("is not done")]
     undone = len(told) - len(done)
-    return [*done, *([f"{undone} of {len(row.of)} categories are not done"] if undone else [])]
+    return [*done, *([f"{undone} of {len(of)} categories are not done"] if undone else [])]
 
 
 def columns(groups: Iterable[Group]) -> list[Column]:

@@ -7,6 +7,7 @@ import numpy as np
 from bench.record import Record
 from bench.summary import LATENCY, MEAN, Group, caveats, machine, milliseconds, named, percent
 
+from .columns import lacking
 from .measured import measured
 from .papers import TABLES, members, published_name, rows
 from .tables import NONE, Entry, Section, Table, ranked
@@ -94,7 +95,7 @@ def figure8(groups: Iterable[Group]) -> Section:
         same = reference is not None and machine(reference) == machine(group)
         times = f"{cell.mean / base.mean:.1f}" if cell and base and same else NONE
         area = group.mean("image_auroc", every)
-        lacks = [] if area else [f"{len(set(every) - set(group.categories))} of 15 categories are not done"]
+        lacks = [] if area else lacking(group, every, "image_auroc")
         speed = Entry.of(milliseconds(cell), *caveats(group), machine(group))
         lines.append((name, "measured", speed, times, Entry.of(percent(area), *lacks)))
     head = ("method", "from", "latency", "times AMI-Net‡", "image AUROC")
