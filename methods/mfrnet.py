@@ -45,13 +45,12 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Pr
 
 from .parts.backbone import Backbone, find, layout
 from .parts.features import BUDGET, FrozenFeatures, fuse
+from .parts.holdout import held_out
 from .parts.hybrid import RestorationNet
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import complementary_masks
 from .parts.precision import autocast
 from .parts.similarity import msgms, ssim
-
-HOLDOUT_FROM = 10  # training images; with fewer, none is spared to judge epochs by
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +141,7 @@ class MFRNet(Method):
         features = FrozenFeatures(self._extract, train, identity=identity, setup=self.setup)
         self._mean, self._std = self._statistics(features, len(train))
         drawn = Generator().manual_seed(self.setup.seed)
-        spared = int(settings.holdout * len(train)) if len(train) >= HOLDOUT_FROM else 0
-        held, learned = torch.randperm(len(train), generator=drawn).split([spared, len(train) - spared])
+        held, learned = held_out(len(train), settings.holdout, drawn)
         best = math.inf
 
         for epoch in range(1, settings.epochs + 1):
@@ -159,12 +157,12 @@ class MFRNet(Method):
                 scaler.update()
                 total += loss.detach() * len(maps)
             mean = float(total) / len(learned)  # the only wait for the device in an epoch, but for the held-out loss
-            judged = self._held_loss(network, features, held) if spared else mean
+            judged = self._held_loss(network, features, held) if len(held) else mean
             if not math.isfinite(mean + judged):
                 came = f"{mean + judged} in epoch {epoch}"
                 raise BenchError(f"A loss must be finite; MFRNet's is {came}. Try a lower lr.")
-            if judged < best or not spared:
-                self._network, self._kept_epoch, best = deepcopy(network) if spared else network, epoch, judged
+            if judged < best or not len(held):
+                self._network, self._kept_epoch, best = deepcopy(network) if len(held) else network, epoch, judged
             stop = epoch - self._kept_epoch >= settings.patience
             progress(epoch, epoch if stop else settings.epochs, mean)
             if stop:

@@ -46,13 +46,12 @@ from torch.nn import functional as F
 from bench.errors import BenchError
 from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Progress, Setup
 
+from .parts.holdout import held_out
 from .parts.maps import image_score, mean_filter, upsample
 from .parts.masks import complementary_masks
 from .parts.precision import autocast
 from .parts.similarity import msgms, ssim
 from .parts.unet import UNet
-
-HOLDOUT_FROM = 10  # training images; with fewer, none is spared to judge epochs by
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +121,7 @@ class RIAD(Method):
         network, optimizer = self._untrained()
         scaler = torch.amp.GradScaler(device.type, enabled=self.setup.precision == "float16")
         draws = Generator().manual_seed(self.setup.seed)  # on the CPU: the same masks on every device
-        spared = int(settings.holdout * len(train)) if len(train) >= HOLDOUT_FROM else 0
-        held, learned = torch.split(torch.randperm(len(train), generator=draws), [spared, len(train) - spared])
+        held, learned = held_out(len(train), settings.holdout, draws)
         best = math.inf
 
         for epoch in range(1, settings.epochs + 1):
@@ -140,11 +138,11 @@ class RIAD(Method):
                 total += loss.detach() * len(images)
             network.eval()
             mean = float(total) / len(learned)  # the only wait for the device in an epoch, but for the held-out loss
-            judged = self._held_loss(network, train, held) if spared else mean
+            judged = self._held_loss(network, train, held) if len(held) else mean
             if not math.isfinite(mean + judged):
                 raise BenchError(f"A loss must be finite; RIAD's is {mean + judged} in epoch {epoch}. Try a lower lr.")
-            if judged < best or not spared:
-                self._network, self._kept, best = deepcopy(network) if spared else network, epoch, judged
+            if judged < best or not len(held):
+                self._network, self._kept, best = deepcopy(network) if len(held) else network, epoch, judged
             stop = epoch - self._kept >= settings.patience
             progress(epoch, epoch if stop else settings.epochs, mean)
             if stop:
