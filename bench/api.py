@@ -98,11 +98,14 @@ def run(
     *,
     data: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    over: Mapping[str, Any] | None = None,
     profile: str | None = None,
     campaign: str | None = None,
     runs: str | Path | None = None,
     weights: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     force: bool = False,
+    retry_failed: bool = False,
     **options: Any,
 ) -> Results:
     """Fits, judges and stores as `bench run` does, below a bar that tells the time left; gives all records of the plan.
@@ -113,11 +116,14 @@ def run(
         method: names of methods or aliases, or "all".
         data: where the data set lies.
         settings: of methods, as {"epochs": 50} or {"aminet.epochs": 50}.
+        over: a sweep, as {"clusters": [2, 4, 8]}.
         profile: of bench.toml.
         campaign: of bench.toml, as "table1".
         runs: folder of the records.
         weights: folder of backbone weights.
+        checkpoint: released models, judged without training.
         force: do again what is done.
+        retry_failed: do only what failed before.
         options: the others of `bench run`, as dataset, protocol, k, seed, category, limit: `bench.config.Options`.
 
     Raises BenchError for what the command refuses.
@@ -126,17 +132,19 @@ def run(
     from bench import registry, screen
 
     known = configured()
+    paths = {"data": data, "weights": weights, "runs": runs, "checkpoint": checkpoint}
     plan = config.plan(
         known,
         registry.names("methods"),
         said={"method": method, **options},
         settings=settings,
+        over=over,
         profile=profile,
         campaign=campaign,
-        paths={key: Path(path) for key, path in {"data": data, "weights": weights, "runs": runs}.items() if path},
+        paths={key: Path(path) for key, path in paths.items() if path},
         command="bench.run(...)",
     )
-    survey = walk.survey(plan, force=force)
+    survey = walk.survey(plan, force=force, retry=retry_failed)
     return Results([*survey.found, *screen.work(talk, plan, survey)])
 
 

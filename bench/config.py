@@ -184,7 +184,7 @@ def plan(
     *,
     said: Mapping[str, Any],
     settings: Mapping[str, str] | None = None,
-    over: Mapping[str, str] | None = None,
+    over: Mapping[str, Any] | None = None,
     profile: str | None = None,
     campaign: str | None = None,
     paths: Mapping[str, Path | None] | None = None,

@@ -51,6 +51,13 @@ def test_what_is_done_is_not_done_again_and_settings_are_named_as_in_the_command
     assert len(bench.records()) == 4
 
 
+def test_a_sweep_gives_a_run_a_value_and_retry_does_only_what_failed(here: Path) -> None:
+    found = floor(over={"smoothing": [1, 4]}, category="bolt")
+    assert [record.run.settings["smoothing"] for record in found] == [1.0, 4.0]
+    assert len(floor(over={"smoothing": "1,4"}, category="bolt", retry_failed=True)) == 2
+    assert len(bench.records()) == 2
+
+
 def test_a_failed_run_is_a_record_that_says_why(here: Path) -> None:
     (here / "parts" / "bolt" / "test" / "good" / "000.png").write_bytes(b"")
     found = floor()
