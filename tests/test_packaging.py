@@ -83,11 +83,11 @@ def test_an_installed_wheel_brings_the_command_and_the_python_api(wheel: Path, t
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python, bench = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "bench"
     into = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel]
-    subprocess.run(into, check=True)
-    (site,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
-    (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run(into, check=True, env=environment)
+    (site,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
+    (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
 
     def said(*words: str | Path) -> str:
         done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
@@ -99,4 +99,4 @@ def test_an_installed_wheel_brings_the_command_and_the_python_api(wheel: Path, t
     assert "gear" in said(bench, "run", "--method", "meanmap", *asked, "--keep-model")
     assert "scores.csv" in said(bench, "predict", "demo/kshot-2/meanmap", *(tmp_path / "runs").rglob("worst.image.png"))
     assert "works" in said(bench, "check", "meanmap")
-    assert "1 records of Mean map" in said(python, "-c", "from bench import records; print(records())")
+    assert "1 record of Mean map" in said(python, "-c", "from bench import records; print(records())")
