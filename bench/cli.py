@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +48,8 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         out.print(version("maskbench"))
         raise typer.Exit
 

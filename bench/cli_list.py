@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from bench import registry
-from bench.console import Json, Quiet, Verbose, configured, dump, err, mute, out, talk, waiting
+from bench.console import Json, Quiet, Verbose, advancing, configured, dump, mute, out, waiting
 
 if TYPE_CHECKING:
     from bench.contract import Finding
@@ -102,9 +101,8 @@ def check(
             findings = checks.machine(known)
     else:
         mute()  # what is warned of is a finding here
-        with Progress(console=err, transient=True, disable=talk.quiet or not err.is_terminal) as bar:
-            task = bar.add_task(f"Checking {escape(name)}", total=None)
-            findings = checks.of(known, name, data, lambda done, total: bar.update(task, completed=done, total=total))
+        with advancing(f"Checking {name}") as watch:
+            findings = checks.of(known, name, data, watch)
     if as_json:
         dump([{"promise": found.promise, "broken": found.broken, "needed": found.needed} for found in findings])
     else:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from bench.config import cache_folder
-from bench.console import Json, Quiet, Verbose, configured, dump, err, out, talk, waiting
+from bench.console import Json, Quiet, Verbose, advancing, configured, dump, err, out, talk, waiting
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -55,9 +54,8 @@ def predict(  # noqa: PLR0917  typer makes the options from these
     from bench import predict as judging
 
     named = model.images(places)
-    with Progress(console=err, transient=True, disable=talk.quiet or not err.is_terminal) as bar:
-        task = bar.add_task(f"Judging {len(named)} images")
-        found = judging.predict(kept, named, to, lambda done, total: bar.update(task, completed=done, total=total))
+    with advancing(f"Judging {len(named)} images") as watch:
+        found = judging.predict(kept, named, to, watch)
     if as_json:
         dump([asdict(verdict) for verdict in found])
     elif not quiet:

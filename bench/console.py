@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from bench import config, registry
 from bench.errors import BenchError
@@ -88,6 +89,16 @@ def _names(kind: str) -> Iterable[str]:
 def waiting(text: str) -> AbstractContextManager[Any]:
     """A sign of life on stderr while something takes a moment; nothing where that is no terminal."""
     return nullcontext() if talk.quiet else err.status(text)
+
+
+@contextmanager
+def advancing(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while many things are done; what it gives is told how many are done and how many there are."""
+    from rich.progress import Progress  # a command that shows none answers sooner
+
+    with Progress(console=err, transient=True, disable=talk.quiet or not err.is_terminal) as bar:
+        task = bar.add_task(escape(text), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def dump(value: Any) -> None:
