@@ -54,6 +54,7 @@ from torch.nn import functional as F
 from bench.errors import BenchError
 from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Progress, Setup
 
+from .parts.compiled import compiled
 from .parts.features import BUDGET, FrozenFeatures
 from .parts.maps import gaussian, image_score, upsample
 from .parts.precision import autocast
@@ -106,6 +107,7 @@ class Autoencoder(Method):
 
     native: ClassVar[Preparation] = Preparation(256, 256)
     iterative: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
     settings: Settings
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
@@ -113,6 +115,7 @@ class Autoencoder(Method):
         self._seen = _seen(settings, setup.size)
         self._meta = _network(settings, setup.size, "meta")  # what contradicts itself is refused now, not in fit
         self._network: nn.Sequential | None = None
+        self._asked: nn.Sequential | None = None  # what answers for it
 
     def fit(self, train: Images, progress: Progress) -> None:
         """Learns to give back randomly turned, shifted or cut out parts of good images."""
@@ -140,7 +143,7 @@ class Autoencoder(Method):
             mean = float(total) / settings.samples  # the only wait for the device in an epoch
             if not math.isfinite(mean):
                 raise BenchError(f"A loss must be finite; the autoencoder's is {mean} in epoch {epoch}. Lower lr.")
-            self._network = network
+            self._network, self._asked = network, None
             progress(epoch, settings.epochs, mean)
 
     def _unlike(self, wanted: Tensor, restored: Tensor) -> Tensor:
@@ -183,20 +186,26 @@ class Autoencoder(Method):
 
     def _compared(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 3, h, w) -> what the network gives back of it, (b, 3, h, w), and how unlike the two are, (b, h, w)."""
-        if self._network is None:
-            raise BenchError(NOT_FITTED)
+        network = self._answering()
         if images.shape[2:] != self.setup.size:
             came, size = tuple(images.shape[2:]), self.setup.size
             raise BenchError(f"This autoencoder answers for images of {size} pixels; {came} came. Resize them.")
         wanted = self._reduced(images)
         given_back = self._pass if self.settings.mode == "object" else self._joined
-        restored = given_back(self._network, wanted)
+        restored = given_back(network, wanted)
         unlike = self._unlike(wanted, restored)
         if self.settings.reduce > 1:
             height, width = self.setup.size
             given = (restored, unlike)
             restored, unlike = (upsample(maps, (height, width), align_corners=False) for maps in given)
         return restored, unlike
+
+    def _answering(self) -> nn.Sequential:
+        """The fitted network, or what is compiled from it once and not at each predict."""
+        if self._network is None:
+            raise BenchError(NOT_FITTED)
+        self._asked = self._asked or compiled(self._network, self.setup, "forward")
+        return self._asked
 
     def _reduced(self, images: Tensor) -> Tensor:
         return F.avg_pool2d(images, self.settings.reduce)
@@ -244,6 +253,7 @@ class Autoencoder(Method):
             why = " ".join(str(error).split("\n\t")[1:2])
             raise BenchError(f"A fitted autoencoder needs the settings that it was fitted with. {why}") from error
         self._network = network.to(self.setup.device).to(memory_format=torch.channels_last)
+        self._asked = None
 
     @classmethod
     def memory(cls, settings: Settings, size: tuple[int, int], images: int) -> int:

@@ -46,6 +46,7 @@ from torch.nn import functional as F
 from bench.errors import BenchError
 from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Progress, Setup
 
+from .parts.compiled import compiled
 from .parts.holdout import held_out
 from .parts.maps import image_score, mean_filter, upsample
 from .parts.masks import complementary_masks
@@ -95,6 +96,7 @@ class RIAD(Method):
 
     native: ClassVar[Preparation] = Preparation(256, 256, resample="lanczos")  # [PY]
     iterative: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
     settings: Settings
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
@@ -107,6 +109,7 @@ class RIAD(Method):
             )
         self._size = (setup.size[0] // settings.reduce, setup.size[1] // settings.reduce)
         self._network: UNet | None = None  # in eval mode: what predicts
+        self._asked: UNet | None = None  # what answers for it
         self._kept = 0  # the epoch that it is of
         draws = Generator().manual_seed(settings.test_seed)  # on the CPU: the same masks on every device
         masks = [
@@ -142,7 +145,8 @@ class RIAD(Method):
             if not math.isfinite(mean + judged):
                 raise BenchError(f"A loss must be finite; RIAD's is {mean + judged} in epoch {epoch}. Try a lower lr.")
             if judged < best or not len(held):
-                self._network, self._kept, best = deepcopy(network) if len(held) else network, epoch, judged
+                self._network, self._asked = deepcopy(network) if len(held) else network, None
+                self._kept, best = epoch, judged
             stop = epoch - self._kept >= settings.patience
             progress(epoch, epoch if stop else settings.epochs, mean)
             if stop:
@@ -207,14 +211,20 @@ class RIAD(Method):
 
     def _restored(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The images as the network is shown them, (b, 3, h, w), and as it paints them, (cells, b, 3, h, w)."""
-        if self._network is None:
-            raise BenchError(NOT_FITTED)
+        network = self._answering()
         if images.shape[2:] != self.setup.size:
             came = tuple(images.shape[2:])
             raise BenchError(f"This RIAD answers for images of {self.setup.size} pixels; {came} came. Resize them.")
         wanted = self._scaled(images)
         at_once = max(1, 3 * room(wanted.device) // UNet.remembered(self.settings.width, self._size))
-        return wanted, self._painted(self._network, wanted, self._test_masks, at_once)
+        return wanted, self._painted(network, wanted, self._test_masks, at_once)
+
+    def _answering(self) -> UNet:
+        """The fitted network, or what is compiled from it once and not at each predict."""
+        if self._network is None:
+            raise BenchError(NOT_FITTED)
+        self._asked = self._asked or compiled(self._network, self.setup, "forward")
+        return self._asked
 
     def _scaled(self, images: Tensor) -> Tensor:
         """[0, 1] -> [-1, 1], at the size that the network works at."""
@@ -255,6 +265,7 @@ class RIAD(Method):
             why = " ".join(str(error).split("\n\t")[1:2])
             raise BenchError(f"A fitted RIAD needs the settings that it was fitted with. {why}") from error
         self._network = network.to(self.setup.device).to(memory_format=torch.channels_last).eval()
+        self._asked = None
 
     @classmethod
     def memory(cls, settings: Settings, size: tuple[int, int], images: int) -> int:

@@ -19,7 +19,8 @@ SETUP = Setup((64, 64), torch.device("cpu"), 0, compile=True)
 
 def fitted(name: str, setup: Setup) -> Any:
     module = registry.load("methods", name)
-    given = config.read().tables["profile"]["check"]["set"][name] | {"backbone": "random:resnet10t"}
+    given = dict(config.read().tables["profile"]["check"]["set"][name])
+    given |= {"backbone": "random:resnet10t"} if "backbone" in given else {}
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in given.items()}, name)
     method = module.METHOD(settings, setup)
     method.fit(Drawn(count=2), lambda *_: None)
@@ -27,7 +28,7 @@ def fitted(name: str, setup: Setup) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["aminet", "patchcore"])
+@pytest.mark.parametrize("name", ["aminet", "patchcore", "riad", "autoencoder"])
 def test_a_compiled_method_answers_as_the_plain_one_and_an_answer_outlives_the_next(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,7 @@ def test_passes_come_in_as_few_batches_as_memory_allows(tiny: RIAD, monkeypatch:
     remembered, sizes = UNet.remembered(2, (32, 32)), list[int]()
     usual = tiny.predict(pictures(2)).maps
     watched = copy(tiny)
-    watched._network = copy(tiny._network)
+    watched._network, watched._asked = copy(tiny._network), None
     watched._network.forward = lambda given: (sizes.append(len(given)), tiny._network(given))[1]
     for passes, expected in ((12, [12]), (11, [11, 1]), (5, [5, 5, 2]), (0, [1] * 12)):
         monkeypatch.setattr(riad, "room", lambda _device, passes=passes: passes * remembered // 3 + 1)
