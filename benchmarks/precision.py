@@ -1,0 +1,72 @@
+"""What half precision moves: `python benchmarks/precision.py --method aminet --category fabric`.
+
+A method is fitted in float32 on the demo data, 4 training images; its state is given to a twin that answers in
+bfloat16 (or float16), and both judge the same test images. Told are all metrics of the two, how far apart answers are,
+and seconds an image. A processor without instructions for bfloat16 emulates it: the values are the same, the time says
+nothing.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleaved import write
+
+from bench import campaign, config, machine, registry
+from bench.images import FileImages
+from bench.method import Method, Preparation, Setup
+from bench.metrics import judge
+from bench.settings import resolve
+
+
+def answers(method: Method, images: FileImages) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Scores (n,), maps (n, h, w), and seconds an image."""
+    begin = time.perf_counter()
+    with torch.no_grad():
+        found = [method.predict(batch.to(method.setup.device)) for batch in images.batches(1)]
+    scores, maps = (torch.cat(part).cpu() for part in zip(*((one.scores, one.maps) for one in found), strict=True))
+    return scores, maps, (time.perf_counter() - begin) / len(images)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--method", default="aminet")
+    parser.add_argument("--category", default="fabric")
+    parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float16"))
+    parser.add_argument("--limit", type=int, default=20, help="test images of either kind at most (default: 20)")
+    parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
+    options = parser.parse_args()
+    said = {"method": (options.method,), "category": (options.category,), "limit": options.limit}
+    plan = config.plan(config.read(), registry.names("methods"), said=said)
+    (job,) = campaign.survey(plan, force=True).jobs
+    run, preparation = job.run, Preparation(**job.run.preparation)
+    module = registry.load("methods", run.method)
+    settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, "")
+    seed = machine.seed_of(run.seed, job.task.name)
+    machine.seed_everything(seed)
+    setup = Setup(preparation.size, machine.device("auto"), seed, job.weights)
+    exact = module.METHOD(settings, setup)
+    exact.fit(FileImages(job.task.train, preparation), lambda *_: None)
+    half = module.METHOD(settings, replace(setup, precision=options.precision))
+    half.restore(exact.state())
+
+    images = FileImages(job.task.tests[options.category], preparation)
+    anomalous = torch.tensor([sample.anomalous for sample in images.samples]).numpy()
+    found: dict[str, Any] = {}
+    for name, method in (("float32", exact), (options.precision, half)):
+        scores, maps, seconds = answers(method, images)
+        judged = judge(scores.numpy(), anomalous, list(maps.numpy()), images.masks())
+        found[name] = {"percent": {key: 100 * value for key, value in judged.values.items()}, "seconds": seconds}
+    one, other = (found[name]["percent"] for name in found)
+    moved = {key: other[key] - one[key] for key in one}
+    for key, points in moved.items():
+        print(f"{key:<16}{one[key]:8.2f}{other[key]:8.2f}{points:+8.3f} points")
+    what = f"{run.title} on {options.category} (demo), {len(images)} test images"
+    write(f"precision_{options.method}", {"what": what, "answers": found, "moved": moved}, json_path=options.json)
+
+
+if __name__ == "__main__":
+    main()
