@@ -1,4 +1,4 @@
-"""How fast the pixel metrics are beside what one would otherwise run: `python benchmarks/metrics.py --json out.json`.
+"""How fast the pixel metrics are beside what one would otherwise run: `python benchmarks/metrics.py`.
 
 The same drawn maps go through `bench.metrics.judge` (AUROC, AP, F1-max and AUPRO in one call) and through
 scikit-learn's `roc_auc_score`, `average_precision_score` and `precision_recall_curve` plus an AUPRO by sorting all
@@ -8,18 +8,13 @@ peak above the inputs as tracemalloc sees it, in a run that is not timed. The va
 """
 
 import argparse
-import json
-import platform
-import time
 import tracemalloc
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
-import sklearn
+from interleaved import compared, interleave, told, write
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
@@ -28,6 +23,7 @@ from bench.metrics import judge
 
 Maps = NDArray[Any]  # (n, h, w)
 LIMIT = 0.3
+THEIRS = "scikit-learn x 3 + AUPRO"
 
 
 def draw(images: int, size: int = 256) -> tuple[Maps, Maps]:
@@ -91,13 +87,13 @@ def floor(maps: Maps) -> Maps:
 
 
 def measure(images: int, rounds: int) -> dict[str, Any]:
-    """Seconds (all and median), peak bytes above the inputs, and the largest difference of the values."""
+    """Seconds in turn, peak bytes above the inputs, and the largest difference of the values."""
     maps, masks = draw(images)
     half = maps.astype(np.float16)
     runs: dict[str, Callable[[], Any]] = {
         "maskbench": lambda: ours(maps, masks),
         "maskbench, float16 maps": lambda: ours(half, masks),
-        "scikit-learn x 3 + AUPRO": lambda: theirs(maps, masks),
+        THEIRS: lambda: theirs(maps, masks),
         "floor: np.sort": lambda: floor(maps),
     }
     peaks, values = {}, {}
@@ -106,48 +102,26 @@ def measure(images: int, rounds: int) -> dict[str, Any]:
         values[name] = call()
         peaks[name] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, call in runs.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: float(np.median(taken)) for name, taken in seconds.items()}
-    names = list(runs)
     return {
         "images": images,
         "pixels": maps.size,
         "input_bytes": maps.nbytes + masks.nbytes,
         "defect_share": float(masks.mean()),
         "regions": sum(int(ndimage.label(mask, np.ones((3, 3)))[1]) for mask in masks),
-        "seconds": seconds,
-        "median_seconds": medians,
+        "comparison": compared(interleave(runs, rounds, warmups=0), THEIRS),
         "peak_bytes": peaks,
-        "times_faster": medians[names[2]] / medians[names[0]],
-        "largest_difference": float(np.max(np.abs(np.subtract(values[names[0]], values[names[2]])))),
+        "largest_difference": float(np.max(np.abs(np.subtract(values["maskbench"], values[THEIRS])))),
     }
 
 
 def table(found: dict[str, Any]) -> str:
     """The measurement for a terminal."""
-    rows = [
-        f"{name:<28}{seconds:>10.3f}{found['peak_bytes'][name] / 1e6:>10.0f}"
-        for name, seconds in found["median_seconds"].items()
-    ]
+    peaks = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in found["peak_bytes"].items())
     return (
         f"{found['images']} maps of 256 x 256: {found['pixels']:,} pixels, {found['defect_share']:.1%} of them defects "
-        f"in {found['regions']} regions; inputs {found['input_bytes'] / 1e6:.0f} MB\n"
-        f"{'':<28}{'seconds':>10}{'peak MB':>10}\n" + "\n".join(rows) + "\n"
-        f"{found['times_faster']:.1f} times faster; values differ by {found['largest_difference']:.1e} at most\n"
+        f"in {found['regions']} regions; inputs {found['input_bytes'] / 1e6:.0f} MB\n{told(found['comparison'])}\n"
+        f"peak memory above the inputs: {peaks}; values differ by {found['largest_difference']:.1e} at most\n"
     )
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -155,25 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, nargs="+", default=[83, 830], help="how many maps (default: 83 830)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn (default: 5)")
-    parser.add_argument("--json", type=Path, help="where to write machine, versions and all that was measured")
+    parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
     options = parser.parse_args()
     found = []
     for images in options.images:
         found.append(measure(images, options.rounds))
         print(table(found[-1]), flush=True)
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
-        "measurements": found,
-    }
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write("metrics", {"measurements": found}, "numpy", "scipy", "scikit-learn", json_path=options.json)
 
 
 if __name__ == "__main__":
