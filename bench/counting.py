@@ -66,14 +66,15 @@ def image_curve(scores: Array, anomalous: Bools) -> Curve:
     return Curve(found[::-1], found[::-1] / found.sum(), above[::-1], level[::-1], mixed, np.array(normals.size))
 
 
-def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools]) -> Curve:
+def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools], hold: int = 0) -> Curve:
     """The curve of all pixels of n maps (h, w) whose masks are True on defects; u = 0 where there are no defects.
 
     For t thresholds there are 2t + 1 groups, rising: below the first, at it, between it and the second, at that, ...
     Where the thresholds are all scores that defect pixels have, the groups in between hold none and fall out.
+    hold: how many defect scores are thresholds at most, 0 for EXACT: a line that is only drawn needs few.
     Raises: BenchError where a value is not finite or a map and its mask differ in size.
     """
-    thresholds = _thresholds(maps, masks, EXACT)
+    thresholds = _thresholds(maps, masks, hold or EXACT)
     counter = _Counter(thresholds)
     found = np.zeros(2 * thresholds.size + 1, dtype=np.int64)
     overlap, regions = np.zeros(found.size), 0

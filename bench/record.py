@@ -241,12 +241,19 @@ def halved(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
     largest = max(float(maps.max(initial=0)), -float(maps.min(initial=0)))
     mantissa, power = np.frexp(largest)  # largest = mantissa * 2^power, mantissa in [0.5, 1)
     power = int(power) + int(np.float16(mantissa) == 1) - 15 if largest else 0
-    return np.ldexp(maps, -power).astype(np.float16), power
+    return _scaled(maps, -power, np.float16), power
 
 
 def widened(halves: NDArray[np.float16], power: int) -> NDArray[np.float32]:
     """The maps that `halved` made small, in single precision."""
-    return np.ldexp(halves.astype(np.float32), power)
+    return _scaled(halves, power, np.float32)
+
+
+def _scaled(values: NDArray[Any], power: int, kind: type[np.floating[Any]]) -> NDArray[Any]:
+    """The values times two to that power, rounded once to a kind: what `ldexp` gives in four times the time."""
+    found: NDArray[Any] = np.empty(values.shape, kind)
+    np.multiply(values, 2.0**power, out=found, dtype=np.float64, casting="same_kind")
+    return found
 
 
 def _finite(text: str) -> float:

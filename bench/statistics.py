@@ -7,9 +7,11 @@ within a category. Which seed and which k-shot draw: `spread`. Which categories:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from bench.counting import Array, Bools, Curve, Floats, ImageCounts, image_counts
@@ -92,7 +94,8 @@ def resample(
     known: (n,) the images whose pixels count; None: all.  threshold: of the scores, for `metrics.at_threshold`.
     """
     scores, anomalous = both_classes(scores, anomalous)
-    weights = _weights(anomalous, draws, seed)  # (draws, n)
+    start = seed if isinstance(seed, int) else tuple(seed)
+    weights = _weights(anomalous.tobytes(), draws, start).astype(float)  # (draws, n)
     good, defective = int(np.count_nonzero(~anomalous)), int(np.count_nonzero(anomalous))
     values, _ = _judged(_of_images(scores, anomalous), weights, IMAGE_NAMES, ())
     if threshold is not None:
@@ -154,10 +157,12 @@ def _percentiles(draws: Mapping[str, Floats], confidence: float) -> dict[str, In
     return found
 
 
-def _weights(anomalous: Bools, draws: int, seed: int | Sequence[int]) -> Floats:
-    """(draws, n) how often each image is drawn; good and defective ones apart."""
+@lru_cache(maxsize=32)
+def _weights(labels: bytes, draws: int, seed: int | tuple[int, ...]) -> NDArray[np.uint16]:
+    """(draws, n) how often each image is drawn; good and defective ones apart. All methods on a category share it."""
+    anomalous = np.frombuffer(labels, dtype=np.bool_)
     random = np.random.default_rng(seed)
-    weights = np.zeros((draws, anomalous.size))
+    weights = np.zeros((draws, anomalous.size), dtype=np.uint16)
     for chosen in (np.flatnonzero(~anomalous), np.flatnonzero(anomalous)):
         weights[:, chosen] = random.multinomial(chosen.size, np.full(chosen.size, 1 / chosen.size), size=draws)
     return weights

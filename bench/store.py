@@ -166,7 +166,7 @@ class Store:
                 defects=tuple(found["defects"].tolist()),
                 scores=found["scores"],
                 maps=kept,
-                masks=bits.astype(np.bool_),
+                masks=bits.view(np.bool_),
                 known=found["known"],
                 soft=_soft(found["soft"], found["soft_at"], bits) if "soft" in found else None,
             )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
@@ -18,7 +17,7 @@ from .ablation import conditions
 from .differences import METRIC, alike, by_category, by_seed
 from .drawing import absent, again, made
 from .papers import few_shot, timing
-from .style import ALARM, FAINT, INK, Look, canvas, grid, label, legend, plain_ticks, themed
+from .style import ALARM, FAINT, INK, Look, canvas, label, legend, panels, plain_ticks, themed
 
 AUROC = f"{METRICS[METRIC]} (%)"
 
@@ -163,26 +162,21 @@ def heat(topic: str, members: Sequence[Group]) -> Figure:
         width = max(6.0, 2.6 + 0.52 * len(categories))
         figure, (axes,) = canvas(width, 1.9 + 0.32 * len(names))
         low = min(50.0, float(np.nanmin(values)))
-        sns.heatmap(
-            values,
-            ax=axes,
-            vmin=low,
-            vmax=100,
-            cmap="cividis",
-            annot=True,
-            fmt=".0f" if len(categories) > 8 else ".1f",
-            annot_kws={"fontsize": 7.5},
-            linewidths=0.6,
-            xticklabels=[label(name) for name in categories],
-            yticklabels=[label(name) for name in names],
-            cbar_kws={"label": "%", "aspect": 12},
-        )
+        mesh = axes.pcolormesh(values, vmin=low, vmax=100, cmap="cividis", edgecolors="white", linewidth=0.6)
+        axes.invert_yaxis()
         axes.set_facecolor("#f2f2f2")
-        for row, column in np.argwhere(np.isnan(values)):
-            axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=ALARM)
+        decimals = 0 if len(categories) > 8 else 1
+        for (row, column), value in np.ndenumerate(values):
+            told, colour = (f"{value:.{decimals}f}", INK if value > 0.3 * low + 70 else "white")
+            told, colour = ("–", ALARM) if np.isnan(value) else (told, colour)
+            axes.text(column + 0.5, row + 0.5, told, color=colour, fontsize=7.5, ha="center", va="center")
+        across, down = (np.arange(count) + 0.5 for count in (len(categories), len(names)))
+        axes.set_xticks(across, map(label, categories), rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_yticks(down, map(label, names))
         axes.tick_params(length=0)
-        axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
-        axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(mesh, ax=axes, label="%", aspect=12).outline.set_visible(False)
         caption = "Mean over seeds, in percent; the hardest category on the left. – is a category without a value."
         return made("heat", topic, title, caption, figure, groups=list(names.values()))
 
@@ -240,27 +234,24 @@ def critical(topic: str, members: Sequence[Group]) -> Figure:
 def ablations(topic: str, members: Sequence[Group]) -> Figure:
     """Fig. 9: for each setting in which runs of one method differ alone, the AUROCs over its values."""
     title = "Ablations"
-    panels = _swept(members)
-    if not panels:
+    swept = _swept(members)
+    if not swept:
         first = next((group.first for group in members if group.first.run.settings), members[0].first)
         setting = next(iter(first.run.settings), "epochs")
         over = again(first, "--over", f"{first.run.name}.{setting}=VALUE,VALUE")
         return absent("ablation", topic, title, f"It needs runs that differ in one setting alone. {over}")
     with themed():
-        rows, columns = grid(len(panels), 3)
-        figure, axes = canvas(2.9 * columns + 1.2, 2.6 * rows + 0.7, rows, columns)
-        for panel, (method, setting, own) in zip(axes, panels, strict=False):
+        figure, axes, _ = panels(len(swept), 2.9, 2.6, most=3)
+        for panel, (method, setting, own) in zip(axes, swept, strict=True):
             _ablation(panel, own)
             panel.set_title(label(method), fontsize=8.5)
             panel.set_xlabel(label(setting))
-        for panel in axes[len(panels) :]:
-            panel.set_axis_off()
-        legend(figure, axes[: len(panels)])
+        legend(figure, axes)
         caption = (
             "Each panel varies one setting and holds all others; mean over categories, bars are the standard deviation "
             "over seeds where there are several. The scales differ from panel to panel."
         )
-        groups = list({id(group): group for _, _, own in panels for _, group in own}.values())
+        groups = list({id(group): group for _, _, own in swept for _, group in own}.values())
         return made("ablation", topic, title, caption, figure, groups=groups)
 
 

@@ -1,6 +1,7 @@
 """Figures from within the fits: losses over epochs, ROC and region overlap, how scores are spread."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from bench.summary import Group, named
 
 from .drawing import absent, again, made
 from .evidence import LIMIT, Evidence, first_seed
-from .style import DASHES, FAINT, INK, Look, canvas, grid, label, legend, looks, plain_ticks, themed
+from .style import FAINT, INK, LEGEND, PALETTE, Look, canvas, grid, label, legend, looks, panels, plain_ticks, themed
 
 Found = Mapping[tuple[str, str, str], Evidence]
 """By name, variant and category of the run."""
@@ -137,21 +138,18 @@ def _curves(
         )
     categories, left_out = _hardest(members, [category for _, category in lines])
     with themed():
-        rows, columns = grid(len(categories))
         size = 2.0 if len(categories) > 3 else 2.7
-        figure, axes = canvas(size * columns + 1.9, size * rows + 0.9, rows, columns, sharex=True, sharey=True)
-        for panel, category in zip(axes, categories, strict=False):
+        figure, axes, first = panels(len(categories), size, size, sharex=True, sharey=True)
+        for panel, category in zip(axes, categories, strict=True):
             for name in (name for name, own_category in lines if own_category == category):
                 look = own[name]
                 panel.plot(*lines[name, category], color=look.colour, ls=look.dash, lw=1.4, label=label(name))
             if limit == 1:
                 panel.plot([0, 1], [0, 1], color="#cfcfcf", lw=0.8, zorder=0)
             panel.set_title(label(category), fontsize=8.5)
-            panel.set(xlim=(-0.02 * limit, limit), ylim=(0, 1.03))
-        for panel in axes[len(categories) :]:
-            panel.set_axis_off()
-        axes[0].set_ylabel("true positive rate" if limit == 1 else "share of a region found")
-        axes[(rows - 1) * columns].set_xlabel("false positive rate")
+        axes[0].set(xlim=(-0.02 * limit, limit), ylim=(0, 1.03), yticks=[0, 0.5, 1], xticks=[0, limit / 2, limit])
+        first[0].set_ylabel("true positive rate" if limit == 1 else "share of a region found")
+        first[-1].set_xlabel("false positive rate")
         legend(figure, axes)
         own_groups = [group for name, group in named(members).items() if any(name == each for each, _ in lines)]
         return made(kind, topic, title, f"{FIRST_SEED} {caption} {left_out}", figure, groups=own_groups)
@@ -184,31 +182,33 @@ def histogram(name: str, topic: str, group: Group, found: Found) -> Figure | Non
     if not own:
         return None
     categories, left_out = _hardest([group], list(own))
+    rows, columns = grid(len(categories))
     with themed():
-        rows, columns = grid(len(categories))
-        figure, axes = canvas(2.1 * columns + 1.5, 1.7 * rows + 1.0, rows, columns)
-        for panel, category in zip(axes, categories, strict=False):
-            scores, bad = own[category].scores, own[category].anomalous
-            edges = np.histogram_bin_edges(scores, 24)
-            good, defective = (np.histogram(scores[chosen], edges)[0] for chosen in (~bad, bad))
-            panel.stairs(good, edges, color="#0173b2", fill=True, alpha=0.55, label="good")
-            panel.stairs(defective, edges, color="#b34700", lw=1.4, ls=DASHES[0], label="defective")
-            value = own[category].record.metrics.get("image_auroc")
-            told = f"{category}, AUROC {100 * value:.1f}" if value is not None else category
-            panel.set_title(label(told), fontsize=8)
-            panel.set_yticks([])
-            panel.tick_params(axis="x", labelsize=6.5)
-            panel.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
-            panel.xaxis.get_offset_text().set_fontsize(6.5)
-            panel.locator_params(axis="x", nbins=4)
-            panel.grid(visible=False)
-        for panel in axes[len(categories) :]:
-            panel.set_axis_off()
-        axes[0].set_ylabel("images")
-        axes[(rows - 1) * columns].set_xlabel("anomaly score")
-        legend(figure, axes)
+        figure, (axes,) = canvas(2.1 * columns + LEGEND, 1.5 * rows + 0.6)
+        for place, category in enumerate(categories):
+            _scores(axes, own[category], 1.12 * (place % columns), -1.5 * (place // columns))
+        axes.set(xlim=(-0.02, 1.12 * columns - 0.1), ylim=(-1.5 * rows + 1.25, 1.25))
+        axes.set_axis_off()
+        legend(figure, [axes])
         caption = (
-            f"{FIRST_SEED} Numbers of test images, good filled and defective as an outline, each panel on its own "
-            f"scale: the less they overlap, the better they are told apart. {left_out}"
+            f"{FIRST_SEED} Numbers of test images over their scores, good filled and defective as an outline, each "
+            f"category from its lowest to its highest score: the less they overlap, the better they are told apart. "
+            f"{left_out}"
         )
         return made("scores", topic, title, caption, figure, groups=[group], of=name)
+
+
+def _scores(axes: Axes, each: Evidence, left: float, bottom: float) -> None:
+    """The histogram of a category as a panel of width and height 1: an axes of its own would take ten times as long."""
+    edges = np.histogram_bin_edges(each.scores, 24)
+    good, defective = (np.histogram(each.scores[chosen], edges)[0] for chosen in (~each.anomalous, each.anomalous))
+    highest, x = max(good.max(), defective.max()), left + np.linspace(0, 1, edges.size)
+    filled: dict[str, Any] = {"fill": True, "color": PALETTE[0], "alpha": 0.55}
+    axes.stairs(bottom + good / highest, x, baseline=bottom, label="good", **filled)
+    axes.stairs(bottom + defective / highest, x, baseline=bottom, color="#b34700", lw=1.4, label="defective")
+    axes.plot([left, left + 1], [bottom, bottom], color=FAINT, lw=0.8)
+    value = each.record.metrics.get("image_auroc")
+    told = each.record.category + (f", AUROC {100 * value:.1f}" if value is not None else "")
+    axes.text(left, bottom + 1.06, label(told), fontsize=8, fontweight="bold")
+    for end, side in ((0, "left"), (1, "right")):
+        axes.text(left + end, bottom - 0.05, f"{edges[-end]:.3g}", fontsize=6.5, ha=side, va="top")

@@ -1,6 +1,8 @@
 """How far numbers would move with other test images: the bootstrap, once for each record."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from bench.record import Record
@@ -14,9 +16,12 @@ from .tables import NONE, Table
 SEED = 0
 """Of the draws; each category adds its own name, so that not all are lucky at once."""
 
-
 PIXELS = 24
 """Records of a report that draws pixel metrics as well: about a second each, image metrics a fortieth of that."""
+
+
+_MADE: WeakKeyDictionary[Store, dict[tuple[Any, ...], Draws | None]] = WeakKeyDictionary()
+"""What was drawn of a store: several formats of one report share it."""
 
 
 def drawn(group: Group, store: Store, *, pixels: bool = True) -> dict[str, Draws]:
@@ -29,10 +34,18 @@ def drawn(group: Group, store: Store, *, pixels: bool = True) -> dict[str, Draws
     found = {}
     for category in group.categories:
         own = [record for (name, _), record in sorted(group.records.items()) if name == category]
-        draws = [each for record in own if (each := _of(record, store, pixels=pixels))]
+        draws = [each for record in own if (each := _once(record, store, pixels=pixels))]
         if own and len(draws) == len(own):
             found[category] = mean_of(draws)
     return found
+
+
+def _once(record: Record, store: Store, *, pixels: bool) -> Draws | None:
+    made = _MADE.setdefault(store, {})
+    key = record.stored.get("sha256"), record.category, record.run.resolution, record.threshold, pixels
+    if key not in made:
+        made[key] = _of(record, store, pixels=pixels)
+    return made[key]
 
 
 def _of(record: Record, store: Store, *, pixels: bool) -> Draws | None:

@@ -14,26 +14,33 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, LogFormatter
+from matplotlib.ticker import LogFormatter
 
 from bench.summary import Group, caveats
 
 DPI = 160
 INK, FAINT, ALARM = "#222222", "#8a8a8a", "#a33b00"
-MARKERS = "osD^vPX*hd"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
+"""Ten colours that colour-blind eyes tell apart (seaborn's palette "colorblind")."""
 
-_THEME: dict[str, Any] = {
+MARKERS = "osD^vPX*hd"
+DASHES: tuple[Any, ...] = (
+    *("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1))),
+    *((0, (9, 2)), (0, (3, 3)), (0, (9, 1.5, 1, 1.5, 1, 1.5)), (0, (5, 1, 2, 1)), (0, (1, 3.5))),
+)
+
+_THEME: Any = {
     "font.family": "DejaVu Sans",  # it comes with matplotlib
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # there are no ticks above that it would have to give way to
     "axes.labelsize": 9,
+    "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -45,12 +52,14 @@ _THEME: dict[str, Any] = {
     "legend.fontsize": 8,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "lines.markersize": 6,
     "text.color": INK,
     "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.hashsalt": "maskbench",  # the same figure, the same bytes
     "svg.fonttype": "path",
-    "pdf.fonttype": 3,
+    "pdf.fonttype": 42,  # publishers refuse Type 3
     "path.simplify_threshold": 0.5,
 }
 
@@ -66,19 +75,18 @@ LEGEND = 1.6
 class Look:
     """How a method is drawn in every figure of a report."""
 
-    colour: Any
+    colour: str
     marker: str
     dash: Any
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """A look for each name, in the order given; after ten the colours come again with other markers."""
-    palette = sns.color_palette("colorblind")
     found = {}
     for place, name in enumerate(dict.fromkeys(names)):
-        turn = place // len(palette)
+        turn = place // len(PALETTE)
         marker = MARKERS[(place + turn) % len(MARKERS)]
-        found[name] = Look(palette[place % len(palette)], marker, DASHES[(place + turn) % len(DASHES)])
+        found[name] = Look(PALETTE[place % len(PALETTE)], marker, DASHES[(place + turn) % len(DASHES)])
     return found
 
 
@@ -103,8 +111,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
 @contextmanager
 def themed() -> Iterator[None]:
     """The theme, for this block only; signs that the font lacks are boxes and no warnings."""
-    theme: Any = sns.axes_style("ticks") | _THEME
-    with mpl.rc_context(theme), warnings.catch_warnings():
+    with mpl.rc_context(_THEME), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -122,10 +129,28 @@ def grid(count: int, most: int = 5) -> tuple[int, int]:
     return -(-count // columns), columns
 
 
+def panels(
+    count: int, width: float, height: float, most: int = 5, **more: Any
+) -> tuple[Canvas, list[Axes], list[Axes]]:
+    """A figure of that many panels of that size in inches: all of them, and the first of each row."""
+    rows, columns = grid(count, most)
+    figure, axes = canvas(width * columns + LEGEND, height * rows + 0.9, rows, columns, **more)
+    for spare in axes[count:]:
+        spare.set_axis_off()
+    return figure, axes[:count], axes[::columns]
+
+
+class _Between(LogFormatter):
+    """Numbers at minor ticks, where there are few major ones; as 0.2, and not as 2e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def plain_ticks(axis: Axis) -> None:
     """Numbers as they are at the ticks of a logarithmic axis, which would set them in TeX."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(_Between(minor_thresholds=(2, 1)))
 
 
 def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
@@ -177,7 +202,7 @@ def files(figure: Canvas, title: str, told: Sequence[str]) -> Drawn:
 
 def wrapped(text: str, width: float) -> str:
     """The text in lines of at most so many signs."""
-    return "\n".join(textwrap.wrap(label(text), max(int(width), 20)))
+    return "\n".join(textwrap.wrap(label(text), max(int(width), 20), break_on_hyphens=False))
 
 
 def label_lines(text: str) -> str:
