@@ -241,6 +241,7 @@ def test_the_same_records_give_the_same_bytes(simulate: Simulate) -> None:
 def test_methods_are_told_apart_without_colour() -> None:
     looks = style.looks([f"m{i}" for i in range(20)])
     assert len({look.marker for look in list(looks.values())[:10]}) == 10
+    assert len({look.dash for look in list(looks.values())[:10]}) == 10
     assert len({(look.colour, look.marker) for look in looks.values()}) == 20
 
 
@@ -265,3 +266,5 @@ def test_a_figure_is_written_only_as_the_files_that_are_asked_for() -> None:
     assert set(drawn) == {"png", "svg", "pdf"}
     assert drawn["svg"] == drawn["svg"]
     assert asked == ["svg"]
+    assert b"/TrueType" in drawn["pdf"] or b"/CIDFontType2" in drawn["pdf"]
+    assert b"/Type3" not in drawn["pdf"]  # publishers refuse such fonts

@@ -12,6 +12,7 @@ from bench import cli, registry
 from bench.dialects import exact
 from bench.errors import BenchError
 from bench.record import Answers, Record, Run
+from bench.reports.parts import drawn
 from bench.statistics import differences, intervals, mean_of, resample
 from bench.store import Store
 from bench.summary import METRICS
@@ -185,6 +186,16 @@ def test_without_raw_answers_the_interval_is_unknown_and_told(store: Store) -> N
     text = rendered(store)
     assert pair(text, "A − B")[0][2] == "–"
     assert "what other test images would change is not known" in text
+
+
+def test_several_formats_draw_the_images_of_each_record_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "AB":
+        save(store, name, "bolt", 1)
+    asked: list[object] = []
+    monkeypatch.setattr(drawn, "resample", lambda *args, **more: (asked.append(args), resample(*args, **more))[1])
+    for form in ("markdown", "latex", "html"):
+        rendered(store, form)
+    assert len(asked) == 2
 
 
 def test_two_settings_of_one_method_have_names_of_their_own(store: Store) -> None:

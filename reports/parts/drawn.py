@@ -42,7 +42,8 @@ def drawn(group: Group, store: Store, *, pixels: bool = True) -> dict[str, Draws
 
 def _once(record: Record, store: Store, *, pixels: bool) -> Draws | None:
     made = _MADE.setdefault(store, {})
-    key = record.stored.get("sha256"), record.category, record.run.resolution, record.threshold, pixels
+    place = store.path(record.run, record.data, record.category, record.selection)
+    key = place, record.stored.get("sha256"), pixels
     if key not in made:
         made[key] = _of(record, store, pixels=pixels)
     return made[key]
