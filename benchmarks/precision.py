@@ -1,9 +1,9 @@
 """What half precision moves: `python benchmarks/precision.py --method aminet --category fabric`.
 
-A method is fitted in float32 on the demo data, 4 training images; its state is given to a twin that answers in
-bfloat16 (or float16), and both judge the same test images. Told are all metrics of the two, how far apart answers are,
-and seconds an image. A processor without instructions for bfloat16 emulates it: the values are the same, the time says
-nothing.
+A method is fitted in float32, by the profile demo; `--dataset folder --data FOLDER` takes images of your own. Its state
+is given to a twin that answers in bfloat16 (or float16), and both judge the same test images. Told are all metrics of
+the two, how far they moved, and seconds an image. A processor without instructions for bfloat16 emulates it: the values
+are the same, the time says nothing.
 """
 
 import argparse
@@ -34,13 +34,16 @@ def answers(method: Method, images: FileImages) -> tuple[torch.Tensor, torch.Ten
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--method", default="aminet")
+    parser.add_argument("--dataset", default="demo")
+    parser.add_argument("--data", type=Path, help="where the data set lies")
     parser.add_argument("--category", default="fabric")
     parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float16"))
     parser.add_argument("--limit", type=int, default=20, help="test images of either kind at most (default: 20)")
     parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
     options = parser.parse_args()
     said = {"method": (options.method,), "category": (options.category,), "limit": options.limit}
-    plan = config.plan(config.read(), registry.names("methods"), said=said)
+    said |= {"dataset": options.dataset}
+    plan = config.plan(config.read(), registry.names("methods"), said=said, paths={"data": options.data})
     (job,) = campaign.survey(plan, force=True).jobs
     run, preparation = job.run, Preparation(**job.run.preparation)
     module = registry.load("methods", run.method)
@@ -64,8 +67,9 @@ def main() -> None:
     moved = {key: other[key] - one[key] for key in one}
     for key, points in moved.items():
         print(f"{key:<16}{one[key]:8.2f}{other[key]:8.2f}{points:+8.3f} points")
-    what = f"{run.title} on {options.category} (demo), {len(images)} test images"
-    write(f"precision_{options.method}", {"what": what, "answers": found, "moved": moved}, json_path=options.json)
+    what = f"{run.title} on {options.category} of {run.dataset}, {len(images)} test images"
+    measured = {"what": what, "answers": found, "moved": moved}
+    write(f"{options.precision}_{options.method}_{options.category}", measured, json_path=options.json)
 
 
 if __name__ == "__main__":
