@@ -275,13 +275,13 @@ def _methods(plan: Plan) -> tuple[list[_Method], dict[str, str]]:
             except BenchError as refusal:
                 point = (f"{key}={variant.last[key][0]}" for key in variant.swept if key in variant.last)
                 refused[" ".join([choice.name, *point])] = str(refusal)
-    if not found and len(refused) == 1:
-        raise BenchError(*refused.values())
+    if not found and len(set(refused.values())) == 1:
+        raise BenchError(next(iter(refused.values())))
     for name, reason in refused.items():
         _log.warning("%s is left out: %s", name, reason)
-    meant(plan.choices, {method.choice.name: method.module.Settings for method in found})
     if not found:
         raise BenchError(f"None of the methods can run here: {', '.join(refused)}. The lines above say why.")
+    meant(plan.choices, {method.choice.name: method.module.Settings for method in found})
     return found, refused
 
 

@@ -19,7 +19,10 @@ Resample = Literal["bilinear", "bicubic", "lanczos", "nearest"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 Progress = Callable[[int, int, float | None], None]
-"""Called as `progress(done, total, loss)`; `loss` is None where nothing is minimised."""
+"""Called as `progress(done, total, loss)`; `loss` is None where nothing is minimised.
+
+After epochs with a loss, a call without one tells of work that changes no prediction: it counts as no epoch.
+"""
 
 NOT_FITTED = "A method predicts only after fit or restore; this one has had neither. Call one of them first."
 

@@ -101,13 +101,15 @@ class Fit:
 
         def watched(done: int, total: int, loss: float | None) -> None:
             with clock.stopped("fit"):
-                self._epoch = done if iterative else 0
+                # Work without a loss after epochs with one, as on a decoder for the eye, changes no prediction.
+                trained = iterative and (loss is not None or not self.losses)
+                self._epoch = done if trained else self._epoch
                 if loss is not None:
                     if not math.isfinite(loss):
                         raise BenchError(f"A loss is finite; it was {loss} after {done} of {total}. Try a lower lr.")
                     self.losses.append(loss)
                 progress(done, total, loss)
-                if iterative and self._rule != "last" and (done % self._every == 0 or done == total):
+                if trained and self._rule != "last" and (done % self._every == 0 or done == total):
                     with _forked_randomness():
                         self._look()
 

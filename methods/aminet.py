@@ -70,6 +70,7 @@ from .parts.inpainting import Inpainter, jittered, released_state, separation, t
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import Ratio, adaptive_mask, complementary_masks, random_mask
 from .parts.precision import autocast, halved
+from .parts.refusals import refuse_another_size, refuse_another_state
 from .parts.transformer import unpatchify
 
 
@@ -120,9 +121,10 @@ class Settings:
             if ratio != "uniform" and not 0 <= ratio < 1:
                 raise BenchError(f"{name} is a fraction from 0 to below 1 (mask_ratio may be 'uniform'); {ratio} came.")
         whole = ("patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs", "batch", "test_cell")
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise BenchError(f"{name} is a whole number from 1; {getattr(self, name)} came.")
+        for name in (*whole, "lr", "jitter_scale", "weight_decay", "smoothing", "decoder_epochs"):
+            value, told = getattr(self, name), "a whole number from 1" if name in whole else "0 or more"
+            if value < (1 if name in whole else 0):
+                raise BenchError(f"{name} is {told}; {value} came.")
 
 
 class Inpainting(NamedTuple):
@@ -183,7 +185,7 @@ class AMINet(Method):
             if not math.isfinite(mean):
                 raise BenchError(f"A loss must be finite; AMI-Net's is {mean} in epoch {epoch}. Try a lower lr.")
             self._network, self._asked = network, None
-            progress(epoch, settings.epochs + settings.decoder_epochs, mean)
+            progress(epoch, settings.epochs, mean)
         if settings.decoder_epochs:
             self._fit_decoder(network, train, features, progress)
 
@@ -269,9 +271,7 @@ class AMINet(Method):
 
     def _inpainted(self, images: Tensor) -> Inpainting:
         network = self._answering()
-        if images.shape[2:] != self.setup.size:
-            came = f"{tuple(images.shape[2:])} came. Resize them."
-            raise BenchError(f"This AMI-Net answers for images of {self.setup.size} pixels; {came}")
+        refuse_another_size(images, self.setup.size, "AMI-Net")
         patches = self._patches(self._extract(images))
         with autocast(self.setup):
             embedded, semantic = network.embed(patches)
@@ -356,13 +356,10 @@ class AMINet(Method):
         network = _network(self.settings, self._grid, self._channels, "meta")
         with torch.device("meta"):
             decoder = Decoder(self._channels, self.setup.size) if shown else None
-        try:
+        with refuse_another_state("AMI-Net"):
             network.load_state_dict(tensors, assign=True)
             if decoder:
                 decoder.load_state_dict(shown, assign=True)
-        except RuntimeError as error:
-            why = " ".join(str(error).split("\n\t")[1:2])
-            raise BenchError(f"A fitted AMI-Net needs the settings that it was fitted with. {why}") from error
         self._network, self._asked, self._decoder = network, None, decoder
 
     @classmethod
@@ -383,7 +380,9 @@ class AMINet(Method):
         channels, strides = layout(settings.backbone, settings.stages)
         network = _network(settings, token_grid(size, strides[0], settings.patch), sum(channels), "meta")
         features = sum(4 * c * size[0] * size[1] // s**2 for c, s in zip(channels, strides, strict=True)) * images
-        return network.training_bytes(min(settings.batch, images)) + min(features, BUDGET)
+        batch = min(settings.batch, images)
+        shown = Decoder.training_bytes(sum(channels), size, batch) if settings.decoder_epochs else 0
+        return max(network.training_bytes(batch), shown) + min(features, BUDGET)
 
 
 METHOD = AMINet

@@ -58,6 +58,7 @@ from .parts.compiled import compiled
 from .parts.features import BUDGET, FrozenFeatures
 from .parts.maps import gaussian, image_score, upsample
 from .parts.precision import autocast
+from .parts.refusals import refuse_another_size, refuse_another_state
 from .parts.similarity import ssim
 
 SLOPE = 0.2  # of the leaky ReLUs
@@ -95,7 +96,7 @@ class Settings:
             "rotation is 0 to 180 degrees": 0 <= self.rotation <= 180,
             "translation is a fraction from 0 to below 1": 0 <= self.translation < 1,
             "chance is a fraction from 0 to 1": 0 <= self.chance <= 1,
-            "smoothing is 0 or more": self.smoothing >= 0,
+            "lr, weight_decay and smoothing are 0 or more": min(self.lr, self.weight_decay, self.smoothing) >= 0,
         }
         for rule, holds in rules.items():
             if not holds:
@@ -187,9 +188,7 @@ class Autoencoder(Method):
     def _compared(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 3, h, w) -> what the network gives back of it, (b, 3, h, w), and how unlike the two are, (b, h, w)."""
         network = self._answering()
-        if images.shape[2:] != self.setup.size:
-            came, size = tuple(images.shape[2:]), self.setup.size
-            raise BenchError(f"This autoencoder answers for images of {size} pixels; {came} came. Resize them.")
+        refuse_another_size(images, self.setup.size, "autoencoder")
         wanted = self._reduced(images)
         given_back = self._pass if self.settings.mode == "object" else self._joined
         restored = given_back(network, wanted)
@@ -247,11 +246,8 @@ class Autoencoder(Method):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes the tensors that `state` gave. Raises BenchError where they don't fit the settings."""
         network = _network(self.settings, self.setup.size, "cpu")
-        try:
+        with refuse_another_state("autoencoder"):
             network.load_state_dict(state)
-        except RuntimeError as error:
-            why = " ".join(str(error).split("\n\t")[1:2])
-            raise BenchError(f"A fitted autoencoder needs the settings that it was fitted with. {why}") from error
         self._network = network.to(self.setup.device).to(memory_format=torch.channels_last)
         self._asked = None
 

@@ -50,6 +50,7 @@ from .parts.hybrid import RestorationNet
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import complementary_masks
 from .parts.precision import autocast
+from .parts.refusals import refuse_another_size, refuse_another_state
 from .parts.similarity import msgms, ssim
 
 
@@ -98,6 +99,7 @@ class Settings:
             "decoder_depth, least_spread, structure_weight and smoothing are 0 or more": (
                 min(self.decoder_depth, self.least_spread, self.structure_weight, self.smoothing) >= 0
             ),
+            "lr and weight_decay are 0 or more": min(self.lr, self.weight_decay) >= 0,
             "data_range is above 0": self.data_range > 0,
             "holdout is a fraction from 0 (none) to below 1": 0 <= self.holdout < 1,
         }
@@ -211,9 +213,7 @@ class MFRNet(Method):
         """For each size of cells the features and their restoration, each (b, c, h, w), and the masks (n, h, w)."""
         if self._network is None:
             raise BenchError(NOT_FITTED)
-        if images.shape[2:] != self.setup.size:
-            came = tuple(images.shape[2:])
-            raise BenchError(f"This MFRNet answers for images of {self.setup.size} pixels; {came} came. Resize them.")
+        refuse_another_size(images, self.setup.size, "MFRNet")
         features = self._normalised(self._extract(images))
         for masks in self._test_masks:
             yield features, self._restored(self._network, features, masks), masks
@@ -301,12 +301,9 @@ class MFRNet(Method):
         """Takes the tensors that `state` gave. Raises BenchError where they don't fit the settings."""
         tensors = {name: value.to(self.setup.device, copy=True) for name, value in state.items()}
         network = _network(self.settings, self._channels, "meta")
-        try:
+        with refuse_another_state("MFRNet"):
             mean, std, epoch = (tensors.pop(name) for name in ("mean", "std", "kept_epoch"))
             network.load_state_dict(tensors, assign=True)
-        except (KeyError, RuntimeError) as error:
-            why = " ".join(str(error).split("\n\t")[-1:])
-            raise BenchError(f"A fitted MFRNet needs the settings that it was fitted with. {why}") from error
         self._network, self._mean, self._std, self._kept_epoch = network, mean, std, int(epoch)
 
     @classmethod

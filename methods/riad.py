@@ -51,6 +51,7 @@ from .parts.holdout import held_out
 from .parts.maps import image_score, mean_filter, upsample
 from .parts.masks import complementary_masks
 from .parts.precision import autocast
+from .parts.refusals import refuse_another_size, refuse_another_state
 from .parts.similarity import msgms, ssim
 from .parts.unet import UNet
 
@@ -83,6 +84,7 @@ class Settings:
             ),
             "cells are one or more sides of at least 1 pixel": bool(self.cells) and min(self.cells) >= 1,
             "subsets are at least 2, for a pass must see something": self.subsets >= 2,
+            "lr and weight_decay are 0 or more": min(self.lr, self.weight_decay) >= 0,
             "holdout is a fraction from 0 (none) to below 1": 0 <= self.holdout < 1,
             "mean_filter is odd, so that it has a middle": self.mean_filter >= 1 and self.mean_filter % 2 == 1,
         }
@@ -212,9 +214,7 @@ class RIAD(Method):
     def _restored(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The images as the network is shown them, (b, 3, h, w), and as it paints them, (cells, b, 3, h, w)."""
         network = self._answering()
-        if images.shape[2:] != self.setup.size:
-            came = tuple(images.shape[2:])
-            raise BenchError(f"This RIAD answers for images of {self.setup.size} pixels; {came} came. Resize them.")
+        refuse_another_size(images, self.setup.size, "RIAD")
         wanted = self._scaled(images)
         at_once = max(1, 3 * room(wanted.device) // UNet.remembered(self.settings.width, self._size))
         return wanted, self._painted(network, wanted, self._test_masks, at_once)
@@ -259,11 +259,8 @@ class RIAD(Method):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes the tensors that `state` gave. Raises BenchError where they don't fit the settings."""
         network = UNet(self.settings.width)
-        try:
+        with refuse_another_state("RIAD"):
             network.load_state_dict(state)
-        except RuntimeError as error:
-            why = " ".join(str(error).split("\n\t")[1:2])
-            raise BenchError(f"A fitted RIAD needs the settings that it was fitted with. {why}") from error
         self._network = network.to(self.setup.device).to(memory_format=torch.channels_last).eval()
         self._asked = None
 

@@ -495,7 +495,7 @@ def test_the_decoder_is_fitted_on_demand_and_moves_no_score(tiny: AMINet) -> Non
     plain = fitted(replace(TINY, epochs=1), count=1)
     method = AMINet(replace(TINY, epochs=1, decoder_epochs=2), SETUP)
     method.fit(Pictures(1), lambda *tell: told.append(tell))
-    assert [(done, total, loss is None) for done, total, loss in told] == [(1, 3, False), (2, 3, True), (3, 3, True)]
+    assert [(done, total, loss is None) for done, total, loss in told] == [(1, 1, False), (2, 3, True), (3, 3, True)]
     assert torch.equal(method.predict(images).maps, plain.predict(images).maps)
     shown = method.explain(images)["reconstruction"]
     assert shown.shape == (1, 3, 32, 32)
@@ -515,6 +515,9 @@ def test_the_decoder_is_fitted_on_demand_and_moves_no_score(tiny: AMINet) -> Non
         ({"patch": 0}, "patch is a whole number"),
         ({"clusters": 0}, "clusters is a whole number"),
         ({"epochs": 0}, "epochs is a whole number"),
+        ({"decoder_epochs": -1}, "decoder_epochs is 0 or more; -1"),
+        ({"smoothing": -1.0}, "smoothing is 0 or more; -1.0"),
+        ({"lr": -1e-3}, "lr is 0 or more; -0.001"),
         ({"mask_ratio": 1.0}, "mask_ratio is a fraction"),
         ({"test_ratio": -0.1}, "test_ratio is a fraction"),
         ({"mask_at_test": "complementary", "test_subsets": 5}, "5 subsets of 2 x 2 cells"),

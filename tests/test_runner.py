@@ -64,11 +64,11 @@ def task(tmp_path: Path) -> Task:
     return Task("part", train, {"part": good + spot})
 
 
-def fitted(task: Task, rule: str, every: int = 1, **options: object) -> tuple[Fit, list]:
+def fitted(task: Task, rule: str, every: int = 1, kind: type[Turning] = Turning, **options: object) -> tuple[Fit, list]:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     setup = Setup((8, 8), torch.device("cpu"), 0)
     load = lambda samples: FileImages(samples, Preparation(8, 8))
-    make = lambda: Turning(Settings(), setup)
+    make = lambda: kind(Settings(), setup)
     fit = Fit(task, make, load, torch.device("cpu"), rule=rule, every=every, batch=2, maps="float16", **options)
     return fit, list(fit.answers(lambda *_: None))
 
@@ -90,6 +90,17 @@ def test_the_oracle_finds_the_best_epoch_on_the_test_set(task: Task) -> None:
 def test_the_oracle_looks_every_so_many_epochs_and_at_the_end(task: Task) -> None:
     fit, _ = fitted(task, "oracle", every=3)
     assert [point["epoch"] for point in fit.curves["part"]] == [3, 4]
+
+
+def test_work_without_a_loss_after_the_last_epoch_is_no_epoch(task: Task) -> None:
+    class Decorated(Turning):
+        def fit(self, train, progress) -> None:
+            super().fit(train, progress)
+            progress(5, 6, None), progress(6, 6, None)
+
+    fit, (last, best) = fitted(task, "both", kind=Decorated)
+    assert (last.epoch, best.epoch) == (4, 2)
+    assert [point["epoch"] for point in fit.curves["part"]] == [1, 2, 3, 4]
 
 
 def test_looking_does_not_change_the_fit(task: Task) -> None:

@@ -28,6 +28,15 @@ class Decoder(nn.Module):
         )
         self.colour = nn.Conv2d(WIDTHS[-1], 3, 3, padding=1, bias=False)
 
+    @staticmethod
+    def training_bytes(channels: int, size: tuple[int, int], batch: int) -> int:
+        """An estimate of what weights, gradients, both moments and one step on so many images need in float32."""
+        places, weights, kept = size[0] * size[1] // 16, 27 * WIDTHS[-1], 0
+        for before, after, grown in zip((channels, *WIDTHS[:-1]), WIDTHS, (1, 4, 16, 16), strict=True):
+            weights += 9 * after * (before + after)
+            kept += grown * places * (before + 3 * after)  # what came, both convolutions, and a gradient
+        return 4 * (4 * weights + batch * kept)
+
     def forward(self, maps: Tensor) -> Tensor:
         """(b, c, h / 4, w / 4) -> (b, 3, h, w) in the units of the backbone's normalised input."""
         for number, stage in enumerate(self.stages):
