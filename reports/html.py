@@ -102,7 +102,7 @@ class _Own:
             "method": f"methods/{run.method}.py, as {run.name}",
             "protocol": f"{run.protocol}{f', k = {run.k}' if run.k else ''}",
             "selection": chosen,
-            "seeds": ", ".join(map(str, sorted({seed for _, seed in self.group.records}))) or "none",
+            "seeds": ", ".join(map(str, self.group.seeds)),
             "profile": f"{run.profile}{f' ({run.note})' if run.note else ''}",
             "precision": run.precision,
             "weights": ", ".join(f"{name} {value}" for name, value in run.inputs.items()) or "none",

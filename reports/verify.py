@@ -42,12 +42,13 @@ def verify(records: Sequence[Record], table: str = "", against: Path | None = No
     own = narrowed(records, table)
     checks = list(_against(own, against) if against else _published(own, table))
     told = Counter(VERDICTS[check.agrees] for check in checks)
-    summed = ", ".join(f"{told[verdict]} {verdict}" for verdict in VERDICTS.values())
-    blocks: list[Block] = [*tabled(checks), f"{len(checks)} rows: {summed}."]
-    if not any(check.agrees is not None for check in checks):
-        blocks.append("Nothing could be verified.")
+    summed = ", ".join(f"{verdict}: {told[verdict]}" for verdict in VERDICTS.values())
+    blocks: list[Block] = [*tabled(checks), *([f"Of {len(checks)} rows: {summed}."] if checks else [])]
+    if verified(checks) is None:
+        none = "no record here is of a method and table of which something is published"
+        blocks.append("Nothing could be verified" + ("." if checks else f": {none}."))
     if not against:
-        blocks.append(tuple(_stated()))
+        blocks += [tuple(_stated())] if checks else []
         blocks += _unverified(own, table)
     return markdown("maskbench: verification", [Section("", tuple(blocks))]), verified(checks)
 

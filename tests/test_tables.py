@@ -283,7 +283,7 @@ def test_verify_tells_by_its_exit_code_whether_all_agrees(tmp_path: Path) -> Non
     near = saved(tmp_path / "near", [*whole(0.1, selection="oracle"), *whole()])
     code, text = told("--verify", store=near)
     assert code == 0
-    assert "68 rows: 34 agrees, 0 differs, 34 not verified." in text  # 15 categories and 2 averages, 2 levels
+    assert "Of 68 rows: agrees: 34, differs: 0, not verified: 34." in text  # 15 categories and 2 averages, 2 levels
     far = saved(tmp_path / "far", whole(0.9, selection="oracle"))
     code, text = told("--verify", "--table", "1", store=far)
     assert code == 1
@@ -291,7 +291,7 @@ def test_verify_tells_by_its_exit_code_whether_all_agrees(tmp_path: Path) -> Non
     nothing = saved(tmp_path / "none", [record("bolt", 90, 90, dataset="parts")])
     code, text = told("--verify", store=nothing)
     assert code == 2
-    assert "Nothing could be verified." in text
+    assert "Nothing could be verified: no record here is of a method and table" in text
     assert "Nothing is published of parts · one-for-one." in text
 
 
@@ -304,7 +304,7 @@ def test_verify_against_an_earlier_csv_finds_the_record_that_moved(tmp_path: Pat
     now = saved(tmp_path / "now", [record("bolt", 90.4, 80), record("nut", 70.6, 80)])
     code, text = told(*earlier, store=now)
     assert code == 1
-    assert "6 rows: 3 agrees, 1 differs, 2 not verified." in text
+    assert "Of 6 rows: agrees: 3, differs: 1, not verified: 2." in text
     assert "no such run here" in text
 
 

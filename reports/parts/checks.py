@@ -146,7 +146,7 @@ def _row(check: Check) -> list[str | Entry]:
         METRICS[check.metric],
         _digits(check.expected),
         NONE if check.found is None else _digits(check.found),
-        NONE if check.difference is None else f"{check.difference:+g}",
+        NONE if check.difference is None else "+" * (check.difference > 0) + _digits(check.difference),
         NONE if check.tolerance is None else f"±{check.tolerance:g}",
         Entry((verdict,), (check.why,) if check.why else ()),
     ]

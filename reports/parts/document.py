@@ -98,7 +98,7 @@ def _by_category(group: Group, draws: Mapping[str, Draws]) -> Section:
         (own, *(measured(group, own, metric) for metric in shown)) for own in (*group.categories, MEAN)
     ]
     run = group.first.run
-    seeds = ", ".join(str(seed) for seed in sorted({seed for _, seed in group.records}))
+    seeds = ", ".join(map(str, group.seeds))
     settings = ", ".join(f"{name}={value}" for name, value in run.settings.items())
     told = [
         f"Seeds: {seeds}. Profile: {run.profile}. {machine(group)}.",
