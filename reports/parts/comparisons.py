@@ -17,7 +17,7 @@ from .ablation import conditions
 from .differences import METRIC, alike, by_category, by_seed
 from .drawing import absent, again, made
 from .papers import few_shot, timing
-from .style import ALARM, FAINT, INK, Look, canvas, label, legend, panels, plain_ticks, themed
+from .style import ALARM, FAINT, INK, Look, canvas, label, legend, panels, plain_ticks, themed, wrapped
 
 AUROC = f"{METRICS[METRIC]} (%)"
 
@@ -244,7 +244,7 @@ def ablations(topic: str, members: Sequence[Group]) -> Figure:
         figure, axes, _ = panels(len(swept), 2.9, 2.6, most=3)
         for panel, (method, setting, own) in zip(axes, swept, strict=True):
             _ablation(panel, own)
-            panel.set_title(label(method), fontsize=8.5)
+            panel.set_title(wrapped(method, 32), fontsize=8.5)
             panel.set_xlabel(label(setting))
         legend(figure, axes)
         caption = (

@@ -13,7 +13,22 @@ from bench.summary import Group, named
 
 from .drawing import absent, again, made
 from .evidence import LIMIT, Evidence, first_seed
-from .style import FAINT, INK, LEGEND, PALETTE, Look, canvas, grid, label, legend, looks, panels, plain_ticks, themed
+from .style import (
+    FAINT,
+    INK,
+    LEGEND,
+    PALETTE,
+    Look,
+    canvas,
+    grid,
+    label,
+    legend,
+    looks,
+    panels,
+    plain_ticks,
+    themed,
+    wrapped,
+)
 
 Found = Mapping[tuple[str, str, str], Evidence]
 """By name, variant and category of the run."""
@@ -50,7 +65,7 @@ def epochs(topic: str, members: Sequence[Group]) -> Figure:
             above, below = axes[column], axes[len(shown) + column]
             for record in records:
                 _fit(above, below, record, own.get(record.category))
-            above.set_title(label(name))
+            above.set_title(wrapped(name, 32))
             below.set_xlabel("epoch")
             if all(value > 0 for record in records for value in record.losses):
                 below.set_yscale("log")
@@ -146,7 +161,7 @@ def _curves(
                 panel.plot(*lines[name, category], color=look.colour, ls=look.dash, lw=1.4, label=label(name))
             if limit == 1:
                 panel.plot([0, 1], [0, 1], color="#cfcfcf", lw=0.8, zorder=0)
-            panel.set_title(label(category), fontsize=8.5)
+            panel.set_title(wrapped(category, 24), fontsize=8.5)
         axes[0].set(xlim=(-0.02 * limit, limit), ylim=(0, 1.03), yticks=[0, 0.5, 1], xticks=[0, limit / 2, limit])
         first[0].set_ylabel("true positive rate" if limit == 1 else "share of a region found")
         first[-1].set_xlabel("false positive rate")

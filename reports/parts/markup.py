@@ -45,7 +45,7 @@ def escape(text: str) -> str:
 
 def _emphasis(text: str) -> str:
     """An underscore inside a word and a bracket without a link are no markup, and stay readable."""
-    return re.sub(r"([\\*`]|(?<!\w)_|_(?!\w)|(?<=\])\()", r"\\\1", text)
+    return re.sub(r"([\\*`~$]|(?<!\w)_|_(?!\w)|(?<=\])\()", r"\\\1", text)
 
 
 def _markdown(block: Block) -> str:
@@ -147,8 +147,9 @@ def latex(title: str, sections: Iterable[Section]) -> str:
     """A page that compiles as it is, and whose tables can be pasted into a paper one by one."""
     parts = [_PREAMBLE, rf"\begin{{center}}\Large {tex(title)}\end{{center}}"]
     for section in sections:
-        heading = [f"{_HEADINGS[min(section.level, 4) - 1]}{{{tex(section.title)}}}"] if section.title else []
-        parts += [*heading, *(_latex(block) for block in section.blocks)]
+        floats = section.blocks and all(isinstance(block, Figure) for block in section.blocks)  # they leave a heading
+        heading = rf"{_HEADINGS[min(section.level, 4) - 1]}{{{tex(section.title)}}}"
+        parts += [*([heading] if section.title and not floats else []), *(_latex(block) for block in section.blocks)]
     return "\n\n".join([*parts, r"\end{document}"]) + "\n"
 
 
@@ -183,7 +184,8 @@ def _latex(block: Block) -> str:
     if isinstance(block, Figure):
         place = _place(block, "pdf")
         shown = rf"  \IfFileExists{{{place}}}{{\includegraphics[width=0.8\linewidth]{{{place}}}}}{{{tex(place)}}}"
-        return f"\\begin{{figure}}[!htbp]\n  \\centering\n{shown}\n  \\caption{{{tex(block.caption)}}}\n\\end{{figure}}"
+        told = tex(f"{block.title}, {block.topic}. {block.caption}")
+        return f"\\begin{{figure}}[!htbp]\n  \\centering\n{shown}\n  \\caption{{{told}}}\n\\end{{figure}}"
     return "\n".join(line for part in parted(block) for sheet in _sheets(part) for line in _table(sheet))
 
 

@@ -52,6 +52,8 @@ _THEME: Any = {
     "legend.fontsize": 8,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
+    "xtick.minor.pad": 4.9,  # in a line with those of the longer major ticks
+    "ytick.minor.pad": 4.9,
     "xtick.color": INK,
     "ytick.color": INK,
     "lines.markersize": 6,
@@ -68,7 +70,7 @@ _METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date
 
 
 LEGEND = 1.6
-"""Inches that a title leaves to a legend at its right."""
+"""Inches beside panels for a legend of common width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
         found, names = each.get_legend_handles_labels()
         handles |= {name: handle for name, handle in zip(names, found, strict=True) if name not in handles}
     if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside right upper")
+        figure.legend(list(handles.values()), [wrapped(name, 30) for name in handles], loc="outside right upper")
 
 
 class Drawn(Mapping[str, bytes]):
@@ -188,7 +190,7 @@ class Drawn(Mapping[str, bytes]):
 def files(figure: Canvas, title: str, told: Sequence[str]) -> Drawn:
     """The figure with its title and the notes below; call it within `themed`."""
     width = figure.get_figwidth()
-    beside = LEGEND if figure.legends else 0.0
+    beside = sum(own.get_window_extent().width / figure.dpi for own in figure.legends)
     figure.suptitle(wrapped(title, (width - beside) * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
     if told:
         lines = "\n".join(wrapped(line, width * 17) for line in told)
