@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+
+from bench.report import Figure
 
 markup, tables = (import_module(f"bench.reports.parts.{name}") for name in ("markup", "tables"))
 
@@ -71,8 +74,12 @@ def test_no_sign_of_latex_survives_in_any_text(text: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)")
-def test_the_latex_compiles_whatever_a_name_holds(tmp_path: Path) -> None:
-    (tmp_path / "page.tex").write_text(page(markup.latex), "utf-8")
+@pytest.mark.parametrize("many", [False, True])
+def test_the_latex_compiles_whatever_a_name_holds_and_however_many_figures(tmp_path: Path, *, many: bool) -> None:
+    sheets = tables.Section("Sheets", (Figure("s", "sheet", "t", "T", "C", {"png": b""}),) * 120)
+    (tmp_path / "figures").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "figures" / "s.png")
+    (tmp_path / "page.tex").write_text(markup.latex("", [sheets]) if many else page(markup.latex), "utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "page.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode("utf-8", "replace")[-2000:]

@@ -140,16 +140,25 @@ _SPECIAL = {
     "≥": r"\ensuremath{\geq}", "·": r"\textperiodcentered{}", "–": r"\textendash{}", "—": r"\textemdash{}",
     "‡": r"\ensuremath{\ddagger}", "†": r"\ensuremath{\dagger}", "…": r"\ldots{}",
 }  # fmt: skip
+WAITING = 10
+"""After so many figures and tables LaTeX sets those that wait for a place: over about fifty it gives up."""
+
 _HEADINGS = (r"\section*", r"\subsection*", r"\subsubsection*", r"\paragraph*")
 
 
 def latex(title: str, sections: Iterable[Section]) -> str:
     """A page that compiles as it is, and whose tables can be pasted into a paper one by one."""
     parts = [_PREAMBLE, rf"\begin{{center}}\Large {tex(title)}\end{{center}}"]
+    floats = 0
     for section in sections:
-        floats = section.blocks and all(isinstance(block, Figure) for block in section.blocks)  # they leave a heading
-        heading = rf"{_HEADINGS[min(section.level, 4) - 1]}{{{tex(section.title)}}}"
-        parts += [*([heading] if section.title and not floats else []), *(_latex(block) for block in section.blocks)]
+        if section.title and not (section.blocks and all(isinstance(block, Figure) for block in section.blocks)):
+            parts.append(rf"{_HEADINGS[min(section.level, 4) - 1]}{{{tex(section.title)}}}")  # figures would leave it
+        for block in section.blocks:
+            parts.append(_latex(block))
+            waits = isinstance(block, Figure | Table)
+            floats += waits
+            if waits and floats % WAITING == 0:
+                parts.append(r"\clearpage")
     return "\n\n".join([*parts, r"\end{document}"]) + "\n"
 
 
