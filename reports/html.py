@@ -130,11 +130,14 @@ def _facts(records: Sequence[Record], own: Sequence[_Own]) -> list[tuple[str, st
     """What the page is about, in a line."""
     days = sorted({record.started[:10] for record in records if record.started})
     failed = sum(bool(record.failure) for record in records)
+    counts = {
+        ("record", "records"): len(records),
+        ("method", "methods"): len({each.run.title for each in own}),
+        ("category", "categories"): len({(record.run.dataset, record.category) for record in records}),
+        ("seed", "seeds"): len({record.run.seed for record in records}),
+    }
     return [
-        (str(len(records)), "records"),
-        (str(len({each.run.title for each in own})), "methods"),
-        (str(len({(record.run.dataset, record.category) for record in records})), "categories"),
-        (str(len({record.run.seed for record in records})), "seeds"),
+        *((str(count), one if count == 1 else many) for (one, many), count in counts.items()),
         (str(failed), "failed"),
         *([(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}", "measured")] if days else []),
     ]

@@ -17,7 +17,7 @@ from .ablation import conditions
 from .differences import METRIC, alike, by_category, by_seed
 from .drawing import absent, again, made
 from .papers import few_shot, timing
-from .style import ALARM, FAINT, INK, Look, canvas, label, legend, panels, plain_ticks, themed, wrapped
+from .style import ALARM, FAINT, INK, Look, canvas, label, legend, panels, plain_ticks, themed, within_percent, wrapped
 
 AUROC = f"{METRICS[METRIC]} (%)"
 
@@ -54,6 +54,7 @@ def speed(topic: str, members: Sequence[Group], looks: Mapping[str, Look]) -> Fi
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
         axes.margins(x=0.25, y=0.15)
+        within_percent(axes)
         axes.set(xlabel="latency of one image (ms, log scale)", ylabel=AUROC)
         legend(figure, [axes])
         caption = (
@@ -123,7 +124,7 @@ def shots(dataset: str, members: Sequence[Group], looks: Mapping[str, Look]) -> 
             axes.plot(*zip(*points, strict=True), "o:", color=FAINT, mfc="none", label=label(f"{name}, published"))
         axes.set_xscale("log", base=2)
         axes.set_xticks(ks, list(map(str, ks)))
-        axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 101))
+        within_percent(axes)
         axes.set(xlabel="k, training images a category (log scale)", ylabel=f"{AUROC}, mean over categories")
         legend(figure, [axes])
         caption = (
@@ -269,6 +270,7 @@ def _ablation(axes: Axes, own: Sequence[tuple[Any, Group]]) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(x, [label(f"{value:g}" if isinstance(value, float) else str(value)) for value in values])
+    within_percent(axes)
     axes.set_ylabel("%")
 
 

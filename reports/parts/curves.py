@@ -27,6 +27,7 @@ from .style import (
     panels,
     plain_ticks,
     themed,
+    within_percent,
     wrapped,
 )
 
@@ -71,6 +72,7 @@ def epochs(topic: str, members: Sequence[Group]) -> Figure:
                 below.set_yscale("log")
                 plain_ticks(below.yaxis)
             below.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            within_percent(above)
             if not above.has_data():
                 told = "not looked at\n(--selection both)"
                 above.set_yticks([])

@@ -155,6 +155,12 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(_Between(minor_thresholds=(2, 1)))
 
 
+def within_percent(axes: Axes) -> None:
+    """No value of an axis in percent lies below 0 or above 100."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 100.9))
+
+
 def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
     """One legend for all axes, at the right of them."""
     handles: dict[str, Any] = {}
