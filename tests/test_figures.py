@@ -108,6 +108,16 @@ def test_an_ablation_by_the_oracle_says_so() -> None:
     assert [title for title, _, _ in comparisons._swept(groups(both))] == ["A", "A (oracle)"]
 
 
+def test_panels_of_a_product_tell_where_they_were_held() -> None:
+    points = [{"width": width, "depth": depth} for width in (4, 8) for depth in (1, 2)]
+    runs = [replace(RUN, settings=point, variant=f"{point}") for point in points]
+    product = groups([Record(run=run, category="bolt", data="") for run in runs])
+    found = {(title, setting) for title, setting, _ in comparisons._swept(product)}
+    assert found == {("A, width=4", "depth"), ("A, width=8", "depth"), ("A, depth=1", "width"), ("A, depth=2", "width")}
+    one_at_a_time = comparisons._swept(product[:3])
+    assert {(title, setting) for title, setting, _ in one_at_a_time} == {("A", "depth"), ("A", "width")}
+
+
 def test_the_front_holds_what_nothing_beats_in_both() -> None:
     points = [(10.0, 90.0), (20.0, 80.0), (5.0, 70.0), (30.0, 95.0), (10.0, 60.0)]
     assert comparisons._front(points) == [(5.0, 70.0), (10.0, 90.0), (30.0, 95.0)]

@@ -188,6 +188,15 @@ def test_a_variant_that_can_not_run_here_is_left_out_by_name_and_the_others_go_o
     assert [job.run.over for job in survey.jobs] == ["backbone=tf_efficientnet_lite0"]
 
 
+def test_where_no_variant_can_run_their_one_reason_is_told_once(parts: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = {"backbone": "wide_resnet50_2.tv_in1k"}
+    plan = planned(parts, said={"method": "patchcore"}, settings=settings, over={"coreset": "0.1,0.5"})
+    with pytest.raises(BenchError, match="A backbone needs weights"):
+        campaign.survey(plan)
+    assert "left out" not in caplog.text
+
+
 def test_the_variants_of_a_sweep_compute_the_features_of_their_images_once(parts: Path) -> None:
     plan = planned(parts, said={"method": "aminet"}, over={"clusters": "2,3", "epochs": "1"})
     records = list(campaign.run(plan, campaign.survey(plan), lambda *_: None))

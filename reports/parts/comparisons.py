@@ -295,7 +295,14 @@ def _swept(members: Sequence[Group]) -> list[tuple[str, str, list[tuple[Any, Gro
             first = ordered[0][1]
             oracle = " (oracle)" if first.selection == "oracle" else ""
             panels.append((f"{first.first.run.title}{oracle}", setting, ordered))
-    return panels
+    return [(title + _held(title, setting, own, panels), setting, own) for title, setting, own in panels]
+
+
+def _held(title: str, setting: str, own: Sequence[tuple[Any, Group]], panels: Sequence[tuple[str, str, Any]]) -> str:
+    """At which values of the others a panel varies its setting, where a product makes several panels of it."""
+    several = sum((title, setting) == (other, name) for other, name, _ in panels) > 1
+    varied = sorted({name for other, name, _ in panels if other == title} - {setting}) if several else []
+    return "".join(f", {name}={own[0][1].first.run.settings[name]}" for name in varied)
 
 
 def _order(value: Any) -> tuple[int, float, str]:

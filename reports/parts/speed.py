@@ -45,9 +45,9 @@ def _speed(names: dict[str, Group]) -> Table | None:
         )
     head = ("method", "latency", "p5 to p95", "fit", "predict, an image", "latency measured on")
     remark = (
-        "Latency: one image, from the prepared tensor on the device to map and score on the device. Predict: the whole "
-        "test set with decoding, divided by its images. Means over categories and seeds. Rows from different machines "
-        "do not compare."
+        "Latency: one image, from the prepared tensor on the device to map and score on the device. Predict: the same "
+        "for the whole test set in batches, without decoding, divided by its images. Means over categories and seeds. "
+        "Rows from different machines do not compare."
     )
     return Table.of("Speed", head, lines, remarks=[remark])
 
