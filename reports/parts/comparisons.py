@@ -17,7 +17,21 @@ from .ablation import conditions
 from .differences import METRIC, alike, by_category, by_seed
 from .drawing import absent, again, made
 from .papers import few_shot, timing
-from .style import ALARM, FAINT, INK, Look, canvas, label, legend, panels, plain_ticks, themed, within_percent, wrapped
+from .style import (
+    ALARM,
+    FAINT,
+    INK,
+    MARKERS,
+    Look,
+    canvas,
+    label,
+    legend,
+    panels,
+    plain_ticks,
+    themed,
+    within_percent,
+    wrapped,
+)
 
 AUROC = f"{METRICS[METRIC]} (%)"
 
@@ -120,8 +134,10 @@ def shots(dataset: str, members: Sequence[Group], looks: Mapping[str, Look]) -> 
             x = [group.first.run.k * shift for group in own]
             stroke: dict[str, Any] = {"ls": look.dash, "color": look.colour, "capsize": 3, "label": label(name)}
             axes.errorbar(x, means, yerr=half, fmt=look.marker, **stroke)
-        for name, points in published.items():
-            axes.plot(*zip(*points, strict=True), "o:", color=FAINT, mfc="none", label=label(f"{name}, published"))
+        for place, (name, points) in enumerate(published.items()):
+            look = looks.get(name, Look(FAINT, MARKERS[-1 - place], ":"))
+            hollow: dict[str, Any] = {"ls": ":", "marker": look.marker, "color": look.colour, "mfc": "none"}
+            axes.plot(*zip(*points, strict=True), **hollow, label=label(f"{name}, published"))
         axes.set_xscale("log", base=2)
         axes.set_xticks(ks, list(map(str, ks)))
         within_percent(axes)
