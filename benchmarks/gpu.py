@@ -55,8 +55,9 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     small = {"width": 32, "heads": 2, "depth": 1, "patch": 2} if asked.small else {}
     network = aminet.Settings(backbone=backbone, epochs=asked.epochs, batch=8, jitter=True, **small)
     bank = patchcore.Settings(backbone=backbone, coreset=0.1)
+    side = 90 if asked.small else 900
     with tempfile.TemporaryDirectory() as folder:
-        samples = _official(asked) or _drawn(Path(folder), asked.images, 90 if asked.small else 900)
+        samples = _official(asked) or _drawn(Path(folder), asked.images, side)
         images = FileImages(samples, Preparation(size, size))
         ceilings = measured_ceilings(device, 256 if asked.small else 8192, setup.precision)
         rows = {
@@ -68,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine.describe(device),
             "precision": setup.precision,
-            "images": {"count": len(images), "source": "MVTec AD" if _official(asked) else "drawn at MVTec AD's size"},
+            "images": {"count": len(images), "source": "MVTec AD" if _official(asked) else f"drawn, {side} x {side}"},
             "backbone": {"tag": backbone, "weights": find(backbone, asked.weights).source},
             "epochs": asked.epochs,
             "ceilings": ceilings,
@@ -171,11 +172,14 @@ def _asked(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--data", type=Path, help="MVTec AD")
     parser.add_argument("--weights", type=Path, help="folder with backbone weights")
-    parser.add_argument("--images", type=int, default=209)
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--images", type=int, help="default: 209, a category; small 9")
+    parser.add_argument("--epochs", type=int, help="default: 200; small 2")
     parser.add_argument("--small", action="store_true", help="a tiny size, to see the script work on a CPU")
     parser.add_argument("--json", type=Path, help="write the result there")
-    return parser.parse_args(words)
+    asked = parser.parse_args(words)
+    asked.images = asked.images or (9 if asked.small else 209)
+    asked.epochs = asked.epochs or (2 if asked.small else 200)
+    return asked
 
 
 def _official(asked: argparse.Namespace) -> list[Sample]:

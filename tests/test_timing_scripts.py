@@ -47,11 +47,12 @@ def test_one_command_tells_what_a_device_reaches_beside_floor_and_target(
     module = script("gpu")
     monkeypatch.setattr(module, "latency", lambda *given, **_: timing.latency(*given, warmup=1, passes=3))
     path = tmp_path / "out.json"
-    told = module.main(["--small", "--epochs", "2", "--images", "9", "--json", str(path), "--device", "cpu"])
+    told = module.main(["--small", "--json", str(path), "--device", "cpu"])
     assert json.loads(path.read_text()) == told
     assert told["results"].keys() == module.TARGETS.keys()
     assert told["what"].startswith("small")
-    assert told["images"] == {"count": 9, "source": "drawn at MVTec AD's size"}
+    assert told["epochs"] == 2
+    assert told["images"] == {"count": 9, "source": "drawn, 90 x 90"}
     for row in told["results"].values():
         assert 0 < row["floor"] < row["reached"]
         assert row["peak_memory"]["host"] > 0
