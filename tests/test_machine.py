@@ -6,6 +6,7 @@ import platform
 import random
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,11 +128,18 @@ def test_a_peak_is_seen_after_the_memory_is_free_again() -> None:
 
 
 def test_memory_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(self: Path, *args: object, **kwargs: object) -> str:
-        raise FileNotFoundError(self)
+    def gone(name: str) -> None:
+        usual = getattr(Path, name)
 
-    monkeypatch.setattr(Path, "read_text", gone)
-    monkeypatch.setattr(Path, "write_text", gone)
+        def ask(self: Path, *given: Any, **options: Any) -> Any:
+            if self.is_relative_to("/proc"):
+                raise FileNotFoundError(self)
+            return usual(self, *given, **options)
+
+        monkeypatch.setattr(Path, name, ask)
+
+    gone("read_text")
+    gone("write_text")
     machine.reset_peak(CPU)
     assert machine.free_memory() > 1 << 20
     assert machine.peak_memory(CPU)["host"] > 1 << 20
