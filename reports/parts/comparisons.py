@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
@@ -179,21 +180,27 @@ def heat(topic: str, members: Sequence[Group]) -> Figure:
         width = max(6.0, 2.6 + 0.52 * len(categories))
         figure, (axes,) = canvas(width, 1.9 + 0.32 * len(names))
         low = min(50.0, float(np.nanmin(values)))
-        mesh = axes.pcolormesh(values, vmin=low, vmax=100, cmap="cividis", edgecolors="white", linewidth=0.6)
-        axes.invert_yaxis()
+        sns.heatmap(
+            values,
+            ax=axes,
+            vmin=low,
+            vmax=100,
+            cmap="cividis",
+            annot=True,
+            fmt=".0f" if len(categories) > 8 else ".1f",
+            annot_kws={"fontsize": 7.5},
+            linewidths=0.6,
+            xticklabels=[label(name) for name in categories],
+            yticklabels=[label(name) for name in names],
+            cbar_kws={"label": "%", "aspect": 12},
+        )
         axes.set_facecolor("#f2f2f2")
-        decimals = 0 if len(categories) > 8 else 1
-        for (row, column), value in np.ndenumerate(values):
-            told, colour = (f"{value:.{decimals}f}", INK if value > 0.3 * low + 70 else "white")
-            told, colour = ("–", ALARM) if np.isnan(value) else (told, colour)
-            axes.text(column + 0.5, row + 0.5, told, color=colour, fontsize=7.5, ha="center", va="center")
-        across, down = (np.arange(count) + 0.5 for count in (len(categories), len(names)))
-        axes.set_xticks(across, map(label, categories), rotation=35, ha="right", rotation_mode="anchor")
-        axes.set_yticks(down, map(label, names))
+        for row, column in np.argwhere(np.isnan(values)):
+            axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=ALARM)
         axes.tick_params(length=0)
+        axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
         axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        figure.colorbar(mesh, ax=axes, label="%", aspect=12).outline.set_visible(False)
         caption = "Mean over seeds, in percent; the hardest category on the left. – is a category without a value."
         return made("heat", topic, title, caption, figure, groups=list(names.values()))
 

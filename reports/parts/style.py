@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
@@ -23,8 +24,8 @@ from bench.summary import Group, caveats
 
 DPI = 160
 INK, FAINT, ALARM = "#222222", "#8a8a8a", "#a33b00"
-PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
-"""Ten colours that colour-blind eyes tell apart (seaborn's palette "colorblind")."""
+PALETTE = sns.color_palette("colorblind").as_hex()
+"""Ten colours that colour-blind eyes tell apart."""
 
 MARKERS = "osD^vPX*hd"
 DASHES: tuple[Any, ...] = (
