@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+UNSTEADY = " *"
+"""Behind a time whose warm-up ended before it was steady."""
+
 EXAMPLES = """
 Examples:
 
@@ -97,13 +100,16 @@ def _table(records: Sequence["Record"]) -> Table:
             rows.setdefault(name, []).append(cell)
     for name, cells in rows.items():
         table.add_row(escape(name), *cells)
-    table.caption = escape("\n".join(_caption(records[0])))
+    caption = _caption(records[0])
+    if any(cell.endswith(UNSTEADY) for cells in rows.values() for cell in cells):
+        caption.append(f"{UNSTEADY.strip()}: passes were still unsteady when the warm-up ended")
+    table.caption = escape("\n".join(caption))
     return table
 
 
 def _cells(told: dict[str, Any]) -> dict[str, str]:
     best = max(told["throughput"]["batches"], key=lambda row: row["images_per_second"])
-    steady = {name: "" if told[name]["settled"] else " *" for name in ("network", "loader", "end_to_end")}
+    steady = {name: "" if told[name]["settled"] else UNSTEADY for name in ("network", "loader", "end_to_end")}
     memory = {f"peak {place} memory": f"{count / 1e6:,.0f} MB" for place, count in told["memory"].items()}
     return {
         **{name.replace("_", " "): _spread(told[name]) + mark for name, mark in steady.items()},
@@ -134,5 +140,4 @@ def _caption(record: "Record") -> list[str]:
         *(f"{name.replace('_', ' ')}: {what}" for name, what in PARTS.items()),
         "throughput: the network's; FLOPs as torch counts them, a multiply-add as two",
         "peak memory: of the whole process at batch 1, on the device of torch's tensors",
-        "*: passes were still unsteady when the warm-up ended",
     ]

@@ -1,6 +1,8 @@
 """What figures need of the raw answers of a fit: each file is read once, and little of it is held."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,9 @@ HOLD = 2048
 
 SAMPLE = 200_000
 """Of the normal pixels, whose highest scores the dotted contours hang on."""
+
+READERS = min(4, os.cpu_count() or 1)
+"""How many fits' answers are read at once; each takes memory."""
 
 RATE = 0.01
 """Of the category's normal pixels, the share that lies within the dotted contours."""
@@ -90,16 +95,15 @@ def gathered(members: Sequence[Group], store: Store) -> dict[tuple[str, str, str
 
     Of oracle records there are no pictures, and their curves would only repeat what their mark warns of.
     """
-    found = {}
-    for group in members:
-        for record in first_seed(group) if group.selection == "last" else []:
-            given = answers(store, record)
-            if given is not None:
-                found[record.run.name, record.run.variant, record.category] = _of(record, given)
-    return found
+    records = [record for group in members if group.selection == "last" for record in first_seed(group)]
+    with ThreadPoolExecutor(READERS) as pool:  # unpacking and counting leave Python's lock to others
+        read = pool.map(lambda record: _of(record, answers(store, record)), records)
+        return {(each.record.run.name, each.record.run.variant, each.record.category): each for each in read if each}
 
 
-def _of(record: Record, given: Answers) -> Evidence:
+def _of(record: Record, given: Answers | None) -> Evidence | None:
+    if given is None:
+        return None
     bad = given.anomalous
     known = given.known
     roc = None
