@@ -109,9 +109,11 @@ def test_ctrl_c_keeps_what_is_finished_whoever_executes(parts: Path, executor: s
              "--protocol", "one-for-one", "--category", "bolt", "--no-time", "--threads", "1", "--method",
              "meanmap,odd", "--set", "odd.how=hangs", "--executor", executor]  # fmt: skip
     piped = subprocess.PIPE
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
     with subprocess.Popen(
         words, cwd=parts.parent, stdout=piped, stderr=piped, text=True, start_new_session=True
     ) as running:
+        signal.signal(signal.SIGINT, usual)
         try:
             while running.poll() is None and not places(parts.parent / "runs"):
                 time.sleep(0.2)
