@@ -76,7 +76,10 @@ class Inpainter(nn.Module):
         """The centres that the cluster tokens find in E2 (b, n, width) of their own image: (b, clusters, width)."""
         asking = self.cluster_tokens.expand(len(semantic), -1, -1)
         tokens = torch.cat([asking, semantic + self.positions], dim=1)                  # (b, clusters + n, width)
-        found: Tensor = self.aggregation_norm(self.aggregation(tokens)[:, : asking.shape[1]])
+        *first, last = self.aggregation
+        for block in first:
+            tokens = block(tokens)
+        found: Tensor = self.aggregation_norm(last(tokens, asking.shape[1]))  # nobody needs the other tokens' answers
         return found
 
     def distances(self, semantic: Tensor, centres: Tensor, *, squared: bool) -> Tensor:

@@ -19,14 +19,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(b, n, width) -> the same shape."""
-        b, n, width = tokens.shape
-        qkv = self.qkv(tokens).view(b, n, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)                   # 3 times (b, heads, n, width / heads)
+    def forward(self, tokens: Tensor, asking: int | None = None) -> Tensor:
+        """(b, n, width) -> the same shape; of the first `asking` tokens alone, (b, asking, width)."""
+        width = tokens.shape[2]
+        if asking is None:
+            query, key, value = self._headed(self.qkv(tokens), 3)        # 3 times (b, heads, n, width / heads)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (query,) = self._headed(F.linear(tokens[:, :asking], weight[:width], bias[:width]), 1)
+            key, value = self._headed(F.linear(tokens, weight[width:], bias[width:]), 2)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, width))
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
+
+    def _headed(self, joined: Tensor, parts: int) -> Tensor:
+        """(b, n, parts * width) -> (parts, b, heads, n, width / heads)."""
+        return joined.view(*joined.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
 
 class Mlp(nn.Module):
@@ -58,9 +66,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(b, n, width) -> the same shape."""
-        tokens = tokens + self.attn(self.norm1(tokens))
+    def forward(self, tokens: Tensor, asking: int | None = None) -> Tensor:
+        """(b, n, width) -> the same shape; of the first `asking` tokens alone, (b, asking, width), for less."""
+        tokens = tokens[:, :asking] + self.attn(self.norm1(tokens), asking)
         tokens = tokens + self.mlp(self.norm2(tokens))
         return tokens  # noqa: RET504 - the two halves read alike
 
