@@ -121,10 +121,11 @@ class Settings:
             if ratio != "uniform" and not 0 <= ratio < 1:
                 raise BenchError(f"{name} is a fraction from 0 to below 1 (mask_ratio may be 'uniform'); {ratio} came.")
         whole = ("patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs", "batch", "test_cell")
-        for name in (*whole, "lr", "jitter_scale", "weight_decay", "smoothing", "decoder_epochs"):
-            value, told = getattr(self, name), "a whole number from 1" if name in whole else "0 or more"
-            if value < (1 if name in whole else 0):
-                raise BenchError(f"{name} is {told}; {value} came.")
+        some = ("lr", "jitter_scale", "weight_decay", "smoothing", "decoder_epochs")
+        for names, least, told in ((whole, 1, "a whole number from 1"), (some, 0, "0 or more")):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise BenchError(f"{name} is {told}; {getattr(self, name)} came.")
 
 
 class Inpainting(NamedTuple):
@@ -187,6 +188,7 @@ class AMINet(Method):
             self._network, self._asked = network, None
             progress(epoch, settings.epochs, mean)
         if settings.decoder_epochs:
+            del optimizer  # and its moments, before another one needs as much
             self._fit_decoder(network, train, features, progress)
 
     def _fit_decoder(self, network: Inpainter, train: Images, features: FrozenFeatures, progress: Progress) -> None:
@@ -382,7 +384,8 @@ class AMINet(Method):
         features = sum(4 * c * size[0] * size[1] // s**2 for c, s in zip(channels, strides, strict=True)) * images
         batch = min(settings.batch, images)
         shown = Decoder.training_bytes(sum(channels), size, batch) if settings.decoder_epochs else 0
-        return max(network.training_bytes(batch), shown) + min(features, BUDGET)
+        # While the decoder learns, the network's weights and last gradients stay.
+        return max(network.training_bytes(batch), shown + network.training_bytes(0) // 2) + min(features, BUDGET)
 
 
 METHOD = AMINet

@@ -131,6 +131,7 @@ class Autoencoder(Method):
         draws = Generator().manual_seed(self.setup.seed)  # on the CPU: the same views on every device
         pictures = FrozenFeatures(lambda images: [self._reduced(images.to(device))], train, setup=self.setup)
 
+        self._asked = None
         for epoch in range(1, settings.epochs + 1):
             total = torch.zeros((), device=device)
             for (images,) in pictures.batches(settings.batch, _walk(len(train), settings.samples, draws)):
@@ -144,7 +145,7 @@ class Autoencoder(Method):
             mean = float(total) / settings.samples  # the only wait for the device in an epoch
             if not math.isfinite(mean):
                 raise BenchError(f"A loss must be finite; the autoencoder's is {mean} in epoch {epoch}. Lower lr.")
-            self._network, self._asked = network, None
+            self._network = network
             progress(epoch, settings.epochs, mean)
 
     def _unlike(self, wanted: Tensor, restored: Tensor) -> Tensor:

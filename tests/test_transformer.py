@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from bench.errors import BenchError
+from bench.methods.parts.inpainting import Inpainter
 from bench.methods.parts.transformer import Block, patchify, positions, unpatchify
 
 
@@ -20,6 +21,11 @@ def test_a_block_is_timms_block_with_the_same_keys() -> None:
     ours.load_state_dict(theirs.state_dict())
     tokens = torch.randn(2, 7, 24)
     assert_close(ours(tokens), theirs(tokens))
+
+
+def test_few_tokens_that_ask_get_the_answers_that_they_get_among_all() -> None:
+    block, tokens = Block(24, 3), torch.rand(2, 7, 24)
+    assert_close(block(tokens, 3), block(tokens)[:, :3])
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
@@ -72,3 +78,11 @@ def test_a_strided_convolution_is_a_linear_layer_on_patches() -> None:
     weight = patchify(convolution.weight, 4)[:, 0]
     tokens = patchify(maps, 4) @ weight.T + convolution.bias
     assert_close(tokens, convolution(maps).flatten(2).mT)
+
+
+def test_centres_are_what_all_aggregation_blocks_in_a_row_give_the_cluster_tokens() -> None:
+    network = Inpainter(12, (2, 2), width=24, depth=1, heads=3, aggregation_depth=3, clusters=2)
+    semantic = torch.rand(2, 4, 24)
+    tokens = torch.cat([network.cluster_tokens.expand(2, -1, -1), semantic + network.positions], dim=1)
+    expected = network.aggregation_norm(network.aggregation(tokens)[:, :2])
+    assert_close(network.centres(semantic), expected)
