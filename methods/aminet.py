@@ -70,7 +70,7 @@ from .parts.inpainting import Inpainter, jittered, released_state, separation, t
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import Ratio, adaptive_mask, complementary_masks, random_mask
 from .parts.precision import autocast, halved
-from .parts.refusals import refuse_another_size, refuse_another_state
+from .parts.refusals import refuse_another_size, refuse_another_state, refuse_below, refuse_unless
 from .parts.transformer import unpatchify
 
 
@@ -117,15 +117,12 @@ class Settings:
     decoder_epochs: int = 0  # of a decoder that shows the restored features as a picture; no score depends on it
 
     def __post_init__(self) -> None:
-        for name, ratio in {"mask_ratio": self.mask_ratio, "test_ratio": self.test_ratio}.items():
-            if ratio != "uniform" and not 0 <= ratio < 1:
-                raise BenchError(f"{name} is a fraction from 0 to below 1 (mask_ratio may be 'uniform'); {ratio} came.")
-        whole = ("patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs", "batch", "test_cell")
-        some = ("lr", "jitter_scale", "weight_decay", "smoothing", "decoder_epochs")
-        for names, least, told in ((whole, 1, "a whole number from 1"), (some, 0, "0 or more")):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise BenchError(f"{name} is {told}; {getattr(self, name)} came.")
+        holds = self.mask_ratio == "uniform" or 0 <= self.mask_ratio < 1
+        refuse_unless(holds, "AMI-Net's mask_ratio is 'uniform' or a fraction from 0 to below 1", self.mask_ratio)
+        refuse_unless(0 <= self.test_ratio < 1, "AMI-Net's test_ratio is a fraction from 0 to below 1", self.test_ratio)
+        counts = ("patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs", "batch", "test_cell")
+        refuse_below(1, "AMI-Net", self, *counts)
+        refuse_below(0, "AMI-Net", self, "lr", "jitter_scale", "weight_decay", "smoothing", "decoder_epochs")
 
 
 class Inpainting(NamedTuple):
@@ -326,11 +323,9 @@ class AMINet(Method):
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """Distances of tokens to their centres, 1 where the last pass hid them, and what a decoder makes of it all."""
         found = self._inpainted(images)
-        pictures = {"distance": found.distances, f"{self.settings.mask_at_test} mask": found.masks[-1].float()}
-        told = {
-            name: F.interpolate(values.view(-1, 1, *self._grid), self.setup.size)[:, 0]  # (b, n) -> (b, h, w)
-            for name, values in pictures.items()
-        }
+        tokens = torch.stack([found.distances, found.masks[-1].float()])                # (2, b, n)
+        distance, mask = F.interpolate(tokens.view(2, -1, *self._grid), self.setup.size)  # each (b, h, w)
+        told = {"distance": distance, f"{self.settings.mask_at_test} mask": mask}
         if self._decoder:
             picture = self._decoder(unpatchify(found.restored, self.settings.patch, self._grid[0]))
             told["reconstruction"] = (picture * self._backbone.std + self._backbone.mean).clamp(0, 1)

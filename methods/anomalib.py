@@ -45,6 +45,7 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Progress, Setup
 from .parts.backbone import fill, find
 from .parts.maps import image_score, upsample
 from .parts.options import parsed
+from .parts.refusals import refuse_below
 
 EPOCHS = 100
 EXAMPLE = '{"n_features": 100}'  # of options
@@ -61,8 +62,8 @@ class Settings:
     options: str = "{}"
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch < 1:
-            raise BenchError(f"epochs is 0 or more and batch 1 or more; {self.epochs} and {self.batch} came.")
+        refuse_below(1, "anomalib", self, "batch")
+        refuse_below(0, "anomalib", self, "epochs")
         parsed(self.options, EXAMPLE)
 
 

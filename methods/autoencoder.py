@@ -58,7 +58,7 @@ from .parts.compiled import compiled
 from .parts.features import BUDGET, FrozenFeatures
 from .parts.maps import gaussian, image_score, upsample
 from .parts.precision import autocast
-from .parts.refusals import refuse_another_size, refuse_another_state
+from .parts.refusals import refuse_another_size, refuse_another_state, refuse_below, refuse_unless
 from .parts.similarity import ssim
 
 SLOPE = 0.2  # of the leaky ReLUs
@@ -88,19 +88,13 @@ class Settings:
     reduce: int = 1
 
     def __post_init__(self) -> None:
-        rules = {
-            "latent, stride, samples, epochs, batch and reduce are at least 1": (
-                min(self.latent, self.stride, self.samples, self.epochs, self.batch, self.reduce) >= 1
-            ),
-            "stride is at most patch, so that patches cover all": self.stride <= self.patch,
-            "rotation is 0 to 180 degrees": 0 <= self.rotation <= 180,
-            "translation is a fraction from 0 to below 1": 0 <= self.translation < 1,
-            "chance is a fraction from 0 to 1": 0 <= self.chance <= 1,
-            "lr, weight_decay and smoothing are 0 or more": min(self.lr, self.weight_decay, self.smoothing) >= 0,
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise BenchError(f"The autoencoder's {rule}; got {self}.")
+        refuse_below(1, "The autoencoder", self, "latent", "stride", "samples", "epochs", "batch", "reduce")
+        refuse_below(0, "The autoencoder", self, "lr", "weight_decay", "smoothing")
+        holds = self.stride <= self.patch  # so that patches cover all
+        refuse_unless(holds, f"The autoencoder's stride is at most its patch, {self.patch}", self.stride)
+        refuse_unless(0 <= self.rotation <= 180, "The autoencoder's rotation is 0 to 180 degrees", self.rotation)
+        refuse_unless(0 <= self.translation < 1, "The autoencoder's translation is from 0 to below 1", self.translation)
+        refuse_unless(0 <= self.chance <= 1, "The autoencoder's chance is from 0 to 1", self.chance)
 
 
 class Autoencoder(Method):

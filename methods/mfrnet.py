@@ -50,7 +50,7 @@ from .parts.hybrid import RestorationNet
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import complementary_masks
 from .parts.precision import autocast
-from .parts.refusals import refuse_another_size, refuse_another_state
+from .parts.refusals import refuse_another_size, refuse_another_state, refuse_below, refuse_unless
 from .parts.similarity import msgms, ssim
 
 
@@ -88,24 +88,15 @@ class Settings:
     score: Score = "max"  # [I]
 
     def __post_init__(self) -> None:
-        rules = {
-            "stride, depth, head_width, epochs, batch and patience are at least 1": (
-                min(self.stride, self.depth, self.head_width, self.epochs, self.batch, self.patience) >= 1
-            ),
-            "subsets are at least 2, for a pass must see something": self.subsets >= 2,
-            "cells, widths and pools are one or more whole numbers from 1": all(
-                several and min(several) >= 1 for several in (self.cells, self.widths, self.pools)
-            ),
-            "decoder_depth, least_spread, structure_weight and smoothing are 0 or more": (
-                min(self.decoder_depth, self.least_spread, self.structure_weight, self.smoothing) >= 0
-            ),
-            "lr and weight_decay are 0 or more": min(self.lr, self.weight_decay) >= 0,
-            "data_range is above 0": self.data_range > 0,
-            "holdout is a fraction from 0 (none) to below 1": 0 <= self.holdout < 1,
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise BenchError(f"MFRNet's {rule}; got {self}.")
+        refuse_below(1, "MFRNet", self, "stride", "depth", "head_width", "epochs", "batch", "patience")
+        refuse_below(0, "MFRNet", self, "decoder_depth", "least_spread", "structure_weight", "smoothing")
+        refuse_below(0, "MFRNet", self, "lr", "weight_decay")
+        for several in (self.cells, self.widths, self.pools):
+            holds = bool(several) and min(several) >= 1
+            refuse_unless(holds, "MFRNet's cells, widths and pools are one or more whole numbers from 1", several)
+        refuse_unless(self.subsets >= 2, "MFRNet's subsets are at least 2, for a pass must see something", self.subsets)
+        refuse_unless(self.data_range > 0, "MFRNet's data_range is above 0", self.data_range)
+        refuse_unless(0 <= self.holdout < 1, "MFRNet's holdout is from 0 (none) to below 1", self.holdout)
 
 
 class MFRNet(Method):

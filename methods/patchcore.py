@@ -40,6 +40,7 @@ from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Pr
 
 from .parts.backbone import Backbone, find, layout
 from .parts.maps import gaussian, upsample
+from .parts.refusals import refuse_below, refuse_unless
 
 BATCH = 8  # images a pass through the backbone while fitting
 TICKS = 100  # times that progress hears of the coreset's picks
@@ -67,21 +68,15 @@ class Settings:
     smoothing: float = 4.0  # paper, sec. 3.3: sigma of the Gaussian over the map, in pixels
 
     def __post_init__(self) -> None:
-        rules = {
-            "coreset is a fraction above 0 and at most 1": 0 < self.coreset <= 1,
-            "patch is odd, so that a neighbourhood has a middle": self.patch > 0 and self.patch % 2 == 1,
-            "pretrain_dim, target_dim, starts and neighbours are at least 1": (
-                min(self.pretrain_dim, self.target_dim, self.starts, self.neighbours) >= 1
-            ),
-            "projection is at least 1, or None": self.projection is None or self.projection >= 1,
-            "reweight is 0 (off) or at least 2, for a neighbourhood of one weighs every score with 0": (
-                self.reweight == 0 or self.reweight >= 2
-            ),
-            "smoothing is 0 or more": self.smoothing >= 0,
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise BenchError(f"PatchCore's {rule}; got {self}.")
+        refuse_below(1, "PatchCore", self, "pretrain_dim", "target_dim", "starts", "neighbours")
+        refuse_below(0, "PatchCore", self, "smoothing")
+        refuse_unless(0 < self.coreset <= 1, "PatchCore's coreset is a fraction above 0 and at most 1", self.coreset)
+        odd = self.patch > 0 and self.patch % 2 == 1
+        refuse_unless(odd, "PatchCore's patch is odd, so that a neighbourhood has a middle", self.patch)
+        some = self.projection is None or self.projection >= 1
+        refuse_unless(some, "PatchCore's projection is at least 1, or None", self.projection)
+        off = self.reweight == 0  # and of one neighbour every score would be 0
+        refuse_unless(off or self.reweight >= 2, "PatchCore's reweight is 0 (off) or at least 2", self.reweight)
 
 
 @dataclass(frozen=True, slots=True)

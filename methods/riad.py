@@ -51,7 +51,7 @@ from .parts.holdout import held_out
 from .parts.maps import image_score, mean_filter, upsample
 from .parts.masks import complementary_masks
 from .parts.precision import autocast
-from .parts.refusals import refuse_another_size, refuse_another_state
+from .parts.refusals import refuse_another_size, refuse_another_state, refuse_below, refuse_unless
 from .parts.similarity import msgms, ssim
 from .parts.unet import UNet
 
@@ -78,19 +78,14 @@ class Settings:
     reduce: int = 1
 
     def __post_init__(self) -> None:
-        rules = {
-            "width, epochs, batch, patience and reduce are at least 1": (
-                min(self.width, self.epochs, self.batch, self.patience, self.reduce) >= 1
-            ),
-            "cells are one or more sides of at least 1 pixel": bool(self.cells) and min(self.cells) >= 1,
-            "subsets are at least 2, for a pass must see something": self.subsets >= 2,
-            "lr and weight_decay are 0 or more": min(self.lr, self.weight_decay) >= 0,
-            "holdout is a fraction from 0 (none) to below 1": 0 <= self.holdout < 1,
-            "mean_filter is odd, so that it has a middle": self.mean_filter >= 1 and self.mean_filter % 2 == 1,
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise BenchError(f"RIAD's {rule}; got {self}.")
+        refuse_below(1, "RIAD", self, "width", "epochs", "batch", "patience", "reduce")
+        refuse_below(0, "RIAD", self, "lr", "weight_decay")
+        holds = bool(self.cells) and min(self.cells) >= 1
+        refuse_unless(holds, "RIAD's cells are one or more sides of at least 1 pixel", self.cells)
+        refuse_unless(self.subsets >= 2, "RIAD's subsets are at least 2, for a pass must see something", self.subsets)
+        refuse_unless(0 <= self.holdout < 1, "RIAD's holdout is from 0 (none) to below 1", self.holdout)
+        odd = self.mean_filter >= 1 and self.mean_filter % 2 == 1
+        refuse_unless(odd, "RIAD's mean_filter is odd, so that it has a middle", self.mean_filter)
 
 
 class RIAD(Method):

@@ -43,6 +43,7 @@ from .parts.backbone import Backbone, find
 from .parts.features import fuse
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.options import parsed
+from .parts.refusals import refuse_below
 
 BATCH = 8
 EXAMPLE = '{"n_estimators": 300}'  # of options
@@ -64,8 +65,8 @@ class Settings:
     score: Score = "max"
 
     def __post_init__(self) -> None:
-        if min(self.grid, self.rows) < 1 or self.dimensions < 0 or self.smoothing < 0:
-            raise BenchError(f"grid and rows are 1 or more, dimensions and smoothing 0 or more; {self} came.")
+        refuse_below(1, "The bridge", self, "grid", "rows")
+        refuse_below(0, "The bridge", self, "dimensions", "smoothing")
         parsed(self.options, EXAMPLE)
 
 

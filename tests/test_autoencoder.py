@@ -302,7 +302,7 @@ def test_half_precision_answers_much_the_same_in_float32(precision: str) -> None
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"latent": 0}, "at least 1"), ({"stride": 17}, "patches cover all"), ({"rotation": 181.0}, "0 to 180"),
+        ({"latent": 0}, "1 or more"), ({"stride": 17}, "its patch, 16; 17 came"), ({"rotation": 181.0}, "0 to 180"),
         ({"translation": 1.0}, "below 1"), ({"chance": 1.1}, "0 to 1"), ({"smoothing": -1.0}, "0 or more"),
     ],
     ids=str,

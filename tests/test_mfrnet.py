@@ -494,7 +494,7 @@ def test_before_fit_and_at_another_size_it_refuses_to_answer(tiny: MFRNet) -> No
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"epochs": 0}, "at least 1"), ({"subsets": 1}, "must see something"), ({"cells": ()}, "one or more"),
+        ({"epochs": 0}, "1 or more"), ({"subsets": 1}, "must see something"), ({"cells": ()}, "one or more"),
         ({"pools": (4, 0)}, "one or more"), ({"smoothing": -1.0}, "0 or more"), ({"holdout": 1.0}, "below 1"),
         ({"data_range": 0.0}, "above 0"),
     ],

@@ -1,4 +1,4 @@
-"""What methods with a network refuse alike: images of another size, and a state of other settings."""
+"""What methods refuse alike: settings that break a rule, images of another size, and a state of other settings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,20 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from bench.errors import BenchError
+
+
+def refuse_below(least: float, name: str, settings: object, *fields: str) -> None:
+    """Raises BenchError for the first of these fields of a method's settings that lies below `least`."""
+    for field in fields:
+        came = getattr(settings, field)
+        if came < least:
+            raise BenchError(f"{name}'s {field} is {least} or more; {came} came.")
+
+
+def refuse_unless(holds: bool, rule: str, came: object) -> None:
+    """Raises BenchError with the rule, in words, and what came, where the rule doesn't hold."""
+    if not holds:
+        raise BenchError(f"{rule}; {came} came.")
 
 
 def refuse_another_size(images: Tensor, size: tuple[int, int], name: str) -> None:
