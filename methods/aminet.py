@@ -69,6 +69,7 @@ from .parts.features import BUDGET, FrozenFeatures, fused_patches
 from .parts.inpainting import Inpainter, jittered, released_state, separation, token_grid, turn
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import Ratio, adaptive_mask, complementary_masks, random_mask
+from .parts.onednn import by_onednn
 from .parts.precision import autocast, halved
 from .parts.refusals import refuse_another_size, refuse_another_state, refuse_below, refuse_unless
 from .parts.transformer import unpatchify
@@ -287,11 +288,12 @@ class AMINet(Method):
         return Inpainting(patches, restored, distances, masks)
 
     def _answering(self) -> Inpainter:
-        """The fitted network, or what is made of it once and not at each predict: in half precision, compiled."""
+        """What is made of the fitted network once and not at each predict: in half precision, by oneDNN, compiled."""
         if self._network is None:
             raise BenchError(NOT_FITTED)
         network, setup = self._network, self.setup
-        self._asked = self._asked or compiled(halved(network, setup.precision), setup, *Inpainter.ASKED)
+        quick = by_onednn(halved(network, setup.precision), setup)
+        self._asked = self._asked or compiled(quick, setup, *Inpainter.ASKED)
         return self._asked
 
     def _test_masks(self, distances: Tensor, clusters: Tensor) -> Tensor:

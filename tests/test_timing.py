@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from bench import machine, timing
 from bench.method import Method, Prediction, Setup
@@ -272,10 +273,12 @@ def test_flops_are_those_of_one_image_with_a_multiply_add_as_two(now: Time) -> N
     class Multiplying(Counting):
         def predict(self, images: Tensor) -> Prediction:
             images[:, 0] @ torch.ones(2, 5)  # (b, 2, 2) by (2, 5): 2 * 2 * 5 multiply-adds an image
+            tokens = torch.ones(len(images), 1, 3, 4)  # each of 3 asks 3 others by 4 numbers, and mixes 4 of each
+            scaled_dot_product_attention(tokens, tokens, tokens)
             return super().predict(images)
 
     found = thorough(Multiplying(now, steady(0.01)), [lambda: images(1)], CPU, passes=3, largest=1)
-    assert found["flops"] == 2 * 2 * 2 * 5
+    assert found["flops"] == 2 * (2 * 2 * 5 + 3 * 3 * 4 + 3 * 3 * 4)
 
 
 def test_parameters_are_counted_once_and_those_without_memory_not_at_all(now: Time) -> None:
