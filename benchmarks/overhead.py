@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import compared, interleave, told, write
+from interleaved import compared, interleave, method_of, told, write
 
-from bench import campaign, config, machine, registry
+from bench import campaign, config, registry
 from bench.config import Plan
 from bench.images import FileImages
-from bench.method import Preparation, Setup
-from bench.settings import resolve
+from bench.method import Preparation
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = config.cache_folder(config.read()) / "demo"  # drawn once, also for the bench itself
     known = campaign.survey(plan())
     (job,) = known.jobs
-    samples = job.task.tests[options.category]
+    samples, preparation = job.task.tests[options.category], Preparation(**job.run.preparation)
 
     def benched() -> None:
         asked = plan()
@@ -43,13 +42,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         assert not any(record.failure for record in records), records[0].failure
 
     def bare() -> None:
-        module = registry.load("methods", job.run.method)
-        preparation = Preparation(**job.run.preparation)
-        seed = machine.seed_of(job.run.seed, job.task.name)
-        machine.seed_everything(seed)
-        setup = Setup(preparation.size, torch.device("cpu"), seed, job.weights, Path(tempfile.mkdtemp(dir=folder)))
-        settings, _ = resolve(module.Settings, {key: (value, "") for key, value in job.run.settings.items()}, "")
-        method = module.METHOD(settings, setup)
+        method = method_of(job, torch.device("cpu"), Path(tempfile.mkdtemp(dir=folder)))
         method.fit(FileImages(job.task.train, preparation), lambda *_: None)
         with torch.no_grad():
             for images in FileImages(samples, preparation).batches(job.batch):

@@ -2,8 +2,8 @@
 
 A method is fitted in float32, by the profile demo; `--dataset folder --data FOLDER` takes images of your own. Its state
 is given to a twin that answers in bfloat16 (or float16), and both judge the same test images. Told are all metrics of
-the two, how far they moved, and seconds an image. A processor without instructions for bfloat16 emulates it: the values
-are the same, the time says nothing.
+the two, how far they moved, how much of a mask differs that the method shows of itself, and seconds an image. A
+processor without instructions for bfloat16 emulates it: the values are the same, the time says nothing.
 """
 
 import argparse
@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import write
+from interleaved import method_of, write
 
 from bench import campaign, config, machine, registry
 from bench.images import FileImages
-from bench.method import Method, Preparation, Setup
+from bench.method import Method, Preparation
 from bench.metrics import judge
-from bench.settings import resolve
 
 
 def answers(method: Method, images: FileImages) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -29,6 +28,17 @@ def answers(method: Method, images: FileImages) -> tuple[torch.Tensor, torch.Ten
         found = [method.predict(batch.to(method.setup.device)) for batch in images.batches(1)]
     scores, maps = (torch.cat(part).cpu() for part in zip(*((one.scores, one.maps) for one in found), strict=True))
     return scores, maps, (time.perf_counter() - begin) / len(images)
+
+
+def masks_moved(one: Method, other: Method, images: FileImages) -> dict[str, float]:
+    """Of each mask that the two show of themselves, the percentage of pixels that differ."""
+    moved: dict[str, list[float]] = {}
+    for batch in images.batches(1):
+        shown = [method.explain(batch.to(method.setup.device)) for method in (one, other)]
+        for name in shown[0]:
+            if name.endswith("mask"):
+                moved.setdefault(name, []).append(float((shown[0][name] != shown[1][name]).float().mean()))
+    return {name: 100 * sum(shares) / len(shares) for name, shares in moved.items()}
 
 
 def main() -> None:
@@ -46,14 +56,9 @@ def main() -> None:
     plan = config.plan(config.read(), registry.names("methods"), said=said, paths={"data": options.data})
     (job,) = campaign.survey(plan, force=True).jobs
     run, preparation = job.run, Preparation(**job.run.preparation)
-    module = registry.load("methods", run.method)
-    settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, "")
-    seed = machine.seed_of(run.seed, job.task.name)
-    machine.seed_everything(seed)
-    setup = Setup(preparation.size, machine.device("auto"), seed, job.weights)
-    exact = module.METHOD(settings, setup)
+    exact = method_of(job, machine.device("auto"))
     exact.fit(FileImages(job.task.train, preparation), lambda *_: None)
-    half = module.METHOD(settings, replace(setup, precision=options.precision))
+    half = type(exact)(exact.settings, replace(exact.setup, precision=options.precision))
     half.restore(exact.state())
 
     images = FileImages(job.task.tests[options.category], preparation)
@@ -67,8 +72,10 @@ def main() -> None:
     moved = {key: other[key] - one[key] for key in one}
     for key, points in moved.items():
         print(f"{key:<16}{one[key]:8.2f}{other[key]:8.2f}{points:+8.3f} points")
+    masks = masks_moved(exact, half, images)
+    print("\n".join(f"{name}: {share:.2f} % of its pixels differ" for name, share in masks.items()))
     what = f"{run.title} on {options.category} of {run.dataset}, {len(images)} test images"
-    measured = {"what": what, "answers": found, "moved": moved}
+    measured = {"what": what, "answers": found, "moved": moved, "masks_differ_percent": masks}
     write(f"{options.precision}_{options.method}_{options.category}", measured, json_path=options.json)
 
 

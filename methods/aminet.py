@@ -70,7 +70,7 @@ from .parts.inpainting import Inpainter, jittered, released_state, separation, t
 from .parts.maps import Score, gaussian, image_score, upsample
 from .parts.masks import Ratio, adaptive_mask, complementary_masks, random_mask
 from .parts.onednn import by_onednn
-from .parts.precision import autocast, halved
+from .parts.precision import autocast
 from .parts.refusals import refuse_another_size, refuse_another_state, refuse_below, refuse_unless
 from .parts.transformer import unpatchify
 
@@ -249,9 +249,10 @@ class AMINet(Method):
         scale = self.settings.jitter_scale if self.settings.jitter and noise is not None else 0
         with autocast(self.setup):
             embedded, semantic = network.embed(patches)
-            centres = network.centres(jittered(semantic, scale=scale, generator=noise))
+        centres = network.centres(jittered(semantic.float(), scale=scale, generator=noise))
+        with autocast(self.setup):
             restored = network.restore(jittered(network.hide(embedded, mask), scale=scale, generator=noise))
-        return restored.float(), semantic.float(), centres.float()
+        return restored.float(), semantic.float(), centres
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -275,7 +276,7 @@ class AMINet(Method):
         patches = self._patches(self._extract(images))
         with autocast(self.setup):
             embedded, semantic = network.embed(patches)
-            centres = network.centres(semantic)
+        centres = network.centres(semantic)
         squared = self.settings.distance == "squared"
         distances, clusters = network.distances(semantic, centres, squared=squared).min(dim=2)  # 2 times (b, n)
         masks = self._test_masks(distances, clusters)
@@ -292,7 +293,7 @@ class AMINet(Method):
         if self._network is None:
             raise BenchError(NOT_FITTED)
         network, setup = self._network, self.setup
-        quick = by_onednn(halved(network, setup.precision), setup)
+        quick = by_onednn(network.halved(setup.precision), setup)
         self._asked = self._asked or compiled(quick, setup, *Inpainter.ASKED)
         return self._asked
 

@@ -4,6 +4,7 @@ The symbols of the paper (Luo et al., arXiv 2412.11802): f1 and f3 are the two e
 the inpainting blocks, f2 the prediction, S the positions, R the discrepancy.
 """
 
+from copy import deepcopy
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +13,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from bench.errors import BenchError
+from bench.method import Precision
 
+from .precision import Centred
 from .transformer import Block, patchify, positions
 
 
@@ -94,6 +97,22 @@ class Inpainter(nn.Module):
         """Tokens (b, n, width), some of them hidden -> all patches, (b, n, entries)."""
         restored: Tensor = self.prediction(self.norm(self.blocks(tokens + self.positions)))
         return restored
+
+    def halved(self, precision: Precision) -> "Inpainter":
+        """A copy for predictions under autocast, its matrices cast once; at float32 the network itself.
+
+        E2 is some ten times as long as it differs from token to token, and the adaptive mask compares these
+        differences: rounded whole, in bfloat16, several in a hundred tokens would change sides. So the embedding is
+        `Centred`, and the aggregation stays float32.
+        """
+        if precision == "float32":
+            return self
+        copy = deepcopy(self, {id(shared): shared for shared in (self.embedding, self.aggregation)})
+        copy.embedding = Centred(self.embedding, precision)
+        for module in (*copy.blocks.modules(), copy.prediction):
+            if isinstance(module, nn.Linear):
+                module.to(getattr(torch, precision))
+        return copy
 
     def training_bytes(self, batch: int) -> int:
         """An estimate of what weights, gradients, both moments and one step on so many images need in float32."""

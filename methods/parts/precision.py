@@ -1,14 +1,10 @@
 """Half precision by setting: of matrix products and convolutions; masks, losses and maps are float32 in any case."""
 
-from copy import deepcopy
-from typing import TypeVar
-
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bench.method import Precision, Setup
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def autocast(setup: Setup) -> torch.autocast:
@@ -17,12 +13,23 @@ def autocast(setup: Setup) -> torch.autocast:
     return torch.autocast(setup.device.type, getattr(torch, setup.precision) if half else torch.bfloat16, enabled=half)
 
 
-def halved(network: M, precision: Precision) -> M:
-    """A copy for predictions under autocast: its matrices are cast once, all else is float32. At float32 no copy."""
-    if precision == "float32":
-        return network
-    copy = deepcopy(network).requires_grad_(requires_grad=False)
-    for module in copy.modules():
-        if isinstance(module, nn.Linear):
-            module.to(getattr(torch, precision))
-    return copy
+class Centred(nn.Linear):
+    """A linear layer in half precision that rounds only how the tokens of an image differ from their mean.
+
+    The mean's own answer is float32, and so is the sum. Where the mean is long beside the differences, as that of
+    features which are never negative, ordinary rounding would drown these.
+    """
+
+    rounded: Tensor
+
+    def __init__(self, linear: nn.Linear, precision: Precision) -> None:
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.register_buffer("rounded", linear.weight.detach().to(getattr(torch, precision)), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(b, n, in_features) -> (b, n, out_features), float32."""
+        mean = tokens.mean(dim=1, keepdim=True)                                         # (b, 1, in_features)
+        apart = F.linear((tokens - mean).to(self.rounded.dtype), self.rounded)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return super().forward(mean) + apart
