@@ -3,21 +3,25 @@
 `coreset` picks 10 % of the patches of 209 images beside the authors' loop in a plain port. The port would take minutes,
 so it is timed for its first picks, each of which costs the same, and the whole is those times all picks (told as such
 in the result). `score` seeks the nearest of a bank's rows for all patches of one image beside exact faiss (pip install
-faiss-cpu). Features are drawn: a low-dimensional crowd with noise, cut at zero as a ReLU does.
+faiss-cpu). Features are drawn: a low-dimensional crowd with much noise, cut at zero as a ReLU does, so that few
+dimensions don't tell of all. `score --data FOLDER --weights FOLDER` takes those of real images (the data set "folder").
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import compared, interleave, told, write
+from interleaved import compared, interleave, method_of, told, write
 from reference.patchcore import greedy_coreset as plain_coreset
 from torch import Tensor
 
-from bench.methods.patchcore import Bank, greedy_coreset, nearest
+from bench import campaign, config, registry
+from bench.images import FileImages
+from bench.method import Preparation
+from bench.methods.parts.bank import Bank, nearest
+from bench.methods.patchcore import PatchCore, greedy_coreset
 
 
 def drawn(rows: int, dimensions: int, seed: int) -> Tensor:
@@ -56,14 +60,30 @@ def coreset(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def real(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """As many patches of good images as the bank has rows, at random, and those of the first test image."""
+    said = {"method": ("patchcore",), "category": (options.category,), "dataset": "folder", "profile": "code"}
+    said |= {"set": {"patchcore.backbone": options.backbone}}
+    paths = {"data": options.data, "weights": options.weights}
+    plan = config.plan(config.read(), registry.names("methods"), said=said, paths=paths)
+    (job,) = campaign.survey(plan, force=True).jobs
+    method, preparation = method_of(job, torch.device("cpu")), Preparation(**job.run.preparation)
+    assert isinstance(method, PatchCore)
+    with torch.no_grad():
+        good = [method._patches(images)[0] for images in FileImages(job.task.train, preparation).batches(8)]
+        tested = next(iter(FileImages(job.task.tests[options.category], preparation).batches(1)))
+        kept = torch.randperm(sum(map(len, good)), generator=torch.Generator().manual_seed(0))[: options.bank]
+        return torch.cat(good)[kept], method._patches(tested)[0]
+
+
 def score(options: argparse.Namespace) -> dict[str, Any]:
     """The patches of one image against a bank."""
     import faiss
 
-    rows, queries = drawn(options.bank, 1024, 1), drawn(784, 1024, 2)
+    rows, queries = real(options) if options.data else (drawn(options.bank, 1024, 1), drawn(784, 1024, 2))
     centre = rows.mean(dim=0)
     rows, queries = rows - centre, queries - centre
-    bank = Bank(rows, rows.square().sum(dim=1), centre, rows)
+    bank = Bank.of(rows, centre)
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(1024)
     index.add(rows.numpy())
@@ -72,13 +92,15 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
         "maskbench, float32": lambda: nearest(queries, bank, 1),
     }
     if options.half:
-        half = replace(bank, sought=rows.bfloat16())
+        half = Bank.of(rows, centre, "bfloat16")
         calls["maskbench, bfloat16"] = lambda: nearest(queries, half, 1)
     comparison = compared(interleave(calls, options.rounds, warmups=2), "exact faiss")
     theirs, places = (torch.from_numpy(found) for found in index.search(queries.numpy(), 1))
     squared, found = nearest(queries, bank, 1)
     return {
-        "what": f"PatchCore scoring, 784 patches against {options.bank} x 1024",
+        "what": f"PatchCore scoring, {len(queries)} patches against {len(rows)} x 1024",
+        "features": f"{options.backbone} on {options.category}" if options.data else "drawn",
+        "sought_in_few_dimensions_first": bank.few is not None,
         "comparison": comparison,
         "equal_neighbours": float((places == found).float().mean()),
         "largest_relative_difference": float(((squared - theirs).abs() / theirs).max()),
@@ -92,6 +114,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=163_856, help="coreset: patches (default: 163856, 209 images)")
     parser.add_argument("--picks", type=int, default=40, help="coreset: picks of the timed port (default: 40)")
     parser.add_argument("--bank", type=int, default=16_385, help="score: rows of the bank (default: 16385)")
+    parser.add_argument("--data", type=Path, help="score: a folder of real images instead of drawn features")
+    parser.add_argument("--category", default="bottle", help="score --data: of that folder (default: bottle)")
+    parser.add_argument("--backbone", default="resnet18.tv_in1k", help="score --data: (default: resnet18.tv_in1k)")
+    parser.add_argument("--weights", type=Path, help="score --data: where the backbone's weights lie")
     parser.add_argument("--half", action="store_true", help="score: also bfloat16, where the processor has it")
     parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
     options = parser.parse_args()
@@ -99,7 +125,8 @@ def main() -> None:
     print(told(found["comparison"]))
     print({key: value for key, value in found.items() if key not in {"comparison", "what"}})
     packages = ["faiss-cpu"] if options.what == "score" else []
-    write(f"patchcore_{options.what}", found, *packages, json_path=options.json)
+    name = f"patchcore_{options.what}" + (f"_{options.category}" if options.data else "")
+    write(name, found, *packages, json_path=options.json)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from interleaved import write
 
 from bench.contract import Drawn
 from bench.method import Setup
-from bench.methods.patchcore import Bank, PatchCore, Settings, greedy_coreset, nearest
+from bench.methods.parts.bank import Bank, nearest
+from bench.methods.patchcore import PatchCore, Settings, greedy_coreset
 from bench.metrics import judge
 
 TIMES = (1, 4, 16)
@@ -69,7 +70,7 @@ def judging(images: int) -> Callable[[], Any]:
 
 def seeking(rows: int) -> Callable[[], Any]:
     kept, asked = torch.randn(rows, 64), torch.randn(256, 64)
-    bank = Bank(kept, kept.square().sum(dim=1), torch.zeros(64), kept)
+    bank = Bank.of(kept, torch.zeros(64))
     return lambda: nearest(asked, bank, 1)
 
 

@@ -39,6 +39,7 @@ from bench.errors import BenchError
 from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Progress, Setup
 
 from .parts.backbone import Backbone, find, layout
+from .parts.bank import Bank, nearest
 from .parts.maps import gaussian, upsample
 from .parts.refusals import refuse_below, refuse_unless
 
@@ -46,8 +47,6 @@ BATCH = 8  # images a pass through the backbone while fitting
 TICKS = 100  # times that progress hears of the coreset's picks
 CANDIDATES = 2048  # patches among which the coreset's next picks are sought, so few that they stay in the cache
 BLOCK = 2**18  # distances of the coreset that are held at once
-SOUGHT = 1024  # rows of a bank to which distances are held at once
-RERANKED = 8  # of so many that half precision finds, distances are taken in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +76,6 @@ class Settings:
         refuse_unless(some, "PatchCore's projection is at least 1, or None", self.projection)
         off = self.reweight == 0  # and of one neighbour every score would be 0
         refuse_unless(off or self.reweight >= 2, "PatchCore's reweight is 0 (off) or at least 2", self.reweight)
-
-
-@dataclass(frozen=True, slots=True)
-class Bank:
-    """The normal patches that were kept.
-
-    Attributes:
-        rows: (m, d), less `centre`.
-        norms: (m,) their squared lengths, which every distance needs.
-        sought: (m, d) the rows in the precision in which they are sought; `rows` itself in float32.
-        centre: (d,) the mean of all training patches. Near 0, squared distances round least.
-    """
-
-    rows: Tensor
-    norms: Tensor
-    centre: Tensor
-    sought: Tensor
 
 
 class PatchCore(Method):
@@ -171,9 +153,8 @@ class PatchCore(Method):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes over a bank."""
-        rows = state["bank"].to(self.setup.device)
-        sought = rows.to(getattr(torch, self.setup.precision))
-        self.bank = Bank(rows, rows.square().sum(dim=1), state["centre"].to(self.setup.device), sought)
+        rows, centre = (state[name].to(self.setup.device) for name in ("bank", "centre"))
+        self.bank = Bank.of(rows, centre, self.setup.precision)
 
     @classmethod
     def inputs(cls, settings: Settings, weights: Path | None) -> dict[str, str]:
@@ -269,46 +250,6 @@ def _pooled(values: Tensor, count: int) -> Tensor:
         return values
     as_image = values.unsqueeze(2).permute(0, 3, 1, 2)                                  # (b, n, c, 1), channels last
     return F.adaptive_avg_pool2d(as_image, (count, 1)).squeeze(3).transpose(1, 2)
-
-
-def nearest(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
-    """Squared Euclidean distances (n, k) to the nearest rows of the bank, ascending, and their indices (n, k).
-
-    queries: (n, d), less the bank's centre.  k is `count`, or the number of rows where there are fewer. They are sought
-    by matrix products, block by block; the distances of those found are taken anew from differences, so nothing cancels
-    in them and they hardly depend on which images share a batch. Where they are sought in half precision, more than
-    asked for are found, and the nearest of these by their distances in float32.
-    """
-    found = [_nearest_of_few(few, bank, count) for few in torch.split(queries, 1024)]
-    return torch.cat([squared for squared, _ in found]), torch.cat([index for _, index in found])
-
-
-def _nearest_of_few(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
-    values, places = [], []
-    half = bank.sought.dtype != torch.float32
-    asked, wanted = queries.to(bank.sought.dtype).T, count + RERANKED - 1 if half else count
-    for start in range(0, len(bank.rows), SOUGHT):
-        rows, norms = bank.sought[start : start + SOUGHT], bank.norms[start : start + SOUGHT, None]
-        # Less the query's own norm. The norms are added in float32: in half precision they would drown the rest.
-        distances = norms - 2 * (rows @ asked) if half else torch.addmm(norms, rows, asked, alpha=-2)
-        value, place = _lowest(distances, wanted)
-        values.append(value)
-        places.append(place + start)
-    _, best = _lowest(torch.cat(values), wanted)                                        # (k, n)
-    index = torch.cat(places).gather(0, best).T                                         # (n, k)
-    squared, order = (queries[:, None] - bank.rows[index]).square().sum(dim=2).sort(dim=1)
-    return squared[:, :count], index.gather(1, order[:, :count])
-
-
-def _lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The lowest values (k, n) of each column and their places, in no order."""
-    if count == 1 and len(values) % 8 == 0:  # several times as fast as torch's own search, which tells places of all
-        groups = values.unflatten(0, (-1, 8))                                           # (m / 8, 8, n)
-        group = groups.amin(dim=1).argmin(dim=0)                                        # (n,)
-        own, place = groups.gather(0, group.expand(1, 8, -1))[0].min(dim=0, keepdim=True)
-        return own, group * 8 + place
-    found = values.T.contiguous().topk(min(count, len(values)), dim=1, largest=False, sorted=False)
-    return found.values.T, found.indices.T
 
 
 def greedy_coreset(

@@ -1,0 +1,165 @@
+"""A bank of normal patches, and the exact search for those nearest to a query."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.method import Precision
+
+SOUGHT = 1024  # rows to which distances are held at once
+RERANKED = 8  # of so many that half precision finds, distances are taken in float32
+LARGE = 2048  # rows from which it pays to seek in few dimensions first
+ENERGY = 0.95  # of the rows' squared lengths: what a quarter of the dimensions must hold for that
+OFTEN = 64  # a query to which more than one row in so many could be nearest is sought in all dimensions
+GROUP = 8  # rows whose least distance is looked at first
+PAIRS = 256  # of a query and a row, so few that they stay in the cache
+SLACK = 1e-5  # of the squared lengths: more than float32 loses of a distance
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """The bank in a quarter of the dimensions, where no two vectors lie further apart than they do in all.
+
+    A vector's numbers are its coordinates along the directions of the largest variance and, behind them, the length
+    of what these leave out: two such lengths differ by no more than what is left out does (triangle inequality).
+
+    Attributes:
+        directions: (d, p), orthonormal.
+        rows: (m, p + 2) those of the bank, and their squared lengths in few dimensions. Filled up with rows that are
+            infinitely far away to whole groups.
+    """
+
+    directions: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "Few | None":
+        """Of rows (m, d) on a CPU; None where they are few, or a quarter of the dimensions holds too little of them.
+
+        On a GPU all dimensions are quick, and to look at what was found would be to wait for it.
+        """
+        if len(rows) < LARGE or rows.device.type != "cpu" or not rows.isfinite().all():
+            return None
+        energies, directions = torch.linalg.eigh(rows.T @ rows)                         # (d,) ascending, (d, d)
+        p = rows.shape[1] // 4 - 2  # with the two numbers behind them a quarter, which a product likes to be round
+        if p < 1 or energies[-p:].sum() < ENERGY * energies.sum():
+            return None
+        directions = directions[:, -p:].contiguous()
+        short = shortened(rows, directions)                                             # (m, p + 1)
+        joined = torch.cat([short, short.square().sum(dim=1, keepdim=True)], dim=1)
+        filling = joined.new_zeros(-len(rows) % GROUP, p + 2)
+        filling[:, -1] = torch.inf
+        return cls(directions, torch.cat([joined, filling]))
+
+
+def shortened(vectors: Tensor, directions: Tensor) -> Tensor:
+    """(n, d) -> (n, p + 1): what `Few` tells of its vectors."""
+    along = vectors @ directions
+    left = vectors.square().sum(dim=1, keepdim=True) - along.square().sum(dim=1, keepdim=True)
+    return torch.cat([along, left.clamp(min=0).sqrt()], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """The normal patches that were kept.
+
+    Attributes:
+        rows: (m, d), less `centre`.
+        norms: (m,) their squared lengths, which every distance needs.
+        centre: (d,) the mean of all training patches. Near 0, squared distances round least.
+        sought: (m, d) the rows in the precision in which they are sought; `rows` itself in float32.
+        few: the rows in few dimensions, where that makes the search in float32 quicker.
+    """
+
+    rows: Tensor
+    norms: Tensor
+    centre: Tensor
+    sought: Tensor
+    few: Few | None
+
+    @classmethod
+    def of(cls, rows: Tensor, centre: Tensor, precision: Precision = "float32") -> "Bank":
+        """rows: (m, d), less the centre (d,), on the device on which they are sought."""
+        few = Few.of(rows) if precision == "float32" else None
+        return cls(rows, rows.square().sum(dim=1), centre, rows.to(getattr(torch, precision)), few)
+
+
+def nearest(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
+    """Squared Euclidean distances (n, k) to the nearest rows of the bank, ascending, and their indices (n, k).
+
+    queries: (n, d), less the bank's centre.  k is `count`, or the number of rows where there are fewer. They are sought
+    by matrix products, block by block; the distances of those found are taken anew from differences, so nothing cancels
+    in them and they hardly depend on which images share a batch. Where they are sought in half precision, more than
+    asked for are found, and the nearest of these by their distances in float32.
+    """
+    quick = bank.few is not None and count == 1 and not torch.compiler.is_compiling()  # as `bench export` does
+    found = [_sifted(part, bank) if quick else _sought(part, bank, count) for part in torch.split(queries, 1024)]
+    return torch.cat([squared for squared, _ in found]), torch.cat([index for _, index in found])
+
+
+def _sifted(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
+    """The nearest row, (n, 1) twice, exactly: a distance in few dimensions is a lower bound of that in all.
+
+    The row that is nearest in few dimensions gives an upper bound; only those whose lower bound is not above it are
+    looked at in all dimensions. Of equally near rows it is the first.
+    """
+    few = bank.few
+    assert few is not None
+    short, lengths = shortened(queries, few.directions), queries.square().sum(dim=1)    # (n, p + 1), (n,)
+    asked = torch.cat([-2 * short, torch.ones_like(short[:, :1])], dim=1).T             # (p + 2, n)
+    bounds = torch.empty(len(few.rows), len(queries))  # less the query's own squared length
+    for part, rows in zip(bounds.split(SOUGHT), few.rows.split(SOUGHT), strict=True):
+        torch.mm(rows, asked, out=part)
+    bounds = bounds.unflatten(0, (-1, GROUP))                                           # (m / GROUP, GROUP, n)
+    least = bounds.amin(dim=1)                                                          # (m / GROUP, n)
+    group, every = least.argmin(dim=0), torch.arange(len(queries))                      # (n,)
+    first = group * GROUP + bounds[group, :, every].argmin(dim=1)                       # (n,)
+    upper = (queries - bank.rows[first]).square().sum(dim=1)                            # (n,)
+    limit = upper - short.square().sum(dim=1) + SLACK * (lengths + bank.norms.max())
+
+    groups, asking = (least <= limit).nonzero(as_tuple=True)
+    near, place = (bounds[groups, :, asking] <= limit[asking, None]).nonzero(as_tuple=True)
+    row, asking = groups[near] * GROUP + place, asking[near]
+    often = torch.bincount(asking, minlength=len(queries)) > len(bank.rows) // OFTEN
+    row, asking = row[~often[asking]], asking[~often[asking]]
+
+    squared = torch.empty(len(row))
+    for part, a, r in zip(squared.split(PAIRS), asking.split(PAIRS), row.split(PAIRS), strict=True):
+        torch.sum(queries.index_select(0, a).sub_(bank.rows.index_select(0, r)).square_(), dim=1, out=part)
+    best = upper.scatter_reduce(0, asking, squared, "amin")                             # of NaN it stays NaN
+    equal = squared == best[asking]
+    index = torch.full_like(first, len(bank.rows) - 1).scatter_reduce_(0, asking[equal], row[equal], "amin")
+    best, index = best[:, None], index[:, None]
+    if often.any():
+        best[often], index[often] = _sought(queries[often], bank, 1)
+    return best, index
+
+
+def _sought(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
+    """The nearest rows in all dimensions: (n, k) twice."""
+    values, places = [], []
+    half = bank.sought.dtype != torch.float32
+    asked, wanted = queries.to(bank.sought.dtype).T, count + RERANKED - 1 if half else count
+    for start in range(0, len(bank.rows), SOUGHT):
+        rows, norms = bank.sought[start : start + SOUGHT], bank.norms[start : start + SOUGHT, None]
+        # Less the query's own norm. The norms are added in float32: in half precision they would drown the rest.
+        distances = norms - 2 * (rows @ asked) if half else torch.addmm(norms, rows, asked, alpha=-2)
+        value, place = _lowest(distances, wanted)
+        values.append(value)
+        places.append(place + start)
+    _, best = _lowest(torch.cat(values), wanted)                                        # (k, n)
+    index = torch.cat(places).gather(0, best).T                                         # (n, k)
+    squared, order = (queries[:, None] - bank.rows[index]).square().sum(dim=2).sort(dim=1)
+    return squared[:, :count], index.gather(1, order[:, :count])
+
+
+def _lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The lowest values (k, n) of each column and their places, in no order."""
+    if count == 1 and len(values) % GROUP == 0:  # several times as fast as torch's own search, which tells all places
+        groups = values.unflatten(0, (-1, GROUP))                                       # (m / GROUP, GROUP, n)
+        group = groups.amin(dim=1).argmin(dim=0)                                        # (n,)
+        own, place = groups.gather(0, group.expand(1, GROUP, -1))[0].min(dim=0, keepdim=True)
+        return own, group * GROUP + place
+    found = values.T.contiguous().topk(min(count, len(values)), dim=1, largest=False, sorted=False)
+    return found.values.T, found.indices.T
