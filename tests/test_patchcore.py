@@ -237,6 +237,25 @@ def test_seeking_in_few_dimensions_first_finds_what_brute_force_finds(
     assert torch.equal(own, squared[:, 0])
 
 
+def test_seeking_in_few_of_many_dimensions_tells_the_row_that_is_nearest() -> None:
+    kept, queries = compressible(3000, 1024, noise=0.3, seed=1), compressible(400, 1024, noise=0.5, seed=2)
+    made = bank_of(kept)
+    assert made.few is not None
+    squared, index = nearest(queries.T.contiguous().T, made, 1)  # as the patches of a single image lie in memory
+    expected = torch.cdist(queries.double(), kept.double()).square().min(dim=1)
+    torch.testing.assert_close(squared[:, 0].double(), expected.values, rtol=1e-5, atol=0)
+    assert torch.equal(index[:, 0], expected.indices)
+
+
+def test_a_query_that_is_no_number_has_a_distance_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank, "LARGE", 0)
+    kept = compressible(40, 32, noise=0.1, seed=1)
+    squared, index = nearest(torch.cat([kept[:1], kept[:1] * math.nan]), bank_of(kept), 1)
+    assert squared[0, 0] == 0
+    assert squared[1, 0].isnan()
+    assert 0 <= int(index[1, 0]) < 40
+
+
 def test_of_equally_near_rows_the_first_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bank, "LARGE", 0)
     kept = compressible(40, 32, noise=0.1, seed=1)

@@ -94,7 +94,8 @@ def nearest(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
     asked for are found, and the nearest of these by their distances in float32.
     """
     quick = bank.few is not None and count == 1 and not torch.compiler.is_compiling()  # as `bench export` does
-    found = [_sifted(part, bank) if quick else _sought(part, bank, count) for part in torch.split(queries, 1024)]
+    parts = queries.contiguous().split(1024)
+    found = [_sifted(part, bank) if quick else _sought(part, bank, count) for part in parts]
     return torch.cat([squared for squared, _ in found]), torch.cat([index for _, index in found])
 
 
@@ -127,10 +128,11 @@ def _sifted(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
     squared = torch.empty(len(row))
     for part, a, r in zip(squared.split(PAIRS), asking.split(PAIRS), row.split(PAIRS), strict=True):
         torch.sum(queries.index_select(0, a).sub_(bank.rows.index_select(0, r)).square_(), dim=1, out=part)
-    best = upper.scatter_reduce(0, asking, squared, "amin")                             # of NaN it stays NaN
+    best = torch.full_like(upper, torch.inf).scatter_reduce_(0, asking, squared, "amin")
     equal = squared == best[asking]
-    index = torch.full_like(first, len(bank.rows) - 1).scatter_reduce_(0, asking[equal], row[equal], "amin")
-    best, index = best[:, None], index[:, None]
+    index = torch.full_like(first, len(bank.rows)).scatter_reduce_(0, asking[equal], row[equal], "amin")
+    none = index == len(bank.rows)  # sought in all dimensions instead, or not a number
+    best, index = torch.where(none, upper, best)[:, None], torch.where(none, first, index)[:, None]
     if often.any():
         best[often], index[often] = _sought(queries[often], bank, 1)
     return best, index
