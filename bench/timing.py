@@ -123,7 +123,7 @@ def thorough(
     reads: each reads another real test image from its file, (1, 3, h, w) in main memory; they are taken in turn. Each
     latency is warmed up until it is steady and then taken `passes` times, or as often as `budget` seconds allow, but 3
     times at least. "throughput" has an entry a batch size up to `largest`, each within `budget` seconds. "flops" are
-    those of one image as torch counts them, a multiply-add as two; what runs outside of torch is not in them.
+    what the first image took, as torch counts them, a multiply-add as two; what runs outside of torch is not in them.
     """
     images = torch.cat([read() for read in reads]).to(device)
 

@@ -2,7 +2,7 @@
 
 `coreset` picks 10 % of the patches of 209 images beside the authors' loop in a plain port. The port would take minutes,
 so it is timed for its first picks, each of which costs the same, and the whole is those times all picks (told as such
-in the result). `score` seeks the nearest of a bank's rows for all patches of one image beside exact faiss (pip install
+in the result). `score` seeks the nearest of a bank's rows for all patches of an image beside exact faiss (pip install
 faiss-cpu). Features are drawn: a low-dimensional crowd with much noise, cut at zero as a ReLU does, so that few
 dimensions don't tell of all. `score --data FOLDER --weights FOLDER` takes those of real images (the data set "folder").
 """
@@ -60,8 +60,8 @@ def coreset(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def real(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """As many patches of good images as the bank has rows, at random, and those of the first test image."""
+def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
+    """The rows that PatchCore keeps of all training images, 10 %, and the patches of 8 test images of all kinds."""
     said = {"method": ("patchcore",), "category": (options.category,), "dataset": "folder"}
     plan = config.plan(
         config.read(),
@@ -74,38 +74,39 @@ def real(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     (job,) = campaign.survey(plan, force=True).jobs
     method, preparation = method_of(job, torch.device("cpu")), Preparation(**job.run.preparation)
     assert isinstance(method, PatchCore)
+    method.fit(FileImages(job.task.train, preparation), lambda *_: None)
+    bank, samples = method._fitted(), job.task.tests[options.category]
+    tested = FileImages(samples[:: len(samples) // 8][:8], preparation)
     with torch.no_grad():
-        good = [method._patches(images)[0] for images in FileImages(job.task.train, preparation).batches(8)]
-        tested = next(iter(FileImages(job.task.tests[options.category], preparation).batches(1)))
-        kept = torch.randperm(sum(map(len, good)), generator=torch.Generator().manual_seed(0))[: options.bank]
-        return torch.cat(good)[kept], method._patches(tested)[0]
+        return bank.rows, [method._patches(image)[0] - bank.centre for image in tested.batches(1)]
 
 
 def score(options: argparse.Namespace) -> dict[str, Any]:
     """The patches of one image against a bank."""
     import faiss
 
-    rows, queries = real(options) if options.data else (drawn(options.bank, 1024, 1), drawn(784, 1024, 2))
+    rows, asked = real(options) if options.data else (drawn(options.bank, 1024, 1), [drawn(784, 1024, 2)])
     centre = rows.mean(dim=0)
-    rows, queries = rows - centre, queries - centre
+    rows, asked = rows - centre, [queries - centre for queries in asked]
     bank = Bank.of(rows, centre)
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(1024)
     index.add(rows.numpy())
     calls: dict[str, Callable[[], Any]] = {
-        "exact faiss": lambda: index.search(queries.numpy(), 1),
-        "maskbench, float32": lambda: nearest(queries, bank, 1),
+        "exact faiss": lambda: [index.search(queries.numpy(), 1) for queries in asked],
+        "maskbench, float32": lambda: [nearest(queries, bank, 1) for queries in asked],
     }
     if options.half:
         half = Bank.of(rows, centre, "bfloat16")
-        calls["maskbench, bfloat16"] = lambda: nearest(queries, half, 1)
+        calls["maskbench, bfloat16"] = lambda: [nearest(queries, half, 1) for queries in asked]
     comparison = compared(interleave(calls, options.rounds, warmups=2), "exact faiss")
+    queries = torch.cat(asked)
     exact = torch.cdist(queries.double(), rows.double()).square().min(dim=1)
     theirs, places = (torch.from_numpy(found)[:, 0] for found in index.search(queries.numpy(), 1))
     squared, found = (ours[:, 0] for ours in nearest(queries, bank, 1))
     wrong = {"exact faiss": theirs, "maskbench, float32": squared}
     return {
-        "what": f"PatchCore scoring, {len(queries)} patches against {len(rows)} x 1024",
+        "what": f"PatchCore scoring, {len(asked)} times {len(asked[0])} patches against {len(rows)} x 1024",
         "features": f"{options.backbone} on {options.category}" if options.data else "drawn",
         "sought_in_few_dimensions_first": bank.few is not None,
         "comparison": comparison,

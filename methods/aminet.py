@@ -292,9 +292,9 @@ class AMINet(Method):
         """What is made of the fitted network once and not at each predict: in half precision, by oneDNN, compiled."""
         if self._network is None:
             raise BenchError(NOT_FITTED)
-        network, setup = self._network, self.setup
-        quick = by_onednn(network.halved(setup.precision), setup)
-        self._asked = self._asked or compiled(quick, setup, *Inpainter.ASKED)
+        if self._asked is None:
+            quick = by_onednn(self._network.halved(self.setup.precision), self.setup)
+            self._asked = compiled(quick, self.setup, *Inpainter.ASKED)
         return self._asked
 
     def _test_masks(self, distances: Tensor, clusters: Tensor) -> Tensor:

@@ -91,9 +91,9 @@ class Settings:
         refuse_below(1, "MFRNet", self, "stride", "depth", "head_width", "epochs", "batch", "patience")
         refuse_below(0, "MFRNet", self, "decoder_depth", "least_spread", "structure_weight", "smoothing")
         refuse_below(0, "MFRNet", self, "lr", "weight_decay")
-        for several in (self.cells, self.widths, self.pools):
+        for name, several in {"cells": self.cells, "widths": self.widths, "pools": self.pools}.items():
             holds = bool(several) and min(several) >= 1
-            refuse_unless(holds, "MFRNet's cells, widths and pools are one or more whole numbers from 1", several)
+            refuse_unless(holds, f"MFRNet's {name} are one or more whole numbers from 1", several)
         refuse_unless(self.subsets >= 2, "MFRNet's subsets are at least 2, for a pass must see something", self.subsets)
         refuse_unless(self.data_range > 0, "MFRNet's data_range is above 0", self.data_range)
         refuse_unless(0 <= self.holdout < 1, "MFRNet's holdout is from 0 (none) to below 1", self.holdout)

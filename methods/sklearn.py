@@ -65,8 +65,8 @@ class Settings:
     score: Score = "max"
 
     def __post_init__(self) -> None:
-        refuse_below(1, "The bridge", self, "grid", "rows")
-        refuse_below(0, "The bridge", self, "dimensions", "smoothing")
+        refuse_below(1, "scikit-learn", self, "grid", "rows")
+        refuse_below(0, "scikit-learn", self, "dimensions", "smoothing")
         parsed(self.options, EXAMPLE)
 
 

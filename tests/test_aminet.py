@@ -16,9 +16,11 @@ from torch.testing import assert_close
 
 from bench.errors import BenchError
 from bench.method import NOT_FITTED, Setup
+from bench.methods import aminet
 from bench.methods.aminet import AMINet, Settings, from_released_checkpoint
 from bench.methods.parts.features import fuse
 from bench.methods.parts.inpainting import Inpainter, discrepancy, jittered, separation, turn
+from bench.methods.parts.onednn import by_onednn
 
 CPU = torch.device("cpu")
 TINY = Settings(
@@ -450,6 +452,33 @@ def test_half_precision_answers_nearly_the_same_in_float32(tiny: AMINet, precisi
     found, expected = method.predict(images), refitted(tiny, mask_at_test="none").predict(images)
     assert found.maps.dtype == found.scores.dtype == torch.float32
     assert torch.corrcoef(torch.stack([found.maps.flatten(), expected.maps.flatten()]))[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_hides_nearly_the_same_tokens(tiny: AMINet, precision: str) -> None:
+    half, images = AMINet(TINY, replace(SETUP, precision=precision)), torch.rand(8, 3, 32, 32)
+    half.restore(tiny.state())
+    with torch.no_grad():
+        masks, expected = half._inpainted(images).masks, tiny._inpainted(images).masks
+    assert 0 < expected.float().mean() < 0.6
+    assert (masks != expected).float().mean() < 0.05
+
+
+def test_what_answers_is_made_once_and_anew_behind_a_restore(tiny: AMINet, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, method, images = list[Inpainter](), AMINet(TINY, SETUP), Pictures().images
+    method.restore(tiny.state())
+
+    def counted(network: Inpainter, setup: Setup) -> Inpainter:
+        made.append(network)
+        return by_onednn(network, setup)
+
+    monkeypatch.setattr(aminet, "by_onednn", counted)
+    first, again = method.predict(images), method.predict(images)
+    assert len(made) == 1
+    assert torch.equal(first.maps, again.maps)
+    method.restore({name: torch.zeros_like(value) for name, value in method.state().items()})
+    assert not torch.equal(method.predict(images).maps, first.maps)
+    assert len(made) == 2
 
 
 def test_predict_before_fit_is_refused() -> None:

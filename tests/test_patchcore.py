@@ -17,9 +17,7 @@ from torch import Tensor
 from bench.errors import BenchError
 from bench.method import Method, Setup
 from bench.methods import meanmap, patchcore
-from bench.methods.parts import bank
 from bench.methods.parts.backbone import find
-from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, Settings, greedy_coreset, locally_aware
 from bench.metrics import auroc
 
@@ -53,10 +51,6 @@ def fitted(chosen: Settings, images: Tensor, seed: int = 0) -> PatchCore:
     method = PatchCore(chosen, setup((images.shape[2], images.shape[3]), seed))
     method.fit(Given(images), silent)
     return method
-
-
-def bank_of(rows: Tensor) -> Bank:
-    return Bank.of(rows, torch.zeros(rows.shape[1]))
 
 
 @pytest.fixture(scope="module")
@@ -186,101 +180,6 @@ def test_a_coreset_of_a_line_takes_its_ends_first() -> None:
     assert picks.tolist() == [10, 0, 7]  # the farthest from the start; the other end; between the start and 10
 
 
-# Nearest neighbours.
-
-
-@pytest.mark.parametrize("count", [1, 3, 50])
-def test_nearest_is_brute_force(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank, "SOUGHT", 16)
-    queries, rows = torch.randn(150, 12), torch.randn(40, 12)
-    squared, index = nearest(queries, bank_of(rows), count)
-    expected = (queries[:, None] - rows).square().sum(dim=2).sort(dim=1)
-    torch.testing.assert_close(squared, expected.values[:, :count])
-    assert torch.equal(index, expected.indices[:, :count])
-
-
-def test_a_row_of_the_bank_is_at_distance_zero_from_itself() -> None:
-    rows = 100 + torch.randn(30, 64)
-    squared, index = nearest(rows, bank_of(rows), 1)
-    assert torch.equal(squared, torch.zeros(30, 1))
-    assert torch.equal(index[:, 0], torch.arange(30))
-
-
-def compressible(rows: int, dimensions: int, *, noise: float, seed: int) -> Tensor:
-    """Rows that lie `noise` beside a surface of 3 dimensions."""
-    surface = torch.randn(3, dimensions, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(seed)
-    along = torch.randn(rows, 3, generator=generator) @ surface
-    return along + noise * torch.randn(rows, dimensions, generator=generator)
-
-
-@given(
-    rows=st.integers(3, 90), noise=st.floats(0, 0.3), seed=st.integers(1, 99), twice=st.booleans(),
-    often=st.sampled_from([1, 10, 1000]),
-)  # fmt: skip
-@settings(deadline=None, max_examples=60)
-def test_seeking_in_few_dimensions_first_finds_what_brute_force_finds(
-    rows: int, noise: float, seed: int, twice: bool, often: int
-) -> None:
-    kept = compressible(rows, 32, noise=noise, seed=seed)
-    kept = torch.cat([kept, kept]) if twice else kept  # then each has an equal, and the first of them is told
-    queries = torch.cat([compressible(20, 32, noise=1.0, seed=seed + 100), 50 + torch.zeros(1, 32), kept[:3]])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank, "LARGE", 0)
-        patch.setattr(bank, "OFTEN", often)  # 1: none is sought in all dimensions; 1000: those with two candidates are
-        made = bank_of(kept)
-        assert made.few is not None
-        squared, index = nearest(queries, made, 1)
-    expected = torch.cdist(queries.double(), kept.double()).square()
-    torch.testing.assert_close(squared[:, 0].double(), expected.amin(dim=1), rtol=1e-5, atol=1e-6)
-    own = (queries - kept[index[:, 0]]).square().sum(dim=1)
-    assert torch.equal(own, squared[:, 0])
-
-
-def test_seeking_in_few_of_many_dimensions_tells_the_row_that_is_nearest() -> None:
-    kept, queries = compressible(3000, 1024, noise=0.3, seed=1), compressible(400, 1024, noise=0.5, seed=2)
-    made = bank_of(kept)
-    assert made.few is not None
-    squared, index = nearest(queries.T.contiguous().T, made, 1)  # as the patches of a single image lie in memory
-    expected = torch.cdist(queries.double(), kept.double()).square().min(dim=1)
-    torch.testing.assert_close(squared[:, 0].double(), expected.values, rtol=1e-5, atol=0)
-    assert torch.equal(index[:, 0], expected.indices)
-
-
-def test_a_query_that_is_no_number_has_a_distance_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank, "LARGE", 0)
-    kept = compressible(40, 32, noise=0.1, seed=1)
-    squared, index = nearest(torch.cat([kept[:1], kept[:1] * math.nan]), bank_of(kept), 1)
-    assert squared[0, 0] == 0
-    assert squared[1, 0].isnan()
-    assert 0 <= int(index[1, 0]) < 40
-
-
-def test_of_equally_near_rows_the_first_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank, "LARGE", 0)
-    kept = compressible(40, 32, noise=0.1, seed=1)
-    made = bank_of(torch.cat([kept, kept]))
-    assert made.few is not None
-    assert torch.equal(nearest(kept, made, 1)[1][:, 0], torch.arange(40))
-
-
-def test_a_bound_in_few_dimensions_is_never_above_the_distance() -> None:
-    rows = compressible(500, 64, noise=0.5, seed=1).double()
-    _, directions = torch.linalg.eigh(rows.T @ rows)
-    short = bank.shortened(rows, directions[:, -14:])
-    assert short.shape == (500, 15)
-    assert (torch.cdist(short, short) <= torch.cdist(rows, rows) + 1e-6).all()
-
-
-def test_few_dimensions_are_used_only_where_they_hold_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = compressible(40, 32, noise=0.1, seed=1)
-    assert bank_of(kept).few is None  # 40 rows are quickly looked at
-    monkeypatch.setattr(bank, "LARGE", 0)
-    assert bank_of(kept).few is not None
-    assert bank_of(torch.randn(4000, 32, generator=torch.Generator().manual_seed(0))).few is None
-    assert Bank.of(kept, kept[0], "bfloat16").few is None
-
-
 # The method.
 
 
@@ -373,10 +272,10 @@ def test_the_hash_of_the_backbone_is_an_input() -> None:
 
 
 def test_memory_is_counted_before_the_fit_and_told(images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
-    # 6 images of 8 x 8 patches: all with 32 numbers, projected to 16, 38 kept; and of all 6 images in one batch
+    # 6 images of 8 x 8 patches: all with 32 numbers, projected to 16, 38 kept, in 8 again; and of 6 images in one batch
     # 40 channels on 8 x 8 and 112 on 4 x 4 places with 9 neighbours, pooled to 2 x 48, joined, and pooled to 32.
     batch = 9 * (40 * 64 + 112 * 16) + 64 * (2 * 2 * 48 + 32)
-    assert PatchCore.memory(SMALL, (64, 64), 6) == 4 * (384 * (32 + 16) + 38 * 32 + 6 * batch)
+    assert PatchCore.memory(SMALL, (64, 64), 6) == 4 * (384 * (32 + 16) + 38 * (32 + 8) + 6 * batch)
     with caplog.at_level(logging.INFO):
         fitted(SMALL, images)
     assert "GB of memory" in caplog.text

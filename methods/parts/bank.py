@@ -7,30 +7,34 @@ from torch import Tensor
 
 from bench.method import Precision
 
-SOUGHT = 1024  # rows to which distances are held at once
+TILE = 1024  # rows of a product at a time
 RERANKED = 8  # of so many that half precision finds, distances are taken in float32
 LARGE = 2048  # rows from which it pays to seek in few dimensions first
 ENERGY = 0.95  # of the rows' squared lengths: what a quarter of the dimensions must hold for that
-OFTEN = 64  # a query to which more than one row in so many could be nearest is sought in all dimensions
 GROUP = 8  # rows whose least distance is looked at first
+OFTEN = 64  # a query to which more than one group in so many may hold the nearest is sought in all dimensions
+HELD = 2**24  # distances at once
 PAIRS = 256  # of a query and a row, so few that they stay in the cache
-SLACK = 1e-5  # of the squared lengths: more than float32 loses of a distance
+FLOOR = 1e-4  # of the largest squared length: what is left out counts for no less, for its root would be all rounding
+SLACK = 1e-4  # of the squared lengths: several times what float32 then loses of a distance in few dimensions
 
 
 @dataclass(frozen=True, slots=True)
 class Few:
     """The bank in a quarter of the dimensions, where no two vectors lie further apart than they do in all.
 
-    A vector's numbers are its coordinates along the directions of the largest variance and, behind them, the length
-    of what these leave out: two such lengths differ by no more than what is left out does (triangle inequality).
+    A vector's numbers are its coordinates along the directions in which the rows are longest and, behind them, the
+    length of what these leave out: two such lengths differ by no more than what is left out does (triangle inequality).
 
     Attributes:
         directions: (d, p), orthonormal.
-        rows: (m, p + 2) those of the bank, and their squared lengths in few dimensions. Filled up with rows that are
-            infinitely far away to whole groups.
+        floor: the least squared length that is told of what is left out.
+        rows: (m, p + 2) those of the bank, and their squared lengths in few dimensions. m is filled up to whole groups
+            by rows that are infinitely far away.
     """
 
     directions: Tensor
+    floor: float
     rows: Tensor
 
     @classmethod
@@ -39,25 +43,28 @@ class Few:
 
         On a GPU all dimensions are quick, and to look at what was found would be to wait for it.
         """
-        if len(rows) < LARGE or rows.device.type != "cpu" or not rows.isfinite().all():
+        if len(rows) < LARGE or rows.device.type != "cpu":
             return None
-        energies, directions = torch.linalg.eigh(rows.T @ rows)                         # (d,) ascending, (d, d)
+        products = rows.T @ rows                                                        # (d, d)
         p = rows.shape[1] // 4 - 2  # with the two numbers behind them a quarter, which a product likes to be round
-        if p < 1 or energies[-p:].sum() < ENERGY * energies.sum():
+        if p < 1 or not products.isfinite().all():
             return None
-        directions = directions[:, -p:].contiguous()
-        short = shortened(rows, directions)                                             # (m, p + 1)
+        energies, directions = torch.linalg.eigh(products)                              # (d,) ascending, (d, d)
+        if energies[-p:].sum() < ENERGY * energies.sum():
+            return None
+        directions, floor = directions[:, -p:].contiguous(), FLOOR * float(rows.square().sum(dim=1).max())
+        short = shortened(rows, directions, floor)                                      # (m, p + 1)
         joined = torch.cat([short, short.square().sum(dim=1, keepdim=True)], dim=1)
         filling = joined.new_zeros(-len(rows) % GROUP, p + 2)
         filling[:, -1] = torch.inf
-        return cls(directions, torch.cat([joined, filling]))
+        return cls(directions, floor, torch.cat([joined, filling]))
 
 
-def shortened(vectors: Tensor, directions: Tensor) -> Tensor:
+def shortened(vectors: Tensor, directions: Tensor, floor: float) -> Tensor:
     """(n, d) -> (n, p + 1): what `Few` tells of its vectors."""
     along = vectors @ directions
     left = vectors.square().sum(dim=1, keepdim=True) - along.square().sum(dim=1, keepdim=True)
-    return torch.cat([along, left.clamp(min=0).sqrt()], dim=1)
+    return torch.cat([along, left.clamp(min=floor).sqrt()], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ class Bank:
         norms: (m,) their squared lengths, which every distance needs.
         centre: (d,) the mean of all training patches. Near 0, squared distances round least.
         sought: (m, d) the rows in the precision in which they are sought; `rows` itself in float32.
-        few: the rows in few dimensions, where that makes the search in float32 quicker.
+        few: the rows in few dimensions, where that makes the search for one neighbour in float32 quicker.
     """
 
     rows: Tensor
@@ -79,9 +86,9 @@ class Bank:
     few: Few | None
 
     @classmethod
-    def of(cls, rows: Tensor, centre: Tensor, precision: Precision = "float32") -> "Bank":
-        """rows: (m, d), less the centre (d,), on the device on which they are sought."""
-        few = Few.of(rows) if precision == "float32" else None
+    def of(cls, rows: Tensor, centre: Tensor, precision: Precision = "float32", *, count: int = 1) -> "Bank":
+        """rows: (m, d), less the centre (d,), on the device on which they are sought.  count: of neighbours sought."""
+        few = Few.of(rows) if precision == "float32" and count == 1 else None
         return cls(rows, rows.square().sum(dim=1), centre, rows.to(getattr(torch, precision)), few)
 
 
@@ -89,42 +96,43 @@ def nearest(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
     """Squared Euclidean distances (n, k) to the nearest rows of the bank, ascending, and their indices (n, k).
 
     queries: (n, d), less the bank's centre.  k is `count`, or the number of rows where there are fewer. They are sought
-    by matrix products, block by block; the distances of those found are taken anew from differences, so nothing cancels
-    in them and they hardly depend on which images share a batch. Where they are sought in half precision, more than
-    asked for are found, and the nearest of these by their distances in float32.
+    by matrix products, in few dimensions first where the bank knows of these; the distances of those found are taken
+    anew from differences, so nothing cancels in them and they hardly depend on which images share a batch. Where they
+    are sought in half precision, more than asked for are found, and the nearest of these by their distances in float32.
     """
-    quick = bank.few is not None and count == 1 and not torch.compiler.is_compiling()  # as `bench export` does
-    parts = queries.contiguous().split(1024)
-    found = [_sifted(part, bank) if quick else _sought(part, bank, count) for part in parts]
+    queries = queries.contiguous()  # the patches of a single image lie transposed, and would be gathered slowly
+    if bank.few and count == 1 and not torch.compiler.is_compiling():  # as `bench export` does
+        chunk = min(TILE, max(1, HELD // len(bank.few.rows)))
+        found = [_sifted(some, bank, bank.few) for some in queries.split(chunk)]
+    else:
+        found = [_sought(some, bank, count) for some in queries.split(TILE)]
     return torch.cat([squared for squared, _ in found]), torch.cat([index for _, index in found])
 
 
-def _sifted(queries: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
-    """The nearest row, (n, 1) twice, exactly: a distance in few dimensions is a lower bound of that in all.
+def _sifted(queries: Tensor, bank: Bank, few: Few) -> tuple[Tensor, Tensor]:
+    """The nearest row, (n, 1) twice: a distance in few dimensions is a lower bound of that in all.
 
     The row that is nearest in few dimensions gives an upper bound; only those whose lower bound is not above it are
-    looked at in all dimensions. Of equally near rows it is the first.
+    looked at in all dimensions. So it is the nearest, to float32's rounding of its distance.
     """
-    few = bank.few
-    assert few is not None
-    short, lengths = shortened(queries, few.directions), queries.square().sum(dim=1)    # (n, p + 1), (n,)
+    short = shortened(queries, few.directions, few.floor)                               # (n, p + 1)
     asked = torch.cat([-2 * short, torch.ones_like(short[:, :1])], dim=1).T             # (p + 2, n)
-    bounds = torch.empty(len(few.rows), len(queries))  # less the query's own squared length
-    for part, rows in zip(bounds.split(SOUGHT), few.rows.split(SOUGHT), strict=True):
+    bounds = torch.empty(len(few.rows), len(queries))  # less the query's own squared length in few dimensions
+    for part, rows in zip(bounds.split(TILE), few.rows.split(TILE), strict=True):
         torch.mm(rows, asked, out=part)
     bounds = bounds.unflatten(0, (-1, GROUP))                                           # (m / GROUP, GROUP, n)
     least = bounds.amin(dim=1)                                                          # (m / GROUP, n)
     group, every = least.argmin(dim=0), torch.arange(len(queries))                      # (n,)
     first = group * GROUP + bounds[group, :, every].argmin(dim=1)                       # (n,)
     upper = (queries - bank.rows[first]).square().sum(dim=1)                            # (n,)
-    limit = upper - short.square().sum(dim=1) + SLACK * (lengths + bank.norms.max())
+    lengths = queries.square().sum(dim=1) + bank.norms.max()
+    limit = upper - short.square().sum(dim=1) + SLACK * lengths
 
-    groups, asking = (least <= limit).nonzero(as_tuple=True)
-    near, place = (bounds[groups, :, asking] <= limit[asking, None]).nonzero(as_tuple=True)
-    row, asking = groups[near] * GROUP + place, asking[near]
-    often = torch.bincount(asking, minlength=len(queries)) > len(bank.rows) // OFTEN
-    row, asking = row[~often[asking]], asking[~often[asking]]
-
+    near = least <= limit
+    often = near.sum(dim=0) > max(1, len(least) // OFTEN)                               # (n,)
+    groups, asking = (near & ~often).nonzero(as_tuple=True)
+    pair, place = (bounds[groups, :, asking] <= limit[asking, None]).nonzero(as_tuple=True)
+    row, asking = groups[pair] * GROUP + place, asking[pair]
     squared = torch.empty(len(row))
     for part, a, r in zip(squared.split(PAIRS), asking.split(PAIRS), row.split(PAIRS), strict=True):
         torch.sum(queries.index_select(0, a).sub_(bank.rows.index_select(0, r)).square_(), dim=1, out=part)
@@ -143,8 +151,8 @@ def _sought(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
     values, places = [], []
     half = bank.sought.dtype != torch.float32
     asked, wanted = queries.to(bank.sought.dtype).T, count + RERANKED - 1 if half else count
-    for start in range(0, len(bank.rows), SOUGHT):
-        rows, norms = bank.sought[start : start + SOUGHT], bank.norms[start : start + SOUGHT, None]
+    for start in range(0, len(bank.rows), TILE):
+        rows, norms = bank.sought[start : start + TILE], bank.norms[start : start + TILE, None]
         # Less the query's own norm. The norms are added in float32: in half precision they would drown the rest.
         distances = norms - 2 * (rows @ asked) if half else torch.addmm(norms, rows, asked, alpha=-2)
         value, place = _lowest(distances, wanted)

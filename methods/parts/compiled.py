@@ -1,7 +1,8 @@
-"""`--compile`: the functions of a network as torch.compile makes them, with the same answers to rounding."""
+"""Twins of a network that share its tensors. `--compile`: its functions as torch.compile makes them."""
 
 from collections.abc import Callable
-from copy import copy
+from copy import copy, deepcopy
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -25,10 +26,15 @@ def compiled(network: M, setup: Setup, *names: str) -> M:
     """
     if not setup.compile:
         return network
-    twin = copy(network)
+    quick = copy(network)
     for name in names:
-        setattr(twin, name, _kept(getattr(network, name), setup.device))
-    return twin
+        setattr(quick, name, _kept(getattr(network, name), setup.device))
+    return quick
+
+
+def twin(network: M) -> M:
+    """A copy of all modules that shares the network's tensors, so that some can be replaced in the copy alone."""
+    return deepcopy(network, {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())})
 
 
 def _kept(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

@@ -4,7 +4,6 @@ The symbols of the paper (Luo et al., arXiv 2412.11802): f1 and f3 are the two e
 the inpainting blocks, f2 the prediction, S the positions, R the discrepancy.
 """
 
-from copy import deepcopy
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from bench.errors import BenchError
 from bench.method import Precision
 
+from .compiled import twin
 from .precision import Centred
 from .transformer import Block, patchify, positions
 
@@ -99,7 +99,7 @@ class Inpainter(nn.Module):
         return restored
 
     def halved(self, precision: Precision) -> "Inpainter":
-        """A copy for predictions under autocast, its matrices cast once; at float32 the network itself.
+        """A twin for predictions under autocast, its matrices cast once; at float32 the network itself.
 
         E2 is some ten times as long as it differs from token to token, and the adaptive mask compares these
         differences: rounded whole, in bfloat16, several in a hundred tokens would change sides. So the embedding is
@@ -107,12 +107,14 @@ class Inpainter(nn.Module):
         """
         if precision == "float32":
             return self
-        copy = deepcopy(self, {id(shared): shared for shared in (self.embedding, self.aggregation)})
-        copy.embedding = Centred(self.embedding, precision)
-        for module in (*copy.blocks.modules(), copy.prediction):
+        quick = twin(self)
+        quick.embedding = Centred(self.embedding, precision)
+        for module in (*quick.blocks.modules(), quick.prediction):
             if isinstance(module, nn.Linear):
-                module.to(getattr(torch, precision))
-        return copy
+                for name, value in list(module.named_parameters()):
+                    delattr(module, name)  # a buffer takes its place: it is no parameter beside the one it stands for
+                    module.register_buffer(name, value.detach().to(getattr(torch, precision)))
+        return quick
 
     def training_bytes(self, batch: int) -> int:
         """An estimate of what weights, gradients, both moments and one step on so many images need in float32."""

@@ -1,15 +1,15 @@
 """Linear layers on a CPU by oneDNN: torch asks another library for them, which on some processors takes longer."""
 
-from copy import deepcopy
-from itertools import chain
 from math import prod
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from bench.method import Setup
+
+from .compiled import twin
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,11 +35,11 @@ def by_onednn(network: M, setup: Setup) -> M:
     """
     if PRODUCT is None or setup.device.type != "cpu" or setup.precision != "float32" or setup.compile:
         return network
-    twin = deepcopy(network, {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())})
-    for module in twin.modules():
+    quick = twin(network)
+    for module in quick.modules():
         if type(module) is nn.Linear:
             module.__class__ = _Linear
-    return twin
+    return quick
 
 
 class _Linear(nn.Linear):
@@ -51,7 +51,7 @@ class _Linear(nn.Linear):
         return found
 
 
-if PRODUCT is not None:
+if PRODUCT is not None and PRODUCT not in flop_registry:
 
     @register_flop_formula(PRODUCT)
     def _flops(tokens: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:

@@ -17,7 +17,8 @@ class Centred(nn.Linear):
     """A linear layer in half precision that rounds only how the tokens of an image differ from their mean.
 
     The mean's own answer is float32, and so is the sum. Where the mean is long beside the differences, as that of
-    features which are never negative, ordinary rounding would drown these.
+    features which are never negative, ordinary rounding would drown these. It is for a fitted layer, with which it
+    shares its weight: `rounded` is that weight as it was when this was made.
     """
 
     rounded: Tensor
