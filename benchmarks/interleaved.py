@@ -77,8 +77,9 @@ def write(name: str, measured: Mapping[str, Any], *packages: str, json_path: Pat
     """Writes what was measured, with machine, versions, threads, load and date, to `results/<name>.json`."""
     path = json_path or RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # names no folder
     report = {
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} cores, {processor()}",
         "threads": torch.get_num_threads(),
