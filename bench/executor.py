@@ -148,7 +148,7 @@ def _blank(job: Job, started: datetime) -> Record:
 
 
 def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
-    module, setup, make = _made(job)
+    module, setup, make = made(job)
     device, preparation = setup.device, Preparation(**job.run.preparation)
 
     def load(samples: Sequence[Sample]) -> FileImages:
@@ -188,7 +188,7 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
     return outcomes
 
 
-def _made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
+def made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
     """The method's file, what it is given, and how to make it; threads and seeds are set."""
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -207,7 +207,7 @@ def _made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
 
 def _timed(job: Job, kept: Record, model: Path) -> Outcome:
     """The record with all times of its stored model."""
-    _, setup, make = _made(job)
+    _, setup, make = made(job)
     method = make()
     method.restore(load_file(model))
     images = FileImages(job.task.tests[kept.category], Preparation(**job.run.preparation))

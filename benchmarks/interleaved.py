@@ -1,4 +1,4 @@
-"""What benchmarks share: candidates that take turns in one process, a report with machine and load, a method to fit."""
+"""What benchmarks share: candidates that take turns in one process, and a report that tells of machine and load."""
 
 import json
 import os
@@ -13,11 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from bench import machine, registry
-from bench.campaign import Job
-from bench.method import Method, Preparation, Setup
-from bench.settings import resolve
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -89,16 +84,6 @@ def write(name: str, measured: Mapping[str, Any], *packages: str, json_path: Pat
         **measured,
     }
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def method_of(job: Job, device: torch.device, cache: Path | None = None) -> Method:
-    """The method as `bench run` makes it for a job, with all generators seeded as there."""
-    run = job.run
-    module, seed = registry.load("methods", run.method), machine.seed_of(run.seed, job.task.name)
-    machine.seed_everything(seed)
-    settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, "")
-    made: Method = module.METHOD(settings, Setup(Preparation(**run.preparation).size, device, seed, job.weights, cache))
-    return made
 
 
 def processor() -> str:

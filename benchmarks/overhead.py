@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import compared, interleave, method_of, told, write
+from interleaved import compared, interleave, told, write
 
 from bench import campaign, config, registry
 from bench.config import Plan
+from bench.executor import made
 from bench.images import FileImages
 from bench.method import Preparation
 
@@ -42,7 +44,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         assert not any(record.failure for record in records), records[0].failure
 
     def bare() -> None:
-        method = method_of(job, torch.device("cpu"), Path(tempfile.mkdtemp(dir=folder)))
+        method = made(replace(job, device="cpu", cache=Path(tempfile.mkdtemp(dir=folder))))[2]()
         method.fit(FileImages(job.task.train, preparation), lambda *_: None)
         with torch.no_grad():
             for images in FileImages(samples, preparation).batches(job.batch):

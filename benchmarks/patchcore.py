@@ -9,15 +9,17 @@ dimensions don't tell of all. `score --data FOLDER --weights FOLDER` takes those
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import compared, interleave, method_of, told, write
+from interleaved import compared, interleave, told, write
 from reference.patchcore import greedy_coreset as plain_coreset
 from torch import Tensor
 
 from bench import campaign, config, registry
+from bench.executor import made
 from bench.images import FileImages
 from bench.method import Preparation
 from bench.methods.parts.bank import Bank, nearest
@@ -72,7 +74,7 @@ def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
         paths={"data": options.data, "weights": options.weights},
     )
     (job,) = campaign.survey(plan, force=True).jobs
-    method, preparation = method_of(job, torch.device("cpu")), Preparation(**job.run.preparation)
+    method, preparation = made(replace(job, device="cpu"))[2](), Preparation(**job.run.preparation)
     assert isinstance(method, PatchCore)
     method.fit(FileImages(job.task.train, preparation), lambda *_: None)
     bank, samples = method._fitted(), job.task.tests[options.category]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import method_of, write
+from interleaved import write
 
-from bench import campaign, config, machine, registry
+from bench import campaign, config, registry
+from bench.executor import made
 from bench.images import FileImages
 from bench.method import Method, Preparation
 from bench.metrics import judge
@@ -56,7 +57,7 @@ def main() -> None:
     plan = config.plan(config.read(), registry.names("methods"), said=said, paths={"data": options.data})
     (job,) = campaign.survey(plan, force=True).jobs
     run, preparation = job.run, Preparation(**job.run.preparation)
-    exact = method_of(job, machine.device("auto"))
+    exact = made(job)[2]()
     exact.fit(FileImages(job.task.train, preparation), lambda *_: None)
     half = type(exact)(exact.settings, replace(exact.setup, precision=options.precision))
     half.restore(exact.state())

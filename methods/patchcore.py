@@ -164,7 +164,7 @@ class PatchCore(Method):
 
     @classmethod
     def memory(cls, settings: Settings, size: tuple[int, int], images: int) -> int:
-        """Bytes of all patches, their projection, the coreset, the bank's few dimensions, a batch's neighbourhoods."""
+        """Bytes of all patches, their projection, coreset, few dimensions if used, and a batch's neighbourhoods."""
         channels, strides = layout(settings.backbone, settings.stages)
         grids = [-(-size[0] // stride) * -(-size[1] // stride) for stride in strides]
         patches = images * grids[0]

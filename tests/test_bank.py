@@ -1,7 +1,6 @@
 """The search for the nearest rows of a bank, beside brute force in double precision."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -27,11 +26,10 @@ def compressible(rows: int, dimensions: int, *, noise: float, seed: int) -> Tens
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small banks are sought in few dimensions too, and no query is given up."""
     monkeypatch.setattr(bank, "LARGE", 0)
     monkeypatch.setattr(bank, "OFTEN", 1)
-    return monkeypatch
 
 
 @pytest.mark.parametrize("count", [1, 3, 50])
@@ -147,6 +145,15 @@ def test_a_distance_in_few_dimensions_is_never_above_that_in_all(noise: float, s
     assert short.shape == (60, 15)
     bounds, distances = (torch.cdist(some.double(), some.double()).square() for some in (short, rows))
     assert (bounds <= distances + bank.SLACK * 2 * longest).all()
+
+
+@pytest.mark.usefixtures("few")
+def test_what_is_traced_seeks_in_all_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = compressible(40, 32, noise=0.1, seed=1)
+    made = bank_of(kept)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(bank, "_sifted", lambda *_: pytest.fail("a choice by values can't be traced"))
+    assert torch.equal(nearest(kept, made, 1)[1][:, 0], torch.arange(40))
 
 
 def test_few_dimensions_are_used_only_where_they_hold_the_rows_and_one_neighbour_is_sought(

@@ -87,7 +87,10 @@ class Bank:
 
     @classmethod
     def of(cls, rows: Tensor, centre: Tensor, precision: Precision = "float32", *, count: int = 1) -> "Bank":
-        """rows: (m, d), less the centre (d,), on the device on which they are sought.  count: of neighbours sought."""
+        """Of rows (m, d), less the centre (d,), on the device on which they are sought.
+
+        count: of neighbours sought. Few dimensions, which take a second to find, are of use for one alone.
+        """
         few = Few.of(rows) if precision == "float32" and count == 1 else None
         return cls(rows, rows.square().sum(dim=1), centre, rows.to(getattr(torch, precision)), few)
 
