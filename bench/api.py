@@ -11,9 +11,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, overload
 
-from bench import config, summary
-from bench.console import configured, talk
+from bench.cli.console import configured, talk
+from bench.config.plan import make_plan
 from bench.errors import BenchError
+from bench.evaluation import summary
 from bench.record import Record
 from bench.store import Store, framed
 
@@ -128,12 +129,13 @@ def run(
 
     Raises BenchError for what the command refuses.
     """
-    from bench import campaign as walk
-    from bench import registry, screen
+    from bench import registry
+    from bench.cli import progress_display
+    from bench.execution import schedule as walk
 
     known = configured()
     paths = {"data": data, "weights": weights, "runs": runs, "checkpoint": checkpoint}
-    plan = config.plan(
+    plan = make_plan(
         known,
         registry.names("methods"),
         said={"method": method, **options},
@@ -145,7 +147,7 @@ def run(
         command="bench.run(...)",
     )
     survey = walk.survey(plan, force=force, retry=retry_failed)
-    return Results([*survey.found, *screen.work(talk, plan, survey)])
+    return Results([*survey.found, *progress_display.work(talk, plan, survey)])
 
 
 def records(runs: str | Path | None = None) -> Results:

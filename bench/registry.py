@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from bench.config.settings import nearest
 from bench.errors import BenchError
-from bench.settings import nearest
 
 Kind = Literal["methods", "datasets", "reports"]
 

@@ -18,9 +18,12 @@ from interleaved import compared, interleave, told, write
 from reference.patchcore import greedy_coreset as plain_coreset
 from torch import Tensor
 
-from bench import campaign, config, registry
-from bench.executor import made
-from bench.images import FileImages
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
+from bench.data.images import FileImages
+from bench.execution import schedule
+from bench.execution.job import made
 from bench.method import Preparation
 from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, greedy_coreset
@@ -65,15 +68,15 @@ def coreset(options: argparse.Namespace) -> dict[str, Any]:
 def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
     """The rows that PatchCore keeps of all training images, 10 %, and the patches of 8 test images of all kinds."""
     said = {"method": ("patchcore",), "category": (options.category,), "dataset": "folder"}
-    plan = config.plan(
-        config.read(),
+    plan = make_plan(
+        load_config(),
         registry.names("methods"),
         said=said,
         settings={"backbone": options.backbone},
         profile="code",
         paths={"data": options.data, "weights": options.weights},
     )
-    (job,) = campaign.survey(plan, force=True).jobs
+    (job,) = schedule.survey(plan, force=True).jobs
     method, preparation = made(replace(job, device="cpu"))[2](), Preparation(**job.run.preparation)
     assert isinstance(method, PatchCore)
     method.fit(FileImages(job.task.train, preparation), lambda *_: None)

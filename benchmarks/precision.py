@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from interleaved import write
 
-from bench import campaign, config, registry
-from bench.executor import made
-from bench.images import FileImages
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
+from bench.data.images import FileImages
+from bench.evaluation.metrics import judge
+from bench.execution import schedule
+from bench.execution.job import made
 from bench.method import Method, Preparation
-from bench.metrics import judge
 
 
 def answers(method: Method, images: FileImages) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -54,8 +57,8 @@ def main() -> None:
     options = parser.parse_args()
     said = {"method": (options.method,), "category": (options.category,), "limit": options.limit}
     said |= {"dataset": options.dataset}
-    plan = config.plan(config.read(), registry.names("methods"), said=said, paths={"data": options.data})
-    (job,) = campaign.survey(plan, force=True).jobs
+    plan = make_plan(load_config(), registry.names("methods"), said=said, paths={"data": options.data})
+    (job,) = schedule.survey(plan, force=True).jobs
     run, preparation = job.run, Preparation(**job.run.preparation)
     exact = made(job)[2]()
     exact.fit(FileImages(job.task.train, preparation), lambda *_: None)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.dialects import exact
+from bench.evaluation.metric_variants import exact
 from bench.record import Answers, Record, Run
 from bench.store import Store
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from interleaved import write
 
-from bench.contract import Drawn
+from bench.evaluation.metrics import judge
+from bench.execution.method_checks import Drawn
 from bench.method import Setup
 from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, Settings, greedy_coreset
-from bench.metrics import judge
 
 TIMES = (1, 4, 16)
 SETTINGS = Settings("tf_efficientnet_lite0", (2, 3), pretrain_dim=64, target_dim=64, coreset=0.1, projection=32)

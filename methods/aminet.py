@@ -172,7 +172,7 @@ class AMINet(Method):
         for epoch in range(1, settings.epochs + 1):
             total = torch.zeros((), device=device)
             for stages in features.batches(settings.batch, torch.randperm(len(train), generator=shuffler)):
-                patches = self._patches(stages)                                         # (b, n, k * k * c)
+                patches = self._patches(stages)  # (b, n, k * k * c)
                 mask = random_mask(*patches.shape[:2], ratio=settings.mask_ratio, generator=noise)
                 loss = self.losses(network, patches, mask, noise)["total"]
                 optimizer.zero_grad(set_to_none=True)
@@ -229,7 +229,7 @@ class AMINet(Method):
         settings = self.settings
         squared, mean = settings.distance == "squared", settings.cluster_reduction == "mean"
         restored, semantic, centres = self._pass(network, patches, mask, noise)
-        distances = network.distances(semantic, centres, squared=squared).amin(dim=2)   # (b, n), of clean tokens
+        distances = network.distances(semantic, centres, squared=squared).amin(dim=2)  # (b, n), of clean tokens
         apart = separation(centres, squared=squared).mean()
         vectors = (patches, restored) if settings.cosine_over == "patch" else map(self._places, (patches, restored))
         parts = {
@@ -258,16 +258,16 @@ class AMINet(Method):
     def predict(self, images: Tensor) -> Prediction:
         """What is far from its cluster is hidden, restored in one pass, and compared with what was there."""
         found = self._inpainted(images)
-        before, after = self._places(found.patches), self._places(found.restored)       # (b, n, k * k, c)
-        apart = torch.linalg.vector_norm(before - after, dim=3)                         # (b, n, k * k)
+        before, after = self._places(found.patches), self._places(found.restored)  # (b, n, k * k, c)
+        apart = torch.linalg.vector_norm(before - after, dim=3)  # (b, n, k * k)
         difference = apart if self.settings.map_difference == "norm" else apart.square() / self._channels
-        factors = torch.cat([difference, turn(before, after)])                          # (2 * b, n, k * k)
-        factors = unpatchify(factors, self.settings.patch, self._grid[0])[:, 0]         # (2 * b, h / 4, w / 4)
+        factors = torch.cat([difference, turn(before, after)])  # (2 * b, n, k * k)
+        factors = unpatchify(factors, self.settings.patch, self._grid[0])[:, 0]  # (2 * b, h / 4, w / 4)
         if self.settings.map_order == "multiply_first":
             factors = factors[: len(images)] * factors[len(images) :]
         maps = gaussian(upsample(factors, self.setup.size, align_corners=True), self.settings.smoothing)
         if self.settings.map_order == "upsample_first":
-            maps = maps[: len(images)] * maps[len(images) :]                            # (b, h, w)
+            maps = maps[: len(images)] * maps[len(images) :]  # (b, h, w)
         return Prediction(image_score(maps, self.settings.score), maps)
 
     def _inpainted(self, images: Tensor) -> Inpainting:
@@ -320,13 +320,13 @@ class AMINet(Method):
         return fused_patches(stages, self.settings.patch, average_pool=self.settings.average_pool)
 
     def _places(self, patches: Tensor) -> Tensor:
-        return patches.view(*patches.shape[:2], self.settings.patch**2, -1)             # (b, n, k * k, c)
+        return patches.view(*patches.shape[:2], self.settings.patch**2, -1)  # (b, n, k * k, c)
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """Distances of tokens to their centres, 1 where the last pass hid them, and what a decoder makes of it all."""
         found = self._inpainted(images)
-        tokens = torch.stack([found.distances, found.masks[-1].float()])                # (2, b, n)
+        tokens = torch.stack([found.distances, found.masks[-1].float()])  # (2, b, n)
         distance, mask = F.interpolate(tokens.view(2, -1, *self._grid), self.setup.size)  # each (b, h, w)
         told = {"distance": distance, f"{self.settings.mask_at_test} mask": mask}
         if self._decoder:

@@ -160,13 +160,13 @@ class Autoencoder(Method):
         """
         settings, b = self.settings, len(images)
         image, view = (torch.tensor(size[::-1]) for size in (images.shape[2:], self._seen))  # (2,): across, down
-        chosen = torch.rand(b, 4, generator=draws) < settings.chance                    # turned, shifted, flipped twice
+        chosen = torch.rand(b, 4, generator=draws) < settings.chance  # turned, shifted, flipped twice
         turns = (torch.rand(b, generator=draws) * 2 - 1) * chosen[:, 0] * math.radians(settings.rotation)
         room = image - view if settings.mode == "texture" else 2 * (settings.translation * image).floor()
-        shifts = (torch.rand(b, 2, generator=draws) * (room + 1)).floor() - room / 2    # (b, 2) pixels from the middle
+        shifts = (torch.rand(b, 2, generator=draws) * (room + 1)).floor() - room / 2  # (b, 2) pixels from the middle
         if settings.mode == "object":
             shifts = shifts * chosen[:, 1:2]
-        flips = torch.where(chosen[:, 2:] & settings.flips, -1.0, 1.0)                  # (b, 2)
+        flips = torch.where(chosen[:, 2:] & settings.flips, -1.0, 1.0)  # (b, 2)
         cosine, sine = turns.cos(), turns.sin()
         turned = torch.stack([cosine, -sine, sine, cosine], dim=1).view(b, 2, 2) * flips[:, None]
         # From a view's own coordinates, -1 to 1 between its edges, to those of the image.

@@ -142,7 +142,7 @@ class MFRNet(Method):
                 optimizer.param_groups[0]["lr"] = settings.lr / 10
             total = torch.zeros((), device=device)
             for stages in features.batches(settings.batch, learned[torch.randperm(len(learned), generator=drawn)]):
-                maps = self._normalised(stages)                                         # (b, c, h, w)
+                maps = self._normalised(stages)  # (b, c, h, w)
                 loss = self.losses(network, maps, self._crossed(drawn))["total"]
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
@@ -181,7 +181,7 @@ class MFRNet(Method):
         """Everything is restored once for each size of cells; the map is the mean of what each of them tells."""
         told = [self._differences(features, restored) for features, restored, _ in self._restorations(images)]
         places = torch.stack([self._merged(*factors) for factors in told]).mean(dim=0)  # (b, h, w)
-        maps = upsample(places, self.setup.size, align_corners=False)                   # (b, H, W) in pixels
+        maps = upsample(places, self.setup.size, align_corners=False)  # (b, H, W) in pixels
         maps = gaussian(maps, self.settings.smoothing)
         return Prediction(image_score(maps, self.settings.score), maps)
 
@@ -191,11 +191,11 @@ class MFRNet(Method):
         pictures: dict[str, Tensor] = {}
         differences = []
         for cell, (features, restored, masks) in zip(self.settings.cells, self._restorations(images), strict=True):
-            hid = (masks.int().argmax(dim=0) + 1) / len(masks)                          # (h, w) in (0, 1]
+            hid = (masks.int().argmax(dim=0) + 1) / len(masks)  # (h, w) in (0, 1]
             pictures[f"masks, cells of {cell}"] = hid.expand(len(images), 1, -1, -1)
             pictures["features"], pictures[f"restored, cells of {cell}"] = _false_colours(features, restored)
             differences.append(torch.stack(self._differences(features, restored), dim=1))  # (b, 2, h, w)
-        pixel, structure = torch.stack(differences).mean(dim=0).split(1, dim=1)         # 2 times (b, 1, h, w)
+        pixel, structure = torch.stack(differences).mean(dim=0).split(1, dim=1)  # 2 times (b, 1, h, w)
         pictures |= {"pixel difference": pixel, "structural difference": structure}
         shown = {name: F.interpolate(picture, self.setup.size) for name, picture in pictures.items()}
         return {name: picture[:, 0] if picture.shape[1] == 1 else picture for name, picture in shown.items()}
@@ -335,9 +335,9 @@ def _false_colours(features: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
 
     Both are shown along the principal axes of `features`, so what was restored as it was has the same colour.
     """
-    middle = features.mean(dim=(2, 3), keepdim=True)                                    # (b, c, 1, 1)
-    places = (features - middle).flatten(2)                                             # (b, c, h * w)
-    axes = torch.linalg.eigh(places @ places.mT).eigenvectors[:, :, -3:]                # (b, c, 3)
+    middle = features.mean(dim=(2, 3), keepdim=True)  # (b, c, 1, 1)
+    places = (features - middle).flatten(2)  # (b, c, h * w)
+    axes = torch.linalg.eigh(places @ places.mT).eigenvectors[:, :, -3:]  # (b, c, 3)
     axes = axes * axes.sum(dim=1, keepdim=True).sign()  # else a colour might turn into its opposite between images
     told = [torch.einsum("bcx,bchw->bxhw", axes, maps - middle) for maps in (features, restored)]
     low, high = told[0].amin(dim=(2, 3), keepdim=True), told[0].amax(dim=(2, 3), keepdim=True)

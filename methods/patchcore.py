@@ -101,13 +101,13 @@ class PatchCore(Method):
 
         features, filled = torch.empty(0), 0
         for done, images in enumerate(train.batches(BATCH)):
-            patches, grid = self._patches(images.to(self.setup.device))                 # (b * h * w, d)
+            patches, grid = self._patches(images.to(self.setup.device))  # (b * h * w, d)
             if done == 0:
                 features = patches.new_empty(len(train) * prod(grid), patches.shape[1])  # (n, d)
             features[filled : filled + len(patches)] = patches
             filled += len(patches)
             progress(min(done + 1, passes), passes + ticks, None)
-        centre = features.mean(dim=0)                                                   # (d,)
+        centre = features.mean(dim=0)  # (d,)
         if not centre.isfinite().all():
             raise BenchError("Patch features are finite numbers; some aren't. Try --precision float32.")
         features -= centre
@@ -122,14 +122,14 @@ class PatchCore(Method):
     def predict(self, images: Tensor) -> Prediction:
         """The smoothed map of distances, and the largest of them as the score."""
         patches, grid, scores, index = self._judged(images)
-        maps = scores.view(len(images), *grid)                                          # (b, h, w)
-        flat = maps.flatten(1)                                                          # (b, h * w)
-        best = flat.argmax(dim=1, keepdim=True)                                         # (b, 1)
-        image_scores = flat.gather(1, best)[:, 0]                                       # (b,)
+        maps = scores.view(len(images), *grid)  # (b, h, w)
+        flat = maps.flatten(1)  # (b, h * w)
+        best = flat.argmax(dim=1, keepdim=True)  # (b, 1)
+        image_scores = flat.gather(1, best)[:, 0]  # (b,)
         if self.settings.reweight:
             farthest = best[:, 0] + torch.arange(len(images), device=best.device) * flat.shape[1]
             image_scores = image_scores * self._weight(patches[farthest], index[farthest, 0])
-        maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)   # (b, H, W)
+        maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)  # (b, H, W)
         return Prediction(image_scores, gaussian(maps, self.settings.smoothing))
 
     @torch.no_grad()
@@ -183,9 +183,7 @@ class PatchCore(Method):
     def _patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(b, 3, H, W) -> locally aware patch features (b * h * w, target_dim) in float32, and the grid (h, w)."""
         settings, stages = self.settings, self.backbone(images)
-        return locally_aware(
-            stages, settings.patch, pretrain_dim=settings.pretrain_dim, target_dim=settings.target_dim
-        )
+        return locally_aware(stages, settings.patch, pretrain_dim=settings.pretrain_dim, target_dim=settings.target_dim)
 
     def _coreset(self, features: Tensor, tell: Callable[[int, int], None]) -> Tensor:
         """(n, d) -> the kept rows in the order in which they were picked, at least one."""
@@ -194,7 +192,7 @@ class PatchCore(Method):
         reduced = features
         if self.settings.projection and self.settings.projection != d:  # a linear layer's usual first weights [C]
             weight = torch.empty(self.settings.projection, d).uniform_(-(d**-0.5), d**-0.5, generator=generator)
-            reduced = features @ weight.to(features.device).T                           # (n, projection)
+            reduced = features @ weight.to(features.device).T  # (n, projection)
         starts = torch.randperm(n, generator=generator)[: self.settings.starts].to(features.device)
         return greedy_coreset(reduced, max(1, int(n * self.settings.coreset)), starts, tell)
 
@@ -203,7 +201,7 @@ class PatchCore(Method):
         bank = self._fitted()
         patches, grid = self._patches(images)
         patches = patches - bank.centre
-        squared, index = nearest(patches, bank, self.settings.neighbours)               # (n, k)
+        squared, index = nearest(patches, bank, self.settings.neighbours)  # (n, k)
         distances = squared if self.settings.distance == "squared" else squared.sqrt()
         return patches, grid, distances.mean(dim=1), index
 
@@ -214,9 +212,9 @@ class PatchCore(Method):
         Euclidean distances whatever `distance` says, and the neighbourhood holds the neighbour itself (our reading).
         """
         bank = self._fitted()
-        _, around = nearest(bank.rows[index], bank, self.settings.reweight)             # (b, k)
-        own = (farthest - bank.rows[index]).norm(dim=1)                                 # (b,)
-        others = (farthest[:, None] - bank.rows[around]).norm(dim=2)                    # (b, k)
+        _, around = nearest(bank.rows[index], bank, self.settings.reweight)  # (b, k)
+        own = (farthest - bank.rows[index]).norm(dim=1)  # (b,)
+        others = (farthest[:, None] - bank.rows[around]).norm(dim=2)  # (b, k)
         return (1 - torch.exp(own - others.logsumexp(dim=1))).clamp(min=0)
 
 
@@ -232,17 +230,17 @@ def locally_aware(
     grid = (stages[0].shape[2], stages[0].shape[3])
     pooled = []
     for stage in stages:
-        own = _pooled(_neighbourhoods(stage.float(), patch), pretrain_dim)              # (b, pretrain_dim, h_i * w_i)
-        own = own.reshape(len(stage), -1, *stage.shape[2:])                             # (b, pretrain_dim, h_i, w_i)
-        pooled.append(upsample(own, grid, align_corners=False).flatten(2))              # (b, pretrain_dim, h * w)
-    joined = _pooled(torch.cat(pooled, dim=1), target_dim)                              # (b, target_dim, h * w)
+        own = _pooled(_neighbourhoods(stage.float(), patch), pretrain_dim)  # (b, pretrain_dim, h_i * w_i)
+        own = own.reshape(len(stage), -1, *stage.shape[2:])  # (b, pretrain_dim, h_i, w_i)
+        pooled.append(upsample(own, grid, align_corners=False).flatten(2))  # (b, pretrain_dim, h * w)
+    joined = _pooled(torch.cat(pooled, dim=1), target_dim)  # (b, target_dim, h * w)
     return joined.transpose(1, 2).flatten(0, 1), grid
 
 
 def _neighbourhoods(stage: Tensor, patch: int) -> Tensor:
     """(b, c, h, w) -> (b, c * patch^2, h * w): `F.unfold`, but several times as fast, as a copy of windows."""
     padded = F.pad(stage.contiguous(), (patch // 2,) * 4)
-    windows = padded.unfold(2, patch, 1).unfold(3, patch, 1)                            # (b, c, h, w, patch, patch)
+    windows = padded.unfold(2, patch, 1).unfold(3, patch, 1)  # (b, c, h, w, patch, patch)
     return windows.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
 
 
@@ -250,7 +248,7 @@ def _pooled(values: Tensor, count: int) -> Tensor:
     """(b, c, n) -> (b, count, n): adaptive average pooling of the channels, done for neighbouring places at once."""
     if values.shape[1] == count:
         return values
-    as_image = values.unsqueeze(2).permute(0, 3, 1, 2)                                  # (b, n, c, 1), channels last
+    as_image = values.unsqueeze(2).permute(0, 3, 1, 2)  # (b, n, c, 1), channels last
     return F.adaptive_avg_pool2d(as_image, (count, 1)).squeeze(3).transpose(1, 2)
 
 
@@ -268,8 +266,8 @@ def greedy_coreset(
     all other anchors learn of them in one matrix product: the picks are those of the plain loop, which passes over all
     rows for each of them.
     """
-    norms = features.square().sum(dim=1)                                                # (n,)
-    anchors = torch.empty_like(norms)                                                   # squared, as are all distances
+    norms = features.square().sum(dim=1)  # (n,)
+    anchors = torch.empty_like(norms)  # squared, as are all distances
     for rows in _blocks(len(features), len(starts)):
         squared = _squared(features[rows], norms[rows], features[starts], norms[starts])
         anchors[rows] = squared.clamp_(min=0).sqrt_().mean(dim=1).square_()
@@ -278,7 +276,7 @@ def greedy_coreset(
     while picked < count:
         highest, candidates = anchors.topk(min(CANDIDATES + 1, len(anchors)))
         limit = float(highest[-1]) if len(anchors) > CANDIDATES else float("-inf")
-        candidates = candidates[:CANDIDATES].sort().values                              # of equals, the first is picked
+        candidates = candidates[:CANDIDATES].sort().values  # of equals, the first is picked
         few = _greedy_among(features[candidates], norms[candidates], anchors[candidates], limit, count - picked)
         few = candidates[few]
         for rows in _blocks(len(features), len(few)):

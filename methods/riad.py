@@ -183,8 +183,8 @@ class RIAD(Method):
 
         masks: (cells, subsets, h, w), True where a pass hides; it is 0, mid-grey, there.  at_once: passes in a batch.
         """
-        hidden = masks[:, :, None, None]                                                # (cells, subsets, 1, 1, h, w)
-        shown = (images * ~hidden).flatten(0, 2)                                        # (cells * subsets * b, 3, h, w)
+        hidden = masks[:, :, None, None]  # (cells, subsets, 1, 1, h, w)
+        shown = (images * ~hidden).flatten(0, 2)  # (cells * subsets * b, 3, h, w)
         with autocast(self.setup):
             passes = [network(some.contiguous(memory_format=torch.channels_last)) for some in shown.split(at_once)]
         restored = torch.cat(passes).float().contiguous()

@@ -90,7 +90,7 @@ class Detector(Method):
         for done, images in enumerate(train.batches(BATCH), start=1):
             gathered.append(self._cells(images.to(self.setup.device)).flatten(0, 2).cpu())
             progress(min(done * BATCH, len(train)), len(train), None)
-        vectors = torch.cat(gathered)                                                   # (n * grid * grid, c)
+        vectors = torch.cat(gathered)  # (n * grid * grid, c)
         drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(self.setup.seed))
         self._learn(vectors[drawn[: self.settings.rows].sort().values])
 
@@ -106,7 +106,7 @@ class Detector(Method):
         """Minus the estimator's score of each cell, enlarged and smoothed."""
         if self._estimator is None:
             raise BenchError(NOT_FITTED)
-        cells = self._cells(images)                                                     # (b, grid, grid, c)
+        cells = self._cells(images)  # (b, grid, grid, c)
         found = -self._estimator.score_samples(cells.flatten(0, 2).cpu().numpy())
         maps = torch.as_tensor(found, dtype=torch.float32, device=images.device).view(cells.shape[:3])
         maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.dialects import AUDITED, DIALECTS, Finding, audit
+from bench.evaluation.metric_variants import AUDITED, DIALECTS, Finding, audit
+from bench.evaluation.summary import METRICS, Group, groups, heading, marks
 from bench.record import Record
 from bench.report import Figure, Use
 from bench.store import Store
-from bench.summary import METRICS, Group, groups, heading, marks
 
 from .parts.markup import markdown
 from .parts.papers import narrowed

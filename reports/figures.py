@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from bench.evaluation.summary import groups, named, topics
 from bench.record import Record
 from bench.report import Figure, Use
 from bench.store import Store
-from bench.summary import groups, named, topics
 
 from .parts import cases, comparisons, curves
 from .parts.evidence import gathered

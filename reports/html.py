@@ -9,10 +9,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from bench.evaluation.summary import LATENCY, METRICS, Group, caveats, columns, groups, named, topics
 from bench.record import Record
 from bench.report import Figure, Use
 from bench.store import Store
-from bench.summary import LATENCY, METRICS, Group, caveats, columns, groups, named, topics
 
 from .parts.cases import READING, RULE
 from .parts.document import TITLE, document

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.evaluation.summary import METRICS, groups, topics
 from bench.record import Record
 from bench.report import Figure, Use
 from bench.store import Store
-from bench.summary import METRICS, groups, topics
 
 from .parts.beside import missing
 from .parts.checks import VERDICTS, Check, published_checks, released_checks, tabled, verified

@@ -11,9 +11,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from bench.metrics import judge
+from bench.evaluation.metrics import judge
+from bench.execution.fit import cases
 from bench.record import Answers, Record, Run
-from bench.runner import cases
 from bench.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of programs that tests start: threads on a busy core wait long

@@ -18,8 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench import campaign, cli, config, console, registry
+from bench import registry
+from bench.cli import app, console
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
 from bench.errors import BenchError
+from bench.execution import schedule
 from bench.store import Store
 
 ODD = Path(__file__).parent / "odd"
@@ -48,7 +52,7 @@ def bench(parts: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> Itera
         monkeypatch.setattr(sys, "argv", ["bench", *words])
         caplog.clear()
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            app.main()
         said = capsys.readouterr()
         return Told(int(end.value.code or 0), "\n".join([said.out, said.err, *caplog.messages]))
 
@@ -388,11 +392,11 @@ def test_any_tree_of_folders_is_surveyed_or_refused_in_words(
         path.write_bytes(b"" if not whole else b"some bytes")
     said = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap", "time": False}
     paths = {"data": root, "runs": root.parent / "runs", "cache": root.parent / "cache"}
-    plan = config.plan(config.read(root), registry.names("methods"), said=said, profile="check", paths=paths)
+    plan = make_plan(load_config(root), registry.names("methods"), said=said, profile="check", paths=paths)
     try:
-        survey = campaign.survey(plan)
+        survey = schedule.survey(plan)
     except BenchError:
         return
-    records = list(campaign.run(plan, survey, lambda *_: None))
+    records = list(schedule.run(plan, survey, lambda *_: None))
     assert records
     assert all("must be whole and usable" in record.failure for record in records)  # none of the files is an image

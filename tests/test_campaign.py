@@ -8,11 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import campaign, config, counting, metrics, registry, runner
-from bench.config import Plan
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import Plan, make_plan
+from bench.data.images import FileImages, Originals
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.images import FileImages, Originals
+from bench.evaluation import curves, metrics
+from bench.execution import fit, schedule
 from bench.method import Preparation, Setup
 from bench.record import Record
 from bench.store import Store
@@ -22,8 +25,8 @@ def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: obje
     given = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap", "threads": 1, "time": False} | said
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache"}
     names = registry.names("methods")
-    known = config.read()
-    return config.plan(known, names, said=given, settings=settings, profile="check", paths=paths, command="bench run")
+    known = load_config()
+    return make_plan(known, names, said=given, settings=settings, profile="check", paths=paths, command="bench run")
 
 
 def prepared(parts: Path, files: list[str]) -> FileImages:
@@ -32,7 +35,7 @@ def prepared(parts: Path, files: list[str]) -> FileImages:
 
 
 def ran(plan: Plan, **options: bool) -> list[Record]:
-    return list(campaign.run(plan, campaign.survey(plan, **options), lambda *_: None))
+    return list(schedule.run(plan, schedule.survey(plan, **options), lambda *_: None))
 
 
 def test_a_run_writes_a_record_a_category_with_all_that_made_it(parts: Path) -> None:
@@ -58,21 +61,21 @@ def test_recorded_metrics_can_be_had_again_from_what_is_stored(parts: Path) -> N
     plan = planned(parts)
     store = Store(plan.runs)
     for record in ran(plan):
-        assert runner.judge(store.answers(record)).values == record.metrics
+        assert fit.judge(store.answers(record)).values == record.metrics
 
 
 def test_a_second_identical_call_does_nothing_and_force_does_it_again(parts: Path) -> None:
     plan = planned(parts)
     first = ran(plan)
-    again = campaign.survey(plan)
+    again = schedule.survey(plan)
     assert (again.jobs, list(again.found)) == ((), first)
-    assert len(campaign.survey(plan, force=True).jobs) == 2
+    assert len(schedule.survey(plan, force=True).jobs) == 2
 
 
 def test_a_run_goes_on_where_it_was_stopped(parts: Path) -> None:
     plan = planned(parts)
-    next(campaign.run(plan, campaign.survey(plan), lambda *_: None))
-    assert [job.task.name for job in campaign.survey(plan).jobs] == ["plate"]
+    next(schedule.run(plan, schedule.survey(plan), lambda *_: None))
+    assert [job.task.name for job in schedule.survey(plan).jobs] == ["plate"]
 
 
 def test_a_changed_image_is_another_run_and_a_changed_neighbour_is_not(parts: Path) -> None:
@@ -80,7 +83,7 @@ def test_a_changed_image_is_another_run_and_a_changed_neighbour_is_not(parts: Pa
     ran(plan)
     image = parts / "plate" / "train" / "good" / "000.png"
     image.write_bytes((parts / "plate" / "train" / "good" / "001.png").read_bytes())
-    assert [job.task.name for job in campaign.survey(plan).jobs] == ["plate"]
+    assert [job.task.name for job in schedule.survey(plan).jobs] == ["plate"]
 
 
 def test_the_same_call_twice_gives_the_same_answers_to_the_bit(parts: Path) -> None:
@@ -101,19 +104,19 @@ def test_neither_the_other_categories_nor_their_order_move_an_answer(parts: Path
 
 def test_unified_fits_once_and_judges_each_category(parts: Path) -> None:
     plan = planned(parts, protocol="unified")
-    survey = campaign.survey(plan)
+    survey = schedule.survey(plan)
     assert len(survey.jobs) == 1
-    assert [record.category for record in campaign.run(plan, survey, lambda *_: None)] == ["bolt", "plate"]
+    assert [record.category for record in schedule.run(plan, survey, lambda *_: None)] == ["bolt", "plate"]
 
 
 def test_each_seed_and_each_k_is_a_fit(parts: Path) -> None:
-    survey = campaign.survey(planned(parts, protocol="kshot", k="1,2", seed="0,1,2"))
+    survey = schedule.survey(planned(parts, protocol="kshot", k="1,2", seed="0,1,2"))
     assert len(survey.jobs) == 2 * 3 * 2
     assert len({(job.run.k, job.run.seed, job.task.name) for job in survey.jobs}) == 12
 
 
 def test_every_method_sees_the_same_draw(parts: Path) -> None:
-    jobs = campaign.survey(planned(parts, method="meanmap,patchcore", protocol="kshot", k="2")).jobs
+    jobs = schedule.survey(planned(parts, method="meanmap,patchcore", protocol="kshot", k="2")).jobs
     drawn = {(job.run.name, job.task.name): job.task.train for job in jobs}
     assert drawn["meanmap", "bolt"] == drawn["patchcore", "bolt"]
 
@@ -121,9 +124,9 @@ def test_every_method_sees_the_same_draw(parts: Path) -> None:
 def test_the_oracle_writes_its_own_record(parts: Path) -> None:
     plan = planned(parts, method="aminet", selection="both", every=1, category="bolt", protocol="kshot", k=2)
     assert [(record.selection, record.every) for record in ran(plan)] == [("last", 0), ("oracle", 1)]
-    assert campaign.survey(plan).jobs == ()
+    assert schedule.survey(plan).jobs == ()
     other = planned(parts, method="aminet", selection="both", every=2, category="bolt", protocol="kshot", k=2)
-    assert len(campaign.survey(other).jobs) == 1
+    assert len(schedule.survey(other).jobs) == 1
 
 
 def test_a_crash_takes_no_other_run_along_and_is_tried_again(parts: Path) -> None:
@@ -133,17 +136,17 @@ def test_a_crash_takes_no_other_run_along_and_is_tried_again(parts: Path) -> Non
     assert "000.png" in bolt.failure
     assert not bolt.metrics
     assert not plate.failure
-    assert [job.task.name for job in campaign.survey(plan).jobs] == ["bolt"]
+    assert [job.task.name for job in schedule.survey(plan).jobs] == ["bolt"]
 
 
 def test_a_method_without_weights_is_left_out_and_the_others_go_on(parts: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = {"patchcore.backbone": "wide_resnet50_2.tv_in1k"}
-    survey = campaign.survey(planned(parts, method="meanmap,patchcore", settings=settings))
+    survey = schedule.survey(planned(parts, method="meanmap,patchcore", settings=settings))
     assert set(survey.refused) == {"patchcore"}
     assert {job.run.name for job in survey.jobs} == {"meanmap"}
     with pytest.raises(BenchError, match="weights"):
-        campaign.survey(planned(parts, method="patchcore", settings=settings))
+        schedule.survey(planned(parts, method="patchcore", settings=settings))
 
 
 def test_latency_memory_and_pictures_are_part_of_a_record(parts: Path) -> None:
@@ -178,11 +181,11 @@ def test_a_threshold_is_set_by_good_images_that_the_fit_never_saw(parts: Path) -
     called = answers.scores > record.threshold
     assert record.metrics["image_recall"] == called[answers.anomalous].mean() == 1.0
     assert record.metrics["image_fpr"] == called[~answers.anomalous].mean()
-    assert runner.judge(answers, threshold=record.threshold).values == record.metrics
+    assert fit.judge(answers, threshold=record.threshold).values == record.metrics
 
 
 def test_a_calibrated_run_is_another_one_and_a_plain_one_stays_where_it_is(parts: Path) -> None:
-    plain, held = (campaign.survey(planned(parts, calibrate=rate)).jobs[0].run for rate in (0, 0.34))
+    plain, held = (schedule.survey(planned(parts, calibrate=rate)).jobs[0].run for rate in (0, 0.34))
     assert plain.key("d") == dataclasses.replace(held, calibrate=0.0).key("d") != held.key("d")
     assert plain.variant != held.variant
     (record, _) = ran(planned(parts))
@@ -193,7 +196,7 @@ def test_a_calibrated_run_is_another_one_and_a_plain_one_stays_where_it_is(parts
 def test_a_released_checkpoint_can_not_be_calibrated(parts: Path) -> None:
     plan = dataclasses.replace(planned(parts, calibrate=0.34), checkpoint=parts)
     with pytest.raises(BenchError, match="held out of a released checkpoint's training"):
-        campaign.survey(plan)
+        schedule.survey(plan)
 
 
 def test_each_category_of_one_model_has_its_own_threshold(parts: Path) -> None:
@@ -207,7 +210,7 @@ def test_a_set_too_large_to_be_exact_tells_its_error_in_the_record(
     parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = ran(planned(parts, category="bolt"))[0]
-    monkeypatch.setattr(counting, "EXACT", 100)  # of 300 defect pixels
+    monkeypatch.setattr(curves, "EXACT", 100)  # of 300 defect pixels
     record = ran(planned(parts, category="bolt"), force=True)[0]
     moved = [abs(record.metrics[name] - value) for name, value in exact.metrics.items()]
     assert exact.error == 0.0
@@ -243,9 +246,9 @@ def test_at_original_resolution_pixels_are_those_of_the_files(parts: Path) -> No
     expected = metrics.judge(answers.scores, answers.anomalous, maps, masks).values
     assert record.metrics == expected
     # They can be had again from what is stored and the files.
-    samples = campaign.survey(plan, force=True).jobs[0].task.tests["bolt"]
+    samples = schedule.survey(plan, force=True).jobs[0].task.tests["bolt"]
     originals = Originals(samples, Preparation(**record.run.preparation))
-    assert runner.judge(answers, originals=originals).values == expected
+    assert fit.judge(answers, originals=originals).values == expected
     at_input = ran(planned(parts, category="bolt"))[0]
     assert at_input.run.key("d") != record.run.key("d")
     assert at_input.metrics["image_auroc"] == record.metrics["image_auroc"]
@@ -253,7 +256,7 @@ def test_at_original_resolution_pixels_are_those_of_the_files(parts: Path) -> No
 
 
 def test_an_alias_is_a_name_over_a_file_with_settings_of_its_own(parts: Path) -> None:
-    jobs = campaign.survey(planned(parts, method="aminet,aminet_jitter", category="bolt")).jobs
+    jobs = schedule.survey(planned(parts, method="aminet,aminet_jitter", category="bolt")).jobs
     assert [(job.run.title, job.run.method, job.run.settings["jitter"]) for job in jobs] == [
         ("AMI-Net", "aminet", False),
         ("AMI-Net‡", "aminet", True),
@@ -263,7 +266,7 @@ def test_an_alias_is_a_name_over_a_file_with_settings_of_its_own(parts: Path) ->
 def test_settings_of_a_category_do_not_split_the_table(parts: Path) -> None:
     plan = planned(parts)
     choice = dataclasses.replace(plan.choices[0], by_category={"bolt": {"smoothing": ("7.5", "test")}})
-    bolt, plate = campaign.survey(dataclasses.replace(plan, choices=(choice,))).jobs
+    bolt, plate = schedule.survey(dataclasses.replace(plan, choices=(choice,))).jobs
     assert bolt.run.settings != plate.run.settings
     assert bolt.run.variant == plate.run.variant
 
@@ -282,4 +285,4 @@ def test_settings_of_a_category_do_not_split_the_table(parts: Path) -> None:
 )
 def test_what_does_not_fit_the_data_is_refused_in_words(parts: Path, said: dict, words: str) -> None:
     with pytest.raises(BenchError, match=words):
-        campaign.survey(planned(parts, **said))
+        schedule.survey(planned(parts, **said))

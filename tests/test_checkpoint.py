@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from bench import campaign, config, registry
-from bench.config import Plan
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
+from bench.evaluation.summary import groups, marks
+from bench.execution import schedule
 from bench.record import Record
 from bench.store import Store
-from bench.summary import groups, marks
 
 FIXTURE = Path(__file__).parent / "data" / "aminet_released_form.pth"
 SIZES = {"width": "48", "heads": "12", "depth": "2", "clusters": "4", "backbone": "tf_efficientnet_lite0"}
@@ -31,11 +33,11 @@ def planned(parts: Path, checkpoint: Path | None, *, set_: dict[str, str] | None
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache", "checkpoint": checkpoint}
     settings = SIZES | (set_ or {})
     names = registry.names("methods")
-    return config.plan(config.read(), names, said=given | said, settings=settings, profile="code", paths=paths)
+    return make_plan(load_config(), names, said=given | said, settings=settings, profile="code", paths=paths)
 
 
 def ran(plan: Plan) -> list[Record]:
-    return list(campaign.run(plan, campaign.survey(plan), lambda *_: None))
+    return list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
 
 
 def test_a_released_model_is_judged_untrained_and_says_so(parts: Path, released: Path) -> None:
@@ -47,7 +49,7 @@ def test_a_released_model_is_judged_untrained_and_says_so(parts: Path, released:
     assert len(bolt.run.inputs["checkpoint"]) == 64
     assert bolt.origin["checkpoint"] == "--checkpoint"
     assert "plate/AMAE.pth is not there" in plate.failure
-    again = campaign.survey(plan)
+    again = schedule.survey(plan)
     assert [job.task.name for job in again.jobs] == ["plate"]
     assert again.found == (bolt,)
     (group,) = groups(Store(plan.runs).walk())  # one table: a file tells runs apart, the folder tables
@@ -59,17 +61,17 @@ def test_a_released_model_is_judged_untrained_and_says_so(parts: Path, released:
 
 
 def test_what_is_trained_and_what_is_released_never_share_a_place(parts: Path, released: Path) -> None:
-    trained = campaign.survey(planned(parts, None, category="bolt")).jobs[0]
-    loaded = campaign.survey(planned(parts, released, category="bolt")).jobs[0]
+    trained = schedule.survey(planned(parts, None, category="bolt")).jobs[0]
+    loaded = schedule.survey(planned(parts, released, category="bolt")).jobs[0]
     assert trained.run.key(trained.data) != loaded.run.key(loaded.data)
     assert trained.run.variant != loaded.run.variant
 
 
 def test_a_single_file_is_one_model(parts: Path) -> None:
-    found = campaign.survey(planned(parts, FIXTURE, protocol="unified"))
+    found = schedule.survey(planned(parts, FIXTURE, protocol="unified"))
     assert [job.checkpoint for job in found.jobs] == [FIXTURE]
     with pytest.raises(BenchError, match=r"is one model; this plan has 2\. Give a folder"):
-        campaign.survey(planned(parts, FIXTURE))
+        schedule.survey(planned(parts, FIXTURE))
 
 
 @pytest.mark.parametrize(
@@ -92,13 +94,13 @@ def test_settings_that_are_not_the_models_are_told_in_one_line(
 
 def test_what_can_not_be_had_of_a_checkpoint_is_refused_before_any_run(parts: Path, released: Path) -> None:
     with pytest.raises(BenchError, match="held out of a released checkpoint's training"):
-        campaign.survey(planned(parts, released, calibrate="0.1"))
+        schedule.survey(planned(parts, released, calibrate="0.1"))
     said, paths = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap"}, {"checkpoint": released}
-    plan = config.plan(config.read(), registry.names("methods"), said=said, paths=paths | {"data": parts})
+    plan = make_plan(load_config(), registry.names("methods"), said=said, paths=paths | {"data": parts})
     with pytest.raises(BenchError, match=r"Mean map \(floor\) reads no released checkpoint"):
-        campaign.survey(plan)
+        schedule.survey(plan)
 
 
 def test_a_folder_that_is_not_there_is_refused(parts: Path) -> None:
     with pytest.raises(BenchError, match=r"a folder with <category>/AMAE\.pth; .*nowhere is neither"):
-        campaign.survey(planned(parts, parts / "nowhere"))
+        schedule.survey(planned(parts, parts / "nowhere"))

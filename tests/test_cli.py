@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench import cli
+from bench.cli import app
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def call(*words: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["bench", *words])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         told = capsys.readouterr()
         return Said(ended.value.code or 0, told.out, told.err)
 
@@ -221,7 +221,7 @@ def test_a_shell_can_complete_commands_and_names(here: Path, shell: str, words: 
     line = " ".join(["bench", *words])
     asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_ARGS": line}
     asked |= {"_BENCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    command = [sys.executable, "-c", "import sys; sys.argv = ['bench']; from bench.cli import main; main()"]
+    command = [sys.executable, "-c", "import sys; sys.argv = ['bench']; from bench.cli.app import main; main()"]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **asked})
     assert told in found.stdout
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import campaign, cluster, config, registry
-from bench.config import Plan
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
-from bench.executor import Job, local
+from bench.execution import ray_executor, schedule
+from bench.execution.job import Job, local
 from bench.record import Record
 from bench.store import Store
 
@@ -53,13 +55,13 @@ def two_nodes() -> Iterator[str]:
 def planned(parts: Path, runs: str, *, settings: dict[str, str] | None = None, **said: object) -> Plan:
     given = {"dataset": "folder", "protocol": "kshot", "k": "2", "threads": 1, "time": False} | said
     paths = {"data": parts, "runs": parts.parent / runs, "cache": parts.parent / "cache"}
-    return config.plan(
-        config.read(), registry.names("methods"), said=given, settings=settings, profile="check", paths=paths
+    return make_plan(
+        load_config(), registry.names("methods"), said=given, settings=settings, profile="check", paths=paths
     )
 
 
 def ran(plan: Plan) -> list[Record]:
-    return list(campaign.run(plan, campaign.survey(plan), lambda *_: None))
+    return list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
 
 
 def alike(record: Record) -> Record:
@@ -70,7 +72,7 @@ def alike(record: Record) -> Record:
 
 def bolt(parts: Path, *hows: str, **settings: str) -> list[Job]:
     """The job on the bolt, done so by the odd method, once for each how."""
-    (job,) = campaign.survey(planned(parts, "runs", method="odd", category="bolt", settings=settings)).jobs
+    (job,) = schedule.survey(planned(parts, "runs", method="odd", category="bolt", settings=settings)).jobs
     return [replace(job, run=replace(job.run, settings=job.run.settings | {"how": how})) for how in hows]
 
 
@@ -100,7 +102,7 @@ def test_two_nodes_make_the_records_that_this_process_makes_and_a_killed_worker_
 def test_a_task_that_hangs_or_kills_every_worker_fails_alone(two_nodes: str, parts: Path) -> None:
     told: list[tuple] = []
     watch = lambda *words: told.append(words)
-    done = cluster.spread(bolt(parts, "hangs", "is killed", "well"), watch, address=two_nodes, timeout=10)
+    done = ray_executor.spread(bolt(parts, "hangs", "is killed", "well"), watch, address=two_nodes, timeout=10)
     found = {job.run.settings["how"]: outcomes[0].record for job, outcomes in done}
     assert found["hangs"].failure == "Stopped after --timeout 10 seconds. Raise it."
     assert found["is killed"].failure.startswith("Its worker failed, 3 times in all: ")
@@ -117,7 +119,7 @@ def test_data_can_be_shipped_and_what_no_node_has_is_refused(two_nodes: str, par
     here = ran(planned(parts, "here", method="meanmap"))
     assert sorted(map(repr, map(alike, shipped))) == sorted(map(repr, map(alike, here)))
     with pytest.raises(BenchError, match="A task asks for 64 CPU of one node; no node of the cluster has that"):
-        list(cluster.spread([replace(job, threads=64) for job in bolt(parts, "well")], print, address=two_nodes))
+        list(ray_executor.spread([replace(job, threads=64) for job in bolt(parts, "well")], print, address=two_nodes))
 
 
 # ---- without Ray
@@ -126,28 +128,28 @@ def test_data_can_be_shipped_and_what_no_node_has_is_refused(two_nodes: str, par
 def test_without_ray_one_line_says_what_to_install(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BenchError, match=r"--executor ray needs Ray.*pip install 'maskbench\[ray\]'"):
-        list(cluster.spread(bolt(parts, "well"), lambda *_: None))
+        list(ray_executor.spread(bolt(parts, "well"), lambda *_: None))
 
 
 def test_a_task_asks_for_the_threads_that_it_was_told_or_one(parts: Path) -> None:
     (job,) = bolt(parts, "well")
-    assert cluster.fitted_to_a_task(replace(job, threads=0)).threads == 1
-    assert cluster.fitted_to_a_task(replace(job, threads=3, device="cpu")).threads == 3
-    assert cluster.fitted_to_a_task(replace(job, device="cuda:1")).device == "cuda"  # Ray says which one
+    assert ray_executor.fitted_to_a_task(replace(job, threads=0)).threads == 1
+    assert ray_executor.fitted_to_a_task(replace(job, threads=3, device="cpu")).threads == 3
+    assert ray_executor.fitted_to_a_task(replace(job, device="cuda:1")).device == "cuda"  # Ray says which one
 
 
 def test_shipped_images_are_judged_as_the_callers_are(parts: Path) -> None:
     (job,) = bolt(parts, "well")
     (here,) = next(local([job], lambda *_: None))[1]
-    files = {str(path): path.read_bytes() for path in cluster._files(job)}
-    moved = cluster._unpacked(job, files)
+    files = {str(path): path.read_bytes() for path in ray_executor._files(job)}
+    moved = ray_executor._unpacked(job, files)
     parts.rename(parts.parent / "away")
     with pytest.raises(BenchError, match=r"this one has no .*\.png\. Put the data there, or give --ship-data"):
-        cluster._at_hand(job)
-    (there,) = next(local([cluster._at_hand(moved)], lambda *_: None))[1]
+        ray_executor._at_hand(job)
+    (there,) = next(local([ray_executor._at_hand(moved)], lambda *_: None))[1]
     assert alike(here.record) == alike(there.record)
     assert np.array_equal(here.answers.maps, there.answers.maps)
-    assert cluster._unpacked(job, {}) == moved  # what is there is not written again
+    assert ray_executor._unpacked(job, {}) == moved  # what is there is not written again
 
 
 @pytest.mark.parametrize(
@@ -163,11 +165,11 @@ def test_shipped_images_are_judged_as_the_callers_are(parts: Path) -> None:
 )
 def test_latency_is_measured_only_where_a_fit_has_its_device_alone(parts: Path, said: dict, timed: bool) -> None:
     given = {"method": "meanmap", "time": True, "device": "cpu"} | said
-    assert {job.time for job in campaign.survey(planned(parts, "runs", **given)).jobs} == {timed}
+    assert {job.time for job in schedule.survey(planned(parts, "runs", **given)).jobs} == {timed}
 
 
 def test_what_was_made_on_a_cluster_without_latency_is_not_made_again_there(parts: Path) -> None:
     ran(planned(parts, "runs", method="meanmap"))
     again = {"method": "meanmap", "time": True, "device": "cpu"}
-    assert not campaign.survey(planned(parts, "runs", executor="ray", **again)).jobs
-    assert len(campaign.survey(planned(parts, "runs", **again)).jobs) == 2
+    assert not schedule.survey(planned(parts, "runs", executor="ray", **again)).jobs
+    assert len(schedule.survey(planned(parts, "runs", **again)).jobs) == 2

@@ -7,19 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from bench import campaign, config, registry
-from bench.contract import Drawn
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
+from bench.config.settings import resolve
 from bench.errors import BenchError
+from bench.execution import schedule
+from bench.execution.method_checks import Drawn
 from bench.method import Setup
 from bench.methods.parts import compiled as parts
-from bench.settings import resolve
 
 SETUP = Setup((64, 64), torch.device("cpu"), 0, compile=True)
 
 
 def fitted(name: str, setup: Setup) -> Any:
     module = registry.load("methods", name)
-    given = dict(config.read().tables["profile"]["check"]["set"][name])
+    given = dict(load_config().tables["profile"]["check"]["set"][name])
     given |= {"backbone": "random:resnet10t"} if "backbone" in given else {}
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in given.items()}, name)
     method = module.METHOD(settings, setup)
@@ -78,6 +81,6 @@ def test_a_network_that_can_not_be_compiled_says_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_method_without_a_network_refuses_to_be_compiled() -> None:
-    plan = config.plan(config.read(), registry.names("methods"), said={"method": ("meanmap",), "compile": True})
+    plan = make_plan(load_config(), registry.names("methods"), said={"method": ("meanmap",), "compile": True})
     with pytest.raises(BenchError, match="has nothing that --compile would compile"):
-        campaign.survey(plan)
+        schedule.survey(plan)

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.choices import meant
-from bench.config import Config, Options, Plan, cache_folder, plan, read
+from bench.config.bench_toml import Config, cache_folder, load_config
+from bench.config.method_specs import meant
+from bench.config.options import Options
+from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
 from bench.registry import names
 
@@ -54,7 +56,7 @@ class Memory:
 
 def planned(tables: dict[str, Any] = TABLES, *, set_: Mapping[str, str] | None = None, **given: Any) -> Plan:
     where = {key: given.pop(key) for key in ("profile", "campaign", "paths") if key in given}
-    return plan(Config(tables), METHODS, said={"method": "inpaint"} | given, settings=set_, **where)
+    return make_plan(Config(tables), METHODS, said={"method": "inpaint"} | given, settings=set_, **where)
 
 
 # ---- precedence and origin
@@ -276,7 +278,7 @@ def test_any_tables_and_options_give_a_plan_or_a_bench_error(
             table[key] = value
     try:
         given = {"settings": keys, "over": over, "campaign": campaign}
-        found = plan(Config(tables), METHODS, said={"method": "memory"} | said, **given)
+        found = make_plan(Config(tables), METHODS, said={"method": "memory"} | said, **given)
     except BenchError:
         return
     assert found.choices
@@ -317,16 +319,16 @@ def test_the_users_folders_of_methods_are_listed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_shipped_file_alone_is_read_where_the_folder_has_none(tmp_path: Path) -> None:
-    shipped = read(tmp_path)
+    shipped = load_config(tmp_path)
     assert [path.name for path in shipped.found] == ["bench.toml"]
     assert {"demo", "code", "paper"} <= set(shipped.names("profile"))
     assert {"table1", "table2", "table3", "table4", "figure8"} <= set(shipped.names("campaign"))
     assert shipped.title("aminet_jitter") == "AMI-Net‡"
-    assert read(shipped.found[0].parent).found == shipped.found
+    assert load_config(shipped.found[0].parent).found == shipped.found
 
 
 def test_the_shipped_file_tells_every_option_and_the_value_that_holds_without_it() -> None:
-    (shipped,) = read(Path(__file__)).found
+    (shipped,) = load_config(Path(__file__)).found
     told = re.findall(r"^# (\w+ = \S.*?) +# .+$", shipped.read_text(encoding="utf-8"), re.MULTILINE)
     options = {entry.name for entry in fields(Options)}
     told = tomllib.loads("\n".join(line for line in told if line.partition(" ")[0] in options))
@@ -335,19 +337,19 @@ def test_the_shipped_file_tells_every_option_and_the_value_that_holds_without_it
 
 
 def test_every_shipped_profile_and_campaign_makes_a_plan(tmp_path: Path) -> None:
-    shipped = read(tmp_path)
+    shipped = load_config(tmp_path)
     methods = names("methods")
     for profile in shipped.names("profile"):
-        assert plan(shipped, methods, said={}, profile=profile).note == shipped.tables["profile"][profile]["note"]
+        assert make_plan(shipped, methods, said={}, profile=profile).note == shipped.tables["profile"][profile]["note"]
     for campaign in shipped.names("campaign"):
-        assert plan(shipped, methods, said={}, campaign=campaign).campaign == campaign
+        assert make_plan(shipped, methods, said={}, campaign=campaign).campaign == campaign
 
 
 def test_a_users_file_is_laid_over_the_shipped_one_table_by_table(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text(
         '[profile.demo.set.aminet]\nwidth = 96\n[profile.mine]\nk = [1]\n[paths.data]\nmvtec = "/data"\n', "utf-8"
     )
-    shipped, found = read(tmp_path.parent), read(tmp_path)
+    shipped, found = load_config(tmp_path.parent), load_config(tmp_path)
     expected = shipped.tables["profile"]["demo"]["set"]["aminet"] | {"width": 96}
     assert found.tables["profile"]["demo"]["set"]["aminet"] == expected
     assert found.tables["profile"]["demo"]["shared"] == shipped.tables["profile"]["demo"]["shared"]
@@ -372,11 +374,11 @@ def test_a_users_file_is_laid_over_the_shipped_one_table_by_table(tmp_path: Path
 def test_a_broken_file_is_told_with_its_name_and_line(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "bench.toml").write_bytes(content)
     with pytest.raises(BenchError, match=rf"{tmp_path}/bench\.toml must be .*{words}") as refusal:
-        read(tmp_path)
+        load_config(tmp_path)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_users_file_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text("[profile.demo]\nepochs = 3\n", "utf-8")
     with pytest.raises(BenchError, match=r"'epochs' is not a key of \[profile\.demo\]"):
-        read(tmp_path)
+        load_config(tmp_path)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from bench import dialects
-from bench.dialects import DIALECTS, Finding, audit, exact
+from bench.evaluation import metric_variants
+from bench.evaluation.metric_variants import DIALECTS, Finding, audit, exact
 from bench.record import Answers
 
 
@@ -55,7 +55,7 @@ def test_every_dialect_has_a_name_a_meaning_and_a_place() -> None:
     for dialect in DIALECTS:
         assert dialect.meaning.endswith("."), dialect.name
         assert dialect.where
-        assert not {*dialect.needs} - {*dialects.AUDITED, "maps", "soft"}
+        assert not {*dialect.needs} - {*metric_variants.AUDITED, "maps", "soft"}
 
 
 def test_on_whole_answers_every_dialect_speaks_and_ours_is_the_exact_value() -> None:
@@ -63,7 +63,7 @@ def test_on_whole_answers_every_dialect_speaks_and_ours_is_the_exact_value() -> 
     found = audit(given_answers)
     assert {each.dialect for each in found} == {dialect.name for dialect in DIALECTS}
     ours = exact(given_answers)
-    assert list(ours) == list(dialects.AUDITED)
+    assert list(ours) == list(metric_variants.AUDITED)
     assert all(each.ours == ours[each.metric] for each in found)
     assert all(0 <= each.theirs <= 1 for each in found)
 

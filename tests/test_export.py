@@ -7,12 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import config, contract, machine, registry
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
+from bench.data.images import prepare
+from bench.deploy.saved_model import Kept
 from bench.errors import BenchError
-from bench.images import prepare
-from bench.machine import seed_everything
+from bench.execution import environment, method_checks
+from bench.environment import seed_everything
 from bench.method import Preparation, Setup
-from bench.model import Kept
 from bench.record import Record, Run
 
 onnx = pytest.importorskip("onnx", reason="needs maskbench[export]")
@@ -25,7 +28,7 @@ SIZES = ((64, 64), (40, 50), (201, 333), (500, 90))
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("form", [{}, {"keep_aspect": True}, {"keep_aspect": True, "crop": 40}])
 def test_the_graph_prepares_an_image_of_any_size_as_pillow_does(resample: str, form: dict) -> None:
-    from bench.graph import IMAGE, preparation_graph
+    from bench.deploy.onnx_preprocessing import IMAGE, preparation_graph
 
     preparation = Preparation(48, 64, resample, **form)  # type: ignore[arg-type]
     session = onnxruntime.InferenceSession(preparation_graph(preparation).SerializeToString())
@@ -42,7 +45,7 @@ def test_the_graph_prepares_an_image_of_any_size_as_pillow_does(resample: str, f
 
 
 def test_a_resize_by_nearest_neighbours_is_refused() -> None:
-    from bench.graph import preparation_graph
+    from bench.deploy.onnx_preprocessing import preparation_graph
 
     with pytest.raises(BenchError, match="this run's is nearest"):
         preparation_graph(Preparation(48, 64, "nearest"))
@@ -50,13 +53,13 @@ def test_a_resize_by_nearest_neighbours_is_refused() -> None:
 
 def kept(name: str, where: Path) -> Kept:
     """A method fitted on drawn images at the smallest settings, beside a record of nothing else."""
-    plan = config.plan(config.read(), registry.names("methods"), said={"method": name}, profile="check")
+    plan = make_plan(load_config(), registry.names("methods"), said={"method": name}, profile="check")
     (choice,) = plan.choices
     module = registry.load("methods", choice.method)
     settings, _ = choice.resolved(module.Settings, "")
     seed_everything(3)
-    method = module.METHOD(settings, Setup(contract.SIZE, machine.device("cpu"), 3))
-    method.fit(contract.Drawn(), lambda *_: None)
+    method = module.METHOD(settings, Setup(method_checks.SIZE, environment.device("cpu"), 3))
+    method.fit(method_checks.Drawn(), lambda *_: None)
     run = Run(
         dataset="drawn", synthetic=True, protocol="kshot", k=2, seed=0, limit=0, name=name, method=choice.method,
         title=choice.title, settings={}, preparation={"height": 64, "width": 64}, precision="float32", inputs={},
@@ -69,7 +72,7 @@ def kept(name: str, where: Path) -> Kept:
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
     """An image as the method's own input, a larger one and an oblong one with a bright spot."""
-    pixels = (contract.Drawn(count=1).pixels[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    pixels = (method_checks.Drawn(count=1).pixels[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     pixels[30:38, 30:38] = 255
     paths = []
     for number, size in enumerate(((64, 64), (200, 200), (150, 90))):
@@ -79,7 +82,7 @@ def images(tmp_path: Path) -> list[Path]:
 
 
 def exported(name: str, tmp_path: Path, images: list[Path]):
-    from bench.export import export
+    from bench.deploy.export import export
 
     return export(kept(name, tmp_path), tmp_path / "model.onnx", images)
 
@@ -106,7 +109,7 @@ def test_an_exported_method_answers_as_it_does_itself(name: str, tmp_path: Path,
 @pytest.mark.filterwarnings("ignore:::onnxscript")
 @pytest.mark.slow
 def test_a_method_that_draws_at_each_predict_is_refused_in_words(tmp_path: Path, images: list[Path]) -> None:
-    from bench import export
+    from bench.deploy import export
 
     found = kept("meanmap", tmp_path)
     predict = found.method.predict
@@ -117,7 +120,7 @@ def test_a_method_that_draws_at_each_predict_is_refused_in_words(tmp_path: Path,
 
 
 def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path, images: list[Path]) -> None:
-    from bench import export
+    from bench.deploy import export
 
     found = kept("meanmap", tmp_path)
     predict, calls = found.method.predict, []
@@ -136,7 +139,7 @@ def test_a_graph_that_answers_otherwise_is_not_written(tmp_path: Path, images: l
 def test_half_precision_is_refused(tmp_path: Path, images: list[Path]) -> None:
     from dataclasses import replace
 
-    from bench import export
+    from bench.deploy import export
 
     found = kept("meanmap", tmp_path)
     found.method.setup = replace(found.method.setup, precision="bfloat16")

@@ -217,9 +217,7 @@ def test_the_folder_stays_within_its_bound_and_gives_up_what_was_unused_for_long
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_without_room_on_the_disk_features_are_kept_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_room_on_the_disk_features_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = Pictures(3)
     monkeypatch.setattr(cache, "RESERVE_BYTES", 2**62)
     assert_right(kept_in(tmp_path / "features", pictures), pictures)

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from bench import registry
+from bench.evaluation.summary import groups, named
 from bench.record import Record, Run
 from bench.report import Figure
 from bench.reports.parts import cases, comparisons, curves, drawing, evidence, style
 from bench.store import Store
-from bench.summary import groups, named
 
 Simulate = Callable[..., Store]
 RUN = Run(

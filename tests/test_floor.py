@@ -1,9 +1,11 @@
 """What learns must beat the floor: the demo's own settings, 4 images of its fabric, by points of pixel AUROC."""
 
-
 import pytest
 
-from bench import campaign, config, registry
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
+from bench.execution import schedule
 
 MARGINS = {"ae": 15, "ae_ssim": 7, "riad": 7, "mfrnet": 20, "aminet": 15, "aminet_jitter": 8, "patchcore": 20}
 
@@ -13,8 +15,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """Pixel AUROC in percent by method; a minute or less a method on an idle core."""
     said = {"method": ("meanmap", *MARGINS), "category": ("fabric",), "threads": 1, "time": False, "maps": "none"}
     runs = tmp_path_factory.mktemp("runs")
-    plan = config.plan(config.read(), registry.names("methods"), said=said, profile="demo", paths={"runs": runs})
-    records = campaign.run(plan, campaign.survey(plan), lambda *_: None)
+    plan = make_plan(load_config(), registry.names("methods"), said=said, profile="demo", paths={"runs": runs})
+    records = schedule.run(plan, schedule.survey(plan), lambda *_: None)
     return {record.run.name: 100 * record.metrics["pixel_auroc"] for record in records}
 
 

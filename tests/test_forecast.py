@@ -3,16 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bench import campaign
-from bench.forecast import Forecast, forecast
-from bench.protocol import Task
+from bench.data.protocol import Task
+from bench.execution import schedule
+from bench.execution.forecast import Forecast, forecast
 from bench.record import Record
 
 from .test_campaign import planned
 
 
 def test_times_go_by_images_and_the_median_counts(parts: Path) -> None:
-    (job,) = campaign.survey(planned(parts, category="bolt")).jobs
+    (job,) = schedule.survey(planned(parts, category="bolt")).jobs
     five, six = job.task.train, job.task.tests["bolt"]
     alike = Record(run=job.run, category="x", data="d", train=["a"] * 10, tests=["b"] * 2, epoch=4, memory={"host": 7})
     records = [

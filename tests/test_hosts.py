@@ -9,16 +9,19 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bench import config, contract, registry
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
+from bench.execution import method_checks
 from bench.method import Setup
 from bench.store import Store
 
 CPU = torch.device("cpu")
 
 
-def planned(*methods: str, **said: object) -> config.Plan:
-    return config.plan(config.read(), registry.names("methods"), said={"method": ",".join(methods), **said})
+def planned(*methods: str, **said: object) -> Plan:
+    return make_plan(load_config(), registry.names("methods"), said={"method": ",".join(methods), **said})
 
 
 def test_a_name_with_a_colon_is_a_model_of_a_host() -> None:
@@ -28,8 +31,8 @@ def test_a_name_with_a_colon_is_a_model_of_a_host() -> None:
 
 
 def test_a_setting_reaches_one_hosted_model_by_its_name() -> None:
-    given = config.plan(
-        config.read(),
+    given = make_plan(
+        load_config(),
         registry.names("methods"),
         said={"method": "sklearn:PCA,sklearn:IsolationForest"},
         settings={"sklearn:PCA.grid": "2"},
@@ -64,7 +67,7 @@ def test_what_scikit_learn_has_not_is_refused_in_words(settings: dict[str, str],
 
 
 def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors() -> None:
-    module, images = registry.load("methods", "sklearn"), contract.Drawn()
+    module, images = registry.load("methods", "sklearn"), method_checks.Drawn()
     settings = module.Settings(
         "PCA", '{"n_components": 4, "svd_solver": "full"}', "tf_efficientnet_lite0", grid=2, smoothing=0.0
     )
@@ -79,7 +82,7 @@ def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors
 
 
 def test_a_hosted_detector_takes_its_backbone_in_the_precision_that_is_asked_for() -> None:
-    module, images = registry.load("methods", "sklearn"), contract.Drawn()
+    module, images = registry.load("methods", "sklearn"), method_checks.Drawn()
     settings = module.Settings("PCA", backbone="tf_efficientnet_lite0", grid=2)
     whole, half = (module.METHOD(settings, Setup((64, 64), CPU, 0, precision=one)) for one in ("float32", "bfloat16"))
     for method in (whole, half):
@@ -91,17 +94,17 @@ def test_a_hosted_detector_takes_its_backbone_in_the_precision_that_is_asked_for
 
 
 def test_a_run_of_a_hosted_model_stands_in_the_store_under_its_own_name(parts: Path, tmp_path: Path) -> None:
-    from bench import campaign
+    from bench.execution import schedule
 
     said = {"dataset": "folder", "protocol": "one-for-one", "time": False, "category": "bolt", "threads": 1}
-    plan = config.plan(
-        config.read(),
+    plan = make_plan(
+        load_config(),
         registry.names("methods"),
         said={"method": "sklearn:IsolationForest", **said},
         settings={"grid": "4"},
         paths={"data": parts, "runs": tmp_path / "runs"},
     )
-    (record,) = campaign.run(plan, campaign.survey(plan), lambda *_: None)
+    (record,) = schedule.run(plan, schedule.survey(plan), lambda *_: None)
     assert not record.failure
     assert record.run.title == "IsolationForest (scikit-learn)"
     assert record.run.settings["model"] == "IsolationForest"
@@ -121,7 +124,7 @@ def test_anomalibs_models_keep_what_every_method_promises(model: str, options: s
     pytest.importorskip("anomalib", reason="needs the extra maskbench[anomalib]")
     module = registry.load("methods", "anomalib")
     settings = module.Settings(model, "tf_efficientnet_lite0", epochs=2, batch=4, options=options)
-    found = contract.check(module, settings)
+    found = method_checks.check(module, settings)
     assert len(found) == 15
     assert not [f"{finding.promise} {finding.broken}" for finding in found if finding.broken]
 
@@ -133,4 +136,4 @@ def test_a_model_that_needs_a_trainer_is_refused_in_words() -> None:
     module = registry.load("methods", "anomalib")
     method = module.METHOD(module.Settings("Ganomaly", epochs=1), Setup((64, 64), CPU, 0))
     with pytest.raises(BenchError, match="only inside a Lightning trainer"):
-        method.fit(contract.Drawn(), lambda *_: None)
+        method.fit(method_checks.Drawn(), lambda *_: None)

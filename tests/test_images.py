@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bench.data.images import FileImages, Originals, contents, decode, defects, prepare, shown, softened
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.images import FileImages, Originals, contents, decode, defects, prepare, shown, softened
 from bench.method import Preparation
 
 SMALL = Preparation(4, 4, resample="nearest")
@@ -439,7 +439,7 @@ def test_a_second_walk_gives_the_same_bits_kept_in_memory_or_not(
     kept = FileImages(six, preparation)
     first = torch.cat(list(kept.batches(4)))
     assert torch.equal(first, torch.cat(list(kept.batches(3))))
-    monkeypatch.setattr("bench.images.KEPT_BYTES", 0)
+    monkeypatch.setattr("bench.data.images.KEPT_BYTES", 0)
     decoded_again = FileImages(six, preparation)
     for _ in range(2):
         assert torch.equal(first, torch.cat(list(decoded_again.batches(4))))

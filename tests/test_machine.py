@@ -14,57 +14,57 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import machine
 from bench.errors import BenchError
+from bench import environment
 
 CPU = torch.device("cpu")
 
 
 def test_a_device_has_a_name_and_auto_is_one_that_is_there() -> None:
-    assert machine.device("cpu") == CPU
-    assert machine.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert environment.device("cpu") == CPU
+    assert environment.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu0", "0"])
 def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(BenchError, match=rf"--device names a device that works here; '{name}' does not") as refusal:
-        machine.device(name)
+        environment.device(name)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_device_that_no_clock_waits_for_is_refused() -> None:
     with pytest.raises(BenchError, match="--device is one of cpu, cuda, mps"):
-        machine.device("meta")
+        environment.device("meta")
 
 
 def test_a_tasks_seed_is_the_same_on_every_machine() -> None:
-    assert machine.seed_of(0, "bottle") == 0x6351B19E  # the first 4 bytes of sha256("0/bottle")
+    assert environment.seed_of(0, "bottle") == 0x6351B19E  # the first 4 bytes of sha256("0/bottle")
 
 
 @given(seed=st.integers(), task=st.text())
 def test_a_tasks_seed_fits_every_generator(seed: int, task: str) -> None:
-    machine.seed_everything(machine.seed_of(seed, task))
+    environment.seed_everything(environment.seed_of(seed, task))
 
 
 def test_seeds_differ_by_seed_and_by_task() -> None:
-    assert len({machine.seed_of(seed, task) for seed in range(20) for task in ("bolt", "tile", "all")}) == 60
-    assert machine.seed_of(0, "sch\udcf6n") != machine.seed_of(0, "schön")
+    assert len({environment.seed_of(seed, task) for seed in range(20) for task in ("bolt", "tile", "all")}) == 60
+    assert environment.seed_of(0, "sch\udcf6n") != environment.seed_of(0, "schön")
 
 
 def test_seeding_everything_repeats_python_numpy_and_torch() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(1))
 
-    machine.seed_everything(5)
+    environment.seed_everything(5)
     first = draw()
     assert draw() != first
-    machine.seed_everything(5)
+    environment.seed_everything(5)
     assert draw() == first
 
 
 def test_the_description_is_plain_json_and_names_neither_host_nor_user() -> None:
     torch.set_num_threads(1)
-    found = machine.describe(CPU)
+    found = environment.describe(CPU)
     assert json.loads(json.dumps(found)) == found
     assert found["threads"] == 1
     assert found["torch"] == torch.__version__
@@ -76,27 +76,27 @@ def test_the_description_is_plain_json_and_names_neither_host_nor_user() -> None
 
 def test_a_package_that_is_not_there_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
-        raise machine.PackageNotFoundError(package)
+        raise environment.PackageNotFoundError(package)
 
-    monkeypatch.setattr(machine, "version", version)
-    assert machine.describe(CPU)["timm"] == "not installed"
+    monkeypatch.setattr(environment, "version", version)
+    assert environment.describe(CPU)["timm"] == "not installed"
 
 
 @pytest.fixture
 def fresh_commit():
-    machine.commit.cache_clear()
+    environment.commit.cache_clear()
     yield
-    machine.commit.cache_clear()
+    environment.commit.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_commit")
 def test_the_commit_is_marked_where_files_are_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"rev-parse": "a" * 40, "status": ""}
-    monkeypatch.setattr(machine, "_said", lambda *command: said[command[3]])
-    assert machine.commit() == "a" * 40
-    machine.commit.cache_clear()
+    monkeypatch.setattr(environment, "_said", lambda *command: said[command[3]])
+    assert environment.commit() == "a" * 40
+    environment.commit.cache_clear()
     said["status"] = " M bench/cli.py"
-    assert machine.commit() == "a" * 40 + "+"
+    assert environment.commit() == "a" * 40 + "+"
 
 
 @pytest.mark.usefixtures("fresh_commit")
@@ -105,14 +105,14 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, error: 
     def said(*command: str) -> str:
         raise error
 
-    monkeypatch.setattr(machine, "_said", said)
-    assert machine.commit() == ""
+    monkeypatch.setattr(environment, "_said", said)
+    assert environment.commit() == ""
 
 
 def test_memory_is_measured_in_bytes() -> None:
-    assert 1 << 20 < machine.free_memory() < 1 << 50
-    assert 1 << 20 < machine.peak_memory(CPU)["host"] < 1 << 50
-    assert machine.peak_memory(CPU).keys() == {"host"}
+    assert 1 << 20 < environment.free_memory() < 1 << 50
+    assert 1 << 20 < environment.peak_memory(CPU)["host"] < 1 << 50
+    assert environment.peak_memory(CPU).keys() == {"host"}
 
 
 def test_a_peak_is_seen_after_the_memory_is_free_again() -> None:
@@ -120,11 +120,11 @@ def test_a_peak_is_seen_after_the_memory_is_free_again() -> None:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
         pytest.skip("this system does not let a process reset its peak")
-    machine.reset_peak(CPU)
-    before = machine.peak_memory(CPU)["host"]
+    environment.reset_peak(CPU)
+    before = environment.peak_memory(CPU)["host"]
     block = np.ones(64 << 20, dtype=np.uint8)
     del block
-    assert machine.peak_memory(CPU)["host"] >= before + (32 << 20)
+    assert environment.peak_memory(CPU)["host"] >= before + (32 << 20)
 
 
 def test_memory_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,17 +140,17 @@ def test_memory_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) 
 
     gone("read_text")
     gone("write_text")
-    machine.reset_peak(CPU)
-    assert machine.free_memory() > 1 << 20
-    assert machine.peak_memory(CPU)["host"] > 1 << 20
-    assert machine.describe(CPU)["device"]
+    environment.reset_peak(CPU)
+    assert environment.free_memory() > 1 << 20
+    assert environment.peak_memory(CPU)["host"] > 1 << 20
+    assert environment.describe(CPU)["device"]
 
 
 def test_a_processor_without_half_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
     for has in (True, False):
-        monkeypatch.setattr(machine.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
-        assert machine.emulates(cpu, "bfloat16") is not has
-        assert not machine.emulates(cpu, "float32")
-    assert not machine.emulates(torch.device("cuda"), "bfloat16")
+        monkeypatch.setattr(environment.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        assert environment.emulates(cpu, "bfloat16") is not has
+        assert not environment.emulates(cpu, "float32")
+    assert not environment.emulates(torch.device("cuda"), "bfloat16")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from bench import counting
 from bench.errors import BenchError
-from bench.metrics import at_threshold, auroc, average_precision, f1_max, judge, threshold_at
+from bench.evaluation import curves
+from bench.evaluation.metrics import at_threshold, auroc, average_precision, f1_max, judge, threshold_at
 
 PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05", "aupro_30")
 SCORES, LABELS = np.array([0.0, 1.0]), np.array([False, True])
@@ -160,7 +160,7 @@ def test_image_metrics_equal_scikit_learn(pairs):
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("outlier", [None, 1e6, -1e6])
 def test_many_pixels_with_an_outlier_stay_exact(kind, outlier, monkeypatch):
-    monkeypatch.setattr(counting, "HELD", 1000)  # so that held pixels are sorted in several heaps
+    monkeypatch.setattr(curves, "HELD", 1000)  # so that held pixels are sorted in several heaps
     random = np.random.default_rng(3)
     masks = np.zeros((6, 40, 30), dtype=bool)
     masks[2:, 5:15, 5:12] = masks[4:, 25:30, 20:28] = True
@@ -238,10 +238,10 @@ class Drawn(Sequence):
 def thinned_and_exact(maps, masks, hold, monkeypatch):
     """The judgement with `hold` defect scores at most, and how far its values lie from the exact ones."""
     labels = np.arange(len(maps)) > 0
-    monkeypatch.setattr(counting, "EXACT", 1 << 40)
+    monkeypatch.setattr(curves, "EXACT", 1 << 40)
     exact = judge(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
     assert exact.error == 0.0
-    monkeypatch.setattr(counting, "EXACT", hold)
+    monkeypatch.setattr(curves, "EXACT", hold)
     thinned = judge(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
     return thinned, max(abs(thinned.values[name] - value) for name, value in exact.values.items())
 
@@ -261,21 +261,21 @@ def test_the_error_of_a_large_set_is_below_a_hundred_thousandth(monkeypatch):
     masks = np.zeros((40, 512, 512), dtype=bool)
     masks[1:, 100:300, 100:400] = masks[1:, 400:403, 50] = True  # 2.34 million defect pixels of 10 million
     maps = (random.standard_normal(masks.shape) + masks * random.uniform(0, 3, size=(40, 1, 1))).astype(np.float32)
-    thinned, moved = thinned_and_exact(maps, masks, counting.EXACT, monkeypatch)
+    thinned, moved = thinned_and_exact(maps, masks, curves.EXACT, monkeypatch)
     assert 0 < moved <= thinned.error < 1e-5
 
 
 def test_a_score_that_many_pixels_share_is_not_thinned_away(monkeypatch):
     # Half of all pixels tie at zero: as one group with its neighbours they would move the AUROC by a lot.
-    monkeypatch.setattr(counting, "EXACT", 500)
+    monkeypatch.setattr(curves, "EXACT", 500)
     maps = [np.maximum(scored, 0) for scored in Drawn(30, masks=False)]
     masks, labels = Drawn(30, masks=True), np.arange(30) > 0
     assert 0 < judge(labels, labels, maps, masks).error < 0.01
 
 
 def test_memory_does_not_grow_with_the_number_of_maps(monkeypatch):
-    monkeypatch.setattr(counting, "EXACT", 2000)
-    monkeypatch.setattr(counting, "HELD", 20000)
+    monkeypatch.setattr(curves, "EXACT", 2000)
+    monkeypatch.setattr(curves, "HELD", 20000)
 
     def peak(images):
         labels = np.arange(images) > 0

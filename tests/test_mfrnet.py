@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from bench import metrics
 from bench.errors import BenchError
+from bench.evaluation import metrics
 from bench.method import NOT_FITTED, Setup
 from bench.methods import meanmap
 from bench.methods.mfrnet import MFRNet, Settings, _false_colours
@@ -174,9 +174,7 @@ def test_several_pools_answer_together() -> None:
     assert_close(attention(maps).view(54, 8), expected, rtol=1e-4, atol=1e-5)
 
 
-@given(
-    size=st.tuples(st.integers(1, 13), st.integers(1, 13)), target=st.tuples(st.integers(1, 13), st.integers(1, 13))
-)
+@given(size=st.tuples(st.integers(1, 13), st.integers(1, 13)), target=st.tuples(st.integers(1, 13), st.integers(1, 13)))
 def test_average_pool_is_torchs_adaptive_one(size: tuple[int, int], target: tuple[int, int]) -> None:
     maps = torch.randn(2, *size, 3)
     expected = F.adaptive_avg_pool2d(maps.permute(0, 3, 1, 2), target).permute(0, 2, 3, 1)
@@ -236,7 +234,7 @@ def test_statistics_are_per_channel_of_the_training_set(batch: int) -> None:
     method = fitted(replace(TINY, batch=batch, epochs=1, least_spread=0.0), images=images)
     stages = method._extract(images)
     enlarged = [F.interpolate(stage, (8, 8), mode="bilinear", align_corners=True) for stage in stages]
-    values = torch.cat(enlarged, dim=1).double().transpose(0, 1).flatten(1)             # (c, images * places)
+    values = torch.cat(enlarged, dim=1).double().transpose(0, 1).flatten(1)  # (c, images * places)
     assert_close(method._mean.double(), values.mean(dim=1), rtol=1e-5, atol=1e-6)
     assert_close(method._std.double(), values.std(dim=1, correction=0).clamp(min=1e-6), rtol=1e-4, atol=1e-7)
     kept = method._mean.clone()
@@ -309,7 +307,7 @@ def gratings(count: int, seed: int) -> Tensor:
     """Stripes of random phase: each pixel is as often light as dark, so a mean image tells nothing of them."""
     generator = Generator().manual_seed(seed)
     phase = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)
-    stripes = 0.5 + 0.3 * torch.sin(2 * math.pi * torch.arange(64) / 8 + phase)         # (count, 1, 1, 64)
+    stripes = 0.5 + 0.3 * torch.sin(2 * math.pi * torch.arange(64) / 8 + phase)  # (count, 1, 1, 64)
     return stripes.expand(-1, 3, 64, -1) + 0.02 * torch.randn(count, 3, 64, 64, generator=generator)
 
 

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from bench.errors import BenchError
+from bench.evaluation.metrics import auroc
 from bench.method import Method, Setup
 from bench.methods import meanmap, patchcore
 from bench.methods.parts.backbone import find
 from bench.methods.patchcore import PatchCore, Settings, greedy_coreset, locally_aware
-from bench.metrics import auroc
 
 LITE = "tf_efficientnet_lite0"
 SMALL = Settings(backbone=LITE, pretrain_dim=48, target_dim=32, projection=16, coreset=0.1)
@@ -126,7 +126,7 @@ def in_the_authors_order(stages: list[Tensor], patch: int, pretrain_dim: int, ta
     for stage in stages:
         around = F.unfold(stage, patch, padding=patch // 2).view(b, -1, *stage.shape[2:])  # (b, c * patch^2, h_i, w_i)
         around = F.interpolate(around, size=(h, w), mode="bilinear", align_corners=False)
-        around = around.flatten(2).transpose(1, 2).flatten(0, 1)                        # (b * h * w, c * patch^2)
+        around = around.flatten(2).transpose(1, 2).flatten(0, 1)  # (b * h * w, c * patch^2)
         pooled.append(F.adaptive_avg_pool1d(around, pretrain_dim))
     return F.adaptive_avg_pool1d(torch.stack(pooled, dim=1).flatten(1), target_dim)
 

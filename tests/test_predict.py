@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import campaign, config, model, predict, registry
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
+from bench.deploy import predict, saved_model
 from bench.errors import BenchError
+from bench.execution import schedule
 from bench.store import Store
 
 
@@ -31,21 +35,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(3):
         save(f"test/good/{i:03}.png")
         save(f"test/spot/{i:03}.png", spot=True)
-    known = config.read()
+    known = load_config()
     said = {"method": "meanmap", "dataset": "folder", "protocol": "one-for-one", "keep_model": True, "time": False,
             "calibrate": 0.2}  # fmt: skip
     paths = {"data": root / "parts", "runs": root / "runs", "cache": root / "cache"}
-    plan = config.plan(known, registry.names("methods"), said=said, profile="check", paths=paths)
-    (record,) = campaign.run(plan, campaign.survey(plan), lambda *_: None)
+    plan = make_plan(known, registry.names("methods"), said=said, profile="check", paths=paths)
+    (record,) = schedule.run(plan, schedule.survey(plan), lambda *_: None)
     assert record.failure == ""
     assert record.threshold is not None
     return root
 
 
 @pytest.fixture
-def kept(place: Path) -> model.Kept:
-    path = model.find("folder-parts/one-for-one/meanmap", place / "runs")
-    return model.load(path, device="cpu", weights=None, cache=place / "cache")
+def kept(place: Path) -> saved_model.Kept:
+    path = saved_model.find("folder-parts/one-for-one/meanmap", place / "runs")
+    return saved_model.load(path, device="cpu", weights=None, cache=place / "cache")
 
 
 def test_a_run_is_found_by_its_file_its_folder_and_the_end_of_it(place: Path) -> None:
@@ -53,8 +57,8 @@ def test_a_run_is_found_by_its_file_its_folder_and_the_end_of_it(place: Path) ->
     (path,) = runs.rglob("bolt.json")
     names = ("folder-parts/one-for-one/meanmap", "folder-parts/one-for-one/meanmap/bolt", "folder-parts", str(path),
              str(path.parent), str(path.parent.parent))  # fmt: skip
-    assert {model.find(name, runs) for name in names} == {path}
-    assert model.find("folder-parts", runs, "bolt") == path
+    assert {saved_model.find(name, runs) for name in names} == {path}
+    assert saved_model.find("folder-parts", runs, "bolt") == path
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ def test_a_run_is_found_by_its_file_its_folder_and_the_end_of_it(place: Path) ->
 )
 def test_a_run_that_is_not_there_is_refused_in_words(place: Path, name: str, category: str | None, told: str) -> None:
     with pytest.raises(BenchError, match=told):
-        model.find(name, place / "runs", category)
+        saved_model.find(name, place / "runs", category)
 
 
 def test_several_kept_runs_are_listed_and_one_without_a_model_says_how_to_keep_it(place: Path, tmp_path: Path) -> None:
@@ -78,25 +82,25 @@ def test_several_kept_runs_are_listed_and_one_without_a_model_says_how_to_keep_i
         copied[name].parent.mkdir(parents=True)
         copied[name].write_bytes(path.read_bytes())
     with pytest.raises(BenchError, match="--keep-model"):
-        model.find("demo", tmp_path)
+        saved_model.find("demo", tmp_path)
     for each in copied.values():
         each.with_suffix(".safetensors").write_bytes(b"")
     with pytest.raises(BenchError, match=r"means 2: .*seed0.*seed1"):
-        model.find("demo", tmp_path)
+        saved_model.find("demo", tmp_path)
 
 
-def test_a_restored_method_answers_as_the_run_did(place: Path, kept: model.Kept) -> None:
+def test_a_restored_method_answers_as_the_run_did(place: Path, kept: saved_model.Kept) -> None:
     stored = Store(place / "runs").answers(kept.record)
-    named = model.images([place / "parts" / "bolt" / "test"])
+    named = saved_model.images([place / "parts" / "bolt" / "test"])
     found = predict.predict(kept, named, place / "same", lambda *_: None)
     for verdict in found:
         file = "/".join(Path(verdict.image).parts[-2:])
         assert verdict.score == pytest.approx(stored.scores[stored.files.index(file)], rel=1e-6)
 
 
-def test_answers_are_a_table_maps_and_pictures_of_the_images_own_size(place: Path, kept: model.Kept) -> None:
+def test_answers_are_a_table_maps_and_pictures_of_the_images_own_size(place: Path, kept: saved_model.Kept) -> None:
     out, seen = place / "out", list[tuple[int, int]]()
-    found = predict.predict(kept, model.images([place / "parts/bolt/test"]), out, lambda *told: seen.append(told))
+    found = predict.predict(kept, saved_model.images([place / "parts/bolt/test"]), out, lambda *told: seen.append(told))
     assert seen[-1] == (12, 12)
     with (out / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -119,10 +123,12 @@ def test_answers_are_a_table_maps_and_pictures_of_the_images_own_size(place: Pat
     assert (picture == predict.CONTOUR).all(axis=2).any()
 
 
-def test_a_bad_image_is_a_verdict_with_an_error_and_the_others_go_on(place: Path, kept: model.Kept, tmp_path) -> None:
+def test_a_bad_image_is_a_verdict_with_an_error_and_the_others_go_on(
+    place: Path, kept: saved_model.Kept, tmp_path
+) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     Image.new("L", (30, 200), 100).save(tmp_path / "tall.jpg")
-    bad, tall = predict.predict(kept, model.images([tmp_path]), tmp_path / "out", lambda *_: None)
+    bad, tall = predict.predict(kept, saved_model.images([tmp_path]), tmp_path / "out", lambda *_: None)
     assert bad.score is None
     assert "bad.png is not" in bad.error
     assert tall.score is not None
@@ -132,12 +138,12 @@ def test_a_bad_image_is_a_verdict_with_an_error_and_the_others_go_on(place: Path
 
 def test_images_are_those_of_folders_and_files_each_with_a_place_of_its_own(place: Path, tmp_path: Path) -> None:
     test = place / "parts" / "bolt" / "test"
-    named = model.images([test / "good", test / "spot" / "000.png", test / "good" / "000.png"])
+    named = saved_model.images([test / "good", test / "spot" / "000.png", test / "good" / "000.png"])
     assert [str(name) for _, name in named] == ["good/000.png", "good/001.png", "good/002.png", "spot/000.png"]
-    assert [str(name) for _, name in model.images([test / "spot" / "000.png"])] == ["000.png"]
+    assert [str(name) for _, name in saved_model.images([test / "spot" / "000.png"])] == ["000.png"]
     for wrong, told in ((tmp_path / "nowhere", "is neither"), (tmp_path, "holds none")):
         with pytest.raises(BenchError, match=told):
-            model.images([wrong])
+            saved_model.images([wrong])
 
 
 @pytest.fixture
@@ -158,11 +164,11 @@ def test_a_model_is_safetensors_or_refused_and_a_pickle_is_never_opened(copied: 
 
     copied.with_suffix(".safetensors").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(BenchError, match="must be what meanmap restores"):
-        model.load(copied, device="cpu", weights=None, cache=tmp_path)
+        saved_model.load(copied, device="cpu", weights=None, cache=tmp_path)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_broken_record_is_refused_in_words(copied: Path, tmp_path: Path) -> None:
     copied.write_text("{}")
     with pytest.raises(BenchError, match="is no record that can be read"):
-        model.load(copied, device="cpu", weights=None, cache=tmp_path)
+        saved_model.load(copied, device="cpu", weights=None, cache=tmp_path)

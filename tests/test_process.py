@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import campaign, config, process, registry
-from bench.config import Plan
-from bench.executor import Job, failed, local
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import Plan, make_plan
+from bench.execution import schedule, subprocess_executor
+from bench.execution.job import Job, failed, local
 from bench.record import Record
 from bench.store import Store
 
@@ -29,14 +31,14 @@ def _odd() -> Iterator[None]:
 def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: object) -> Plan:
     given = {"dataset": "folder", "protocol": "one-for-one", "method": "odd", "threads": 1, "time": False} | said
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache"}
-    return config.plan(
-        config.read(), registry.names("methods"), said=given, settings=settings, profile="check", paths=paths
+    return make_plan(
+        load_config(), registry.names("methods"), said=given, settings=settings, profile="check", paths=paths
     )
 
 
 def jobs(parts: Path, *hows: str, **settings: str) -> list[Job]:
     """The job on the bolt, done so by the odd method, once for each how."""
-    (job,) = campaign.survey(planned(parts, category="bolt", settings=settings)).jobs
+    (job,) = schedule.survey(planned(parts, category="bolt", settings=settings)).jobs
     return [replace(job, run=replace(job.run, settings=job.run.settings | {"how": how})) for how in hows]
 
 
@@ -49,7 +51,7 @@ def test_a_child_does_what_this_process_does_to_the_bit_and_tells_how_far_it_is(
     told: list[tuple] = []
     asked = jobs(parts, "well", "raises")
     here = [outcomes for _, outcomes in local(asked, lambda *_: None)]
-    there = [outcomes for _, outcomes in process.apart(asked, lambda *words: told.append(words))]
+    there = [outcomes for _, outcomes in subprocess_executor.apart(asked, lambda *words: told.append(words))]
     for (one,), (other,) in zip(here, there, strict=True):
         assert alike(one.record) == alike(other.record)
     assert here[0][0].record.metrics["image_auroc"] == 1.0
@@ -60,7 +62,7 @@ def test_a_child_does_what_this_process_does_to_the_bit_and_tells_how_far_it_is(
 
 @pytest.mark.slow  # three processes that load torch
 def test_a_fit_that_hangs_or_is_killed_is_its_own_failure_and_the_others_go_on(parts: Path) -> None:
-    done = process.apart(jobs(parts, "hangs", "is killed", "well"), lambda *_: None, timeout=3)
+    done = subprocess_executor.apart(jobs(parts, "hangs", "is killed", "well"), lambda *_: None, timeout=3)
     hung, killed, well = (outcomes[0].record for _, outcomes in done)
     assert hung.failure.startswith("Stopped after --timeout 3 seconds, in its fit. Raise it")
     assert "odd.py" in hung.failure  # where it hung
@@ -75,30 +77,30 @@ def test_retry_repeats_what_failed_and_only_that(parts: Path) -> None:
     whole = image.read_bytes()
     image.write_bytes(b"no image")
     plan = planned(parts)
-    list(campaign.run(plan, campaign.survey(plan), lambda *_: None))
-    assert [job.task.name for job in campaign.survey(plan, retry=True).jobs] == ["bolt"]
+    list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
+    assert [job.task.name for job in schedule.survey(plan, retry=True).jobs] == ["bolt"]
     wider = planned(parts, seed="0,1")
-    assert [(job.task.name, job.run.seed) for job in campaign.survey(wider, retry=True).jobs] == [("bolt", 0)]
-    assert campaign.survey(planned(parts, calibrate="0.5"), retry=True).jobs == ()  # another run, which has not failed
-    assert len(campaign.survey(wider).jobs) == 3
+    assert [(job.task.name, job.run.seed) for job in schedule.survey(wider, retry=True).jobs] == [("bolt", 0)]
+    assert schedule.survey(planned(parts, calibrate="0.5"), retry=True).jobs == ()  # another run, which has not failed
+    assert len(schedule.survey(wider).jobs) == 3
     image.write_bytes(whole)  # other images are another run, but the one that failed is meant
-    assert [job.task.name for job in campaign.survey(plan, retry=True).jobs] == ["bolt"]
-    list(campaign.run(plan, campaign.survey(plan, retry=True), lambda *_: None))
-    assert campaign.survey(plan, retry=True).jobs == ()
+    assert [job.task.name for job in schedule.survey(plan, retry=True).jobs] == ["bolt"]
+    list(schedule.run(plan, schedule.survey(plan, retry=True), lambda *_: None))
+    assert schedule.survey(plan, retry=True).jobs == ()
 
 
 def test_a_second_failure_tells_its_own_reason(parts: Path) -> None:
     plan = planned(parts, category="bolt")
-    (job,) = campaign.survey(plan).jobs
+    (job,) = schedule.survey(plan).jobs
     for reason in ("out of time", "out of memory"):
         (outcome,) = failed(job, reason)
-        campaign._saved(Store(plan.runs), outcome, plan)
+        schedule._saved(Store(plan.runs), outcome, plan)
     assert [record.failure for record in Store(plan.runs).walk()] == ["out of memory"]
 
 
 def test_a_plan_with_a_time_out_runs_in_a_child(parts: Path) -> None:
     plan = planned(parts, timeout=3, settings={"how": "hangs"}, category="plate")
-    (record,) = campaign.run(plan, campaign.survey(plan), lambda *_: None)
+    (record,) = schedule.run(plan, schedule.survey(plan), lambda *_: None)
     assert "--timeout 3" in record.failure
     assert list(Store(plan.runs).walk()) == [record]
 

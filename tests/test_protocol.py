@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.data.protocol import held_out, k_shot, limited, one_for_one, unified
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.protocol import held_out, k_shot, limited, one_for_one, unified
 
 
 def samples(category: str, *, train: int = 10, good: int = 2, defects: dict[str, int] | None = None) -> list[Sample]:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from bench import registry
+from bench.data.images import defects
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.images import defects
 from bench.method import Preparation
 
 ksdd2 = import_module("bench.datasets.ksdd2")

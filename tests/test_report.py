@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench import cli, registry
-from bench.dialects import exact
+from bench import registry
+from bench.cli import app
 from bench.errors import BenchError
+from bench.evaluation.metric_variants import exact
+from bench.evaluation.statistics import differences, intervals, mean_of, resample
+from bench.evaluation.summary import METRICS
 from bench.record import Answers, Record, Run
 from bench.reports.parts import drawn
-from bench.statistics import differences, intervals, mean_of, resample
 from bench.store import Store
-from bench.summary import METRICS
 
 RUN = Run(
     dataset="parts",
@@ -386,15 +387,15 @@ def test_names_become_neither_html_nor_cells(store: Store, form: str) -> None:
 def test_the_command_prints_the_audit_or_writes_it_beside_the_report(store: Store, tmp_path: Path) -> None:
     save(store, "A", "bolt", 1)
     words = ["report", "--runs", str(store.root), "--audit"]
-    told = CliRunner().invoke(cli.app, words)
+    told = CliRunner().invoke(app.app, words)
     assert told.exit_code == 0, told.output
     assert len([row for row in rows(told.stdout, "scikit-learn") if len(row) == 6]) == 4
-    CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "out")])
-    CliRunner().invoke(cli.app, [*words[:-1], "--out", str(tmp_path / "out")])
+    CliRunner().invoke(app.app, [*words, "--out", str(tmp_path / "out")])
+    CliRunner().invoke(app.app, [*words[:-1], "--out", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.md", "figures", "report.md"]
 
 
 def test_an_audit_in_another_format_is_refused(store: Store) -> None:
-    told = CliRunner().invoke(cli.app, ["report", "--runs", str(store.root), "--audit", "--format", "html"])
+    told = CliRunner().invoke(app.app, ["report", "--runs", str(store.root), "--audit", "--format", "html"])
     assert isinstance(told.exception, BenchError)
     assert "--format html" in str(told.exception)

@@ -116,9 +116,7 @@ def slow_paint(method: RIAD, images: Tensor) -> Tensor:
     network, drawn = method._network, Generator().manual_seed(method.settings.test_seed)
     painted = torch.zeros(len(method.settings.cells), *images.shape)
     for number, cell in enumerate(method.settings.cells):
-        masks = complementary_masks(
-            *images.shape[2:], cell=cell, subsets=method.settings.subsets, generator=drawn
-        )
+        masks = complementary_masks(*images.shape[2:], cell=cell, subsets=method.settings.subsets, generator=drawn)
         for place, image in enumerate(images):
             for mask in masks:
                 visible = (~mask).float()
@@ -250,7 +248,7 @@ def stripes(count: int, seed: int) -> Tensor:
     """Stripes of a random phase: each pixel is as often light as dark, so a mean image tells nothing of them."""
     generator = Generator().manual_seed(seed)
     phase = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)
-    waves = 0.5 + 0.3 * torch.sin(2 * math.pi * torch.arange(32) / 8 + phase)           # (count, 1, 1, 32)
+    waves = 0.5 + 0.3 * torch.sin(2 * math.pi * torch.arange(32) / 8 + phase)  # (count, 1, 1, 32)
     return waves.expand(-1, 3, 32, -1) + 0.02 * torch.randn(count, 3, 32, 32, generator=generator)
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.data.images import FileImages
+from bench.data.protocol import Task
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.images import FileImages
+from bench.execution.fit import Fit, cases, check, judge
 from bench.method import Method, Prediction, Preparation, Setup
-from bench.protocol import Task
 from bench.record import Answers
-from bench.runner import Fit, cases, check, judge
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.config.settings import known, nearest, resolve, shaped, typed
 from bench.errors import BenchError
-from bench.settings import known, nearest, resolve, shaped, typed
 
 
 @dataclass(frozen=True)

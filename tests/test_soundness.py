@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import registry, soundness
-from bench.contract import Finding
+from bench import registry
+from bench.data import dataset_checks
 from bench.dataset import Sample
+from bench.execution.method_checks import Finding
 
 SIZE = 192
 
@@ -45,7 +46,7 @@ def lid(tmp_path: Path) -> Path:
 def findings(root: Path) -> dict[str, Finding]:
     seen: list[tuple[int, int]] = []
     samples = registry.load("datasets", "folder").samples(root)
-    found = soundness.inspect(samples, [], lambda done, total: seen.append((done, total)))
+    found = dataset_checks.inspect(samples, [], lambda done, total: seen.append((done, total)))
     assert seen[-1] == (len(samples), len(samples))
     return {finding.promise: finding for finding in found}
 
@@ -127,12 +128,11 @@ def test_only_the_first_of_many_files_are_named(lid: Path) -> None:
 
 def test_the_nearest_pairs_are_those_of_a_plain_loop() -> None:
     generator = np.random.default_rng(1)
-    thumbs = generator.normal(0, 20, (700, soundness.SIDE**2)).astype(np.float32)
-    thumbs[600:] = thumbs[:100] + generator.normal(0, np.linspace(0.1, 3, 100)[:, None], (100, soundness.SIDE**2))
+    thumbs = generator.normal(0, 20, (700, dataset_checks.SIDE**2)).astype(np.float32)
+    thumbs[600:] = thumbs[:100] + generator.normal(0, np.linspace(0.1, 3, 100)[:, None], (100, dataset_checks.SIDE**2))
     thumbs -= thumbs.mean(axis=1, keepdims=True)
     samples = [Sample(Path(f"{i}.png"), "lid", "train" if i < 600 else "test") for i in range(700)]
-    seen = [soundness._Seen(samples[i], i.to_bytes(2), thumb) for i, thumb in enumerate(thumbs)]
+    seen = [dataset_checks._Seen(samples[i], i.to_bytes(2), thumb) for i, thumb in enumerate(thumbs)]
     apart = [float(np.sqrt(np.mean((thumbs[600 + i] - thumbs[i]) ** 2))) for i in range(100)]
-    assert len(list(soundness._near(seen))) == sum(distance <= soundness.NEAR for distance in apart)
-    assert 40 < sum(distance <= soundness.NEAR for distance in apart) < 60
-
+    assert len(list(dataset_checks._near(seen))) == sum(distance <= dataset_checks.NEAR for distance in apart)
+    assert 40 < sum(distance <= dataset_checks.NEAR for distance in apart) < 60

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from bench.errors import BenchError
-from bench.metrics import at_threshold, judge
-from bench.statistics import (
+from bench.evaluation.metrics import at_threshold, judge
+from bench.evaluation.statistics import (
     Comparison,
     Interval,
     Ranking,
@@ -57,7 +57,7 @@ def test_a_draw_is_what_judge_says_of_the_images_drawn(levels):
 def test_counting_in_groups_costs_no_more_than_is_told(monkeypatch):
     arguments = category(1, images=30)
     exact = resample(*arguments, draws=50)
-    monkeypatch.setattr("bench.statistics.HOLD", 256)
+    monkeypatch.setattr("bench.evaluation.statistics.HOLD", 256)
     grouped = resample(*arguments, draws=50)
     moved = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact.values.items())
     assert 0 < moved <= grouped.error < 0.05
@@ -66,7 +66,7 @@ def test_counting_in_groups_costs_no_more_than_is_told(monkeypatch):
 def test_with_many_images_fewer_scores_are_counted_at_and_the_error_is_told(monkeypatch):
     arguments = category(1, images=30)
     exact = resample(*arguments, draws=20)
-    monkeypatch.setattr("bench.statistics.CELLS", 30 * 100)
+    monkeypatch.setattr("bench.evaluation.statistics.CELLS", 30 * 100)
     grouped = resample(*arguments, draws=20)
     moved = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact.values.items())
     assert 0 < moved <= grouped.error < 0.1

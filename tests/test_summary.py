@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.record import Record, Run
-from bench.summary import (
+from bench.evaluation.summary import (
     CALIBRATED,
     LATENCY,
     MEAN,
@@ -21,6 +20,7 @@ from bench.summary import (
     percent,
     why,
 )
+from bench.record import Record, Run
 
 RUN = Run(
     dataset="real",

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import campaign, config, registry
-from bench.choices import Choice, meant
-from bench.config import Plan
+from bench import registry
+from bench.config.bench_toml import Config, load_config
+from bench.config.method_specs import Choice, meant
+from bench.config.plan import Plan, make_plan
+from bench.config.sweep import laid, of, values
 from bench.errors import BenchError
+from bench.evaluation.summary import groups, marks, named, plain
+from bench.execution import schedule
 from bench.store import Store
-from bench.summary import groups, marks, named, plain
-from bench.sweep import laid, of, values
 
 METHODS = ("inpaint", "memory")
 
@@ -33,7 +35,7 @@ class Memory:
 
 def choices(**given: Any) -> tuple[Choice, ...]:
     tables = {"profile": {"demo": {}}, "campaign": {"figure": {"over": {"clusters": [2, 8]}, "one_at_a_time": True}}}
-    return config.plan(config.Config(tables), METHODS, **({"said": {"method": "inpaint"}} | given)).choices
+    return make_plan(Config(tables), METHODS, **({"said": {"method": "inpaint"}} | given)).choices
 
 
 def points(choice: Choice, *, one_at_a_time: bool = False, kind: type = Inpaint) -> list[tuple[Any, tuple[str, ...]]]:
@@ -154,12 +156,12 @@ def planned(parts: Path, **given: Any) -> Plan:
     said = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap", "threads": 1, "time": False}
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache"}
     said |= {"category": "bolt"} | given.pop("said", {})
-    return config.plan(config.read(), registry.names("methods"), said=said, profile="check", paths=paths, **given)
+    return make_plan(load_config(), registry.names("methods"), said=said, profile="check", paths=paths, **given)
 
 
 def test_each_variant_is_a_run_of_its_own_told_apart_in_tables(parts: Path) -> None:
     plan = planned(parts, over={"smoothing": "10,0,2"})
-    records = list(campaign.run(plan, campaign.survey(plan), lambda *_: None))
+    records = list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
     assert [record.run.over for record in records] == ["smoothing=10.0", "smoothing=0.0", "smoothing=2.0"]
     assert records[0].origin["settings.smoothing"] == "--over"
     assert plain(records[0])["over"] == {"smoothing": 10.0}
@@ -172,8 +174,8 @@ def test_each_variant_is_a_run_of_its_own_told_apart_in_tables(parts: Path) -> N
 
 def test_a_run_made_before_is_found_by_a_sweep_and_named_as_in_it(parts: Path) -> None:
     alone = planned(parts, settings={"smoothing": "10"})
-    (made,) = campaign.run(alone, campaign.survey(alone), lambda *_: None)
-    survey = campaign.survey(planned(parts, over={"smoothing": "1,10"}))
+    (made,) = schedule.run(alone, schedule.survey(alone), lambda *_: None)
+    survey = schedule.survey(planned(parts, over={"smoothing": "1,10"}))
     assert [job.what for job in survey.jobs] == ["Mean map (floor) bolt, seed 0, smoothing=1.0"]
     (found,) = survey.found
     assert (made.run.over, found.run.over) == ("", "smoothing=10.0")
@@ -183,7 +185,7 @@ def test_a_run_made_before_is_found_by_a_sweep_and_named_as_in_it(parts: Path) -
 def test_a_variant_that_can_not_run_here_is_left_out_by_name_and_the_others_go_on(parts: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     over = {"backbone": "tf_efficientnet_lite0,wide_resnet50_2.tv_in1k"}
-    survey = campaign.survey(planned(parts, said={"method": "patchcore"}, over=over))
+    survey = schedule.survey(planned(parts, said={"method": "patchcore"}, over=over))
     assert list(survey.refused) == ["patchcore backbone=wide_resnet50_2.tv_in1k"]
     assert [job.run.over for job in survey.jobs] == ["backbone=tf_efficientnet_lite0"]
 
@@ -193,13 +195,13 @@ def test_where_no_variant_can_run_their_one_reason_is_told_once(parts: Path, mon
     settings = {"backbone": "wide_resnet50_2.tv_in1k"}
     plan = planned(parts, said={"method": "patchcore"}, settings=settings, over={"coreset": "0.1,0.5"})
     with pytest.raises(BenchError, match="A backbone needs weights"):
-        campaign.survey(plan)
+        schedule.survey(plan)
     assert "left out" not in caplog.text
 
 
 def test_the_variants_of_a_sweep_compute_the_features_of_their_images_once(parts: Path) -> None:
     plan = planned(parts, said={"method": "aminet"}, over={"clusters": "2,3", "epochs": "1"})
-    records = list(campaign.run(plan, campaign.survey(plan), lambda *_: None))
+    records = list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
     assert len({record.run.variant for record in records}) == 2
     assert len([path for path in (plan.cache / "features").rglob("*") if path.is_file()]) == 1
 
@@ -213,7 +215,7 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_panel_of_figure_9_is_a_campaign_and_contains_the_defaults(name: str) -> None:
     settings = registry.load("methods", "aminet").Settings
-    plan = config.plan(config.read(), registry.names("methods"), said={}, campaign=name)
+    plan = make_plan(load_config(), registry.names("methods"), said={}, campaign=name)
     (choice,) = plan.choices
     found = choice.variants(settings, one_at_a_time=plan.options.one_at_a_time)
     assert len(found) == FIGURES[name]

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench import cli, config, registry
+from bench import registry
+from bench.cli import app
+from bench.config.bench_toml import load_config
 from bench.errors import BenchError
+from bench.evaluation.summary import groups
 from bench.record import Record, Run
 from bench.store import Store
-from bench.summary import groups
 
 papers, columns, beside, checks, tables, ablation = (
     import_module(f"bench.reports.parts.{name}")
@@ -71,7 +73,7 @@ def saved(folder: Path, records: list[Record]) -> Store:
 
 def told(*words: str, store: Store) -> tuple[int, str]:
     """The exit code and the output of `bench report` on that store; a BenchError's words and 2."""
-    done = CliRunner().invoke(cli.app, ["report", "--runs", str(store.root), *words])
+    done = CliRunner().invoke(app.app, ["report", "--runs", str(store.root), *words])
     if isinstance(done.exception, BenchError):
         return 2, str(done.exception)
     return done.exit_code, done.stdout
@@ -124,7 +126,7 @@ def test_the_four_tables_are_the_one_that_holds_them_all() -> None:
 
 
 def test_each_table_has_a_campaign_that_runs_what_it_shows() -> None:
-    known = config.read().tables["campaign"]
+    known = load_config().tables["campaign"]
     for paper in papers.TABLES.values():
         campaign = known[paper.campaign]
         assert (campaign["dataset"], campaign["protocol"]) == (paper.dataset, paper.protocol)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench import cli, summary, timing
+from bench.cli import app
+from bench.evaluation import summary, timing
 from bench.store import Store
 
 WHERE = ("--dataset", "folder", "--data", "parts", "--protocol", "one-for-one", "--threads", "1", "--profile", "check")
@@ -25,7 +26,7 @@ def bench(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     def call(*words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["bench", *words])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         told = capsys.readouterr()
         return int(ended.value.code or 0), told.out if not ended.value.code else told.err
 

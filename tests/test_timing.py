@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench import machine, timing
+from bench.evaluation import timing
+from bench.evaluation.timing import Clock, latency, milliseconds, parameters, spread, thorough, throughput
+from bench import environment
 from bench.method import Method, Prediction, Setup
-from bench.timing import Clock, latency, milliseconds, parameters, spread, thorough, throughput
 
 CPU = torch.device("cpu")
 
@@ -217,7 +218,7 @@ def test_throughput_ends_where_memory_or_time_does(now: Time, monkeypatch: pytes
     assert ([row["batch"] for row in found["batches"]], found["ended"]) == ([1, 2, 4], "memory")
     found = throughput(Growing(now), images(3), budget=15)  # 3 passes of 4 images take 15 s
     assert ([row["batch"] for row in found["batches"]], found["ended"]) == ([1, 2, 4, 8], "time")
-    monkeypatch.setattr(machine, "free_memory", lambda: -1)  # less than the next batch would need
+    monkeypatch.setattr(environment, "free_memory", lambda: -1)  # less than the next batch would need
     found = throughput(Growing(now), images(3), budget=1000)
     assert ([row["batch"] for row in found["batches"]], found["ended"]) == ([1], "memory")
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from bench import timing
+from bench.evaluation import timing
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 

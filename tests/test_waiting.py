@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import config, registry
-from bench.contract import Drawn
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.settings import resolve
 from bench.errors import BenchError
+from bench.execution.method_checks import Drawn
 from bench.method import Setup
-from bench.settings import resolve
 
 WAITING = {
     "aten::_local_scalar_dense",  # .item(), float(), int(), bool()
@@ -43,7 +44,7 @@ class Waits(TorchDispatchMode):
 
 def made(name: str, **changes: object) -> Any:
     module = registry.load("methods", name)
-    given = config.read().tables["profile"]["check"]["set"].get(name, {})
+    given = load_config().tables["profile"]["check"]["set"].get(name, {})
     raw = {key: (value, "") for key, value in {**given, **changes}.items()}
     settings, _ = resolve(module.Settings, raw, name)
     return module.METHOD(settings, Setup((64, 64), torch.device("cpu"), 0))

@@ -45,15 +45,15 @@ class Few:
         """
         if len(rows) < LARGE or rows.device.type != "cpu":
             return None
-        products = rows.T @ rows                                                        # (d, d)
+        products = rows.T @ rows  # (d, d)
         p = rows.shape[1] // 4 - 2  # with the two numbers behind them a quarter, which a product likes to be round
         if p < 1 or not products.isfinite().all():
             return None
-        energies, directions = torch.linalg.eigh(products)                              # (d,) ascending, (d, d)
+        energies, directions = torch.linalg.eigh(products)  # (d,) ascending, (d, d)
         if energies[-p:].sum() < ENERGY * energies.sum():
             return None
         directions, floor = directions[:, -p:].contiguous(), FLOOR * float(rows.square().sum(dim=1).max())
-        short = shortened(rows, directions, floor)                                      # (m, p + 1)
+        short = shortened(rows, directions, floor)  # (m, p + 1)
         joined = torch.cat([short, short.square().sum(dim=1, keepdim=True)], dim=1)
         filling = joined.new_zeros(-len(rows) % GROUP, p + 2)
         filling[:, -1] = torch.inf
@@ -118,21 +118,21 @@ def _sifted(queries: Tensor, bank: Bank, few: Few) -> tuple[Tensor, Tensor]:
     The row that is nearest in few dimensions gives an upper bound; only those whose lower bound is not above it are
     looked at in all dimensions. So it is the nearest, to float32's rounding of its distance.
     """
-    short = shortened(queries, few.directions, few.floor)                               # (n, p + 1)
-    asked = torch.cat([-2 * short, torch.ones_like(short[:, :1])], dim=1).T             # (p + 2, n)
+    short = shortened(queries, few.directions, few.floor)  # (n, p + 1)
+    asked = torch.cat([-2 * short, torch.ones_like(short[:, :1])], dim=1).T  # (p + 2, n)
     bounds = torch.empty(len(few.rows), len(queries))  # less the query's own squared length in few dimensions
     for part, rows in zip(bounds.split(TILE), few.rows.split(TILE), strict=True):
         torch.mm(rows, asked, out=part)
-    bounds = bounds.unflatten(0, (-1, GROUP))                                           # (m / GROUP, GROUP, n)
-    least = bounds.amin(dim=1)                                                          # (m / GROUP, n)
-    group, every = least.argmin(dim=0), torch.arange(len(queries))                      # (n,)
-    first = group * GROUP + bounds[group, :, every].argmin(dim=1)                       # (n,)
-    upper = (queries - bank.rows[first]).square().sum(dim=1)                            # (n,)
+    bounds = bounds.unflatten(0, (-1, GROUP))  # (m / GROUP, GROUP, n)
+    least = bounds.amin(dim=1)  # (m / GROUP, n)
+    group, every = least.argmin(dim=0), torch.arange(len(queries))  # (n,)
+    first = group * GROUP + bounds[group, :, every].argmin(dim=1)  # (n,)
+    upper = (queries - bank.rows[first]).square().sum(dim=1)  # (n,)
     lengths = queries.square().sum(dim=1) + bank.norms.max()
     limit = upper - short.square().sum(dim=1) + SLACK * lengths
 
     near = least <= limit
-    often = near.sum(dim=0) > max(1, len(least) // OFTEN)                               # (n,)
+    often = near.sum(dim=0) > max(1, len(least) // OFTEN)  # (n,)
     groups, asking = (near & ~often).nonzero(as_tuple=True)
     pair, place = (bounds[groups, :, asking] <= limit[asking, None]).nonzero(as_tuple=True)
     row, asking = groups[pair] * GROUP + place, asking[pair]
@@ -161,8 +161,8 @@ def _sought(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
         value, place = _lowest(distances, wanted)
         values.append(value)
         places.append(place + start)
-    _, best = _lowest(torch.cat(values), wanted)                                        # (k, n)
-    index = torch.cat(places).gather(0, best).T                                         # (n, k)
+    _, best = _lowest(torch.cat(values), wanted)  # (k, n)
+    index = torch.cat(places).gather(0, best).T  # (n, k)
     squared, order = (queries[:, None] - bank.rows[index]).square().sum(dim=2).sort(dim=1)
     return squared[:, :count], index.gather(1, order[:, :count])
 
@@ -170,8 +170,8 @@ def _sought(queries: Tensor, bank: Bank, count: int) -> tuple[Tensor, Tensor]:
 def _lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The lowest values (k, n) of each column and their places, in no order."""
     if count == 1 and len(values) % GROUP == 0:  # several times as fast as torch's own search, which tells all places
-        groups = values.unflatten(0, (-1, GROUP))                                       # (m / GROUP, GROUP, n)
-        group = groups.amin(dim=1).argmin(dim=0)                                        # (n,)
+        groups = values.unflatten(0, (-1, GROUP))  # (m / GROUP, GROUP, n)
+        group = groups.amin(dim=1).argmin(dim=0)  # (n,)
         own, place = groups.gather(0, group.expand(1, GROUP, -1))[0].min(dim=0, keepdim=True)
         return own, group * GROUP + place
     found = values.T.contiguous().topk(min(count, len(values)), dim=1, largest=False, sorted=False)

@@ -34,20 +34,20 @@ def fused_patches(stages: Sequence[Tensor], patch: int, *, average_pool: bool = 
     grid, channels = (rows // patch, columns // patch), [stage.shape[1] for stage in stages]
     cells = torch.empty(b, *grid, patch, patch, sum(channels), device=stages[0].device)
     for part, stage in zip(cells.split(channels, dim=5), stages, strict=True):
-        places = _resized(stage.float(), rows, columns, average_pool)                   # (b, rows, columns, c)
+        places = _resized(stage.float(), rows, columns, average_pool)  # (b, rows, columns, c)
         part.copy_(places.reshape(b, grid[0], patch, grid[1], patch, -1).transpose(2, 3))
     return cells.view(b, grid[0] * grid[1], -1)
 
 
 def _resized(stage: Tensor, rows: int, columns: int, average_pool: bool) -> Tensor:
     b, c, h, w = stage.shape
-    places = stage.permute(0, 2, 3, 1)                                                  # (b, h, w, c)
+    places = stage.permute(0, 2, 3, 1)  # (b, h, w, c)
     if (h, w) == (rows, columns) and not average_pool:
         return places
     down = _resampling(h, rows, average_pool, stage.device, stage.dtype)
     across = _resampling(w, columns, average_pool, stage.device, stage.dtype)
-    tall = down @ places.reshape(b, h, w * c)                                           # (b, rows, w * c)
-    return across @ tall.view(b, rows, w, c)                                            # (b, rows, columns, c)
+    tall = down @ places.reshape(b, h, w * c)  # (b, rows, w * c)
+    return across @ tall.view(b, rows, w, c)  # (b, rows, columns, c)
 
 
 @lru_cache(maxsize=64)

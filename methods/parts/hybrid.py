@@ -57,9 +57,9 @@ class MultiPoolingAttention(nn.Module):
         b, h, w, c = maps.shape
         pooled = [average_pool(maps, min(side, h), min(side, w)) for side in self.pools]
         seen = [(grid + local(grid)).flatten(1, 2) for grid, local in zip(pooled, self.local, strict=True)]
-        keys_values = self.key_value(self.norm(torch.cat(seen, dim=1)))                 # (b, s, 2 * c)
+        keys_values = self.key_value(self.norm(torch.cat(seen, dim=1)))  # (b, s, 2 * c)
         key, value = keys_values.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2 times (b, heads, s, d)
-        query = self.query(maps).view(b, h * w, self.heads, -1).transpose(1, 2)         # (b, heads, h * w, d)
+        query = self.query(maps).view(b, h * w, self.heads, -1).transpose(1, 2)  # (b, heads, h * w, d)
         mixed = F.scaled_dot_product_attention(query, key, value)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, h, w, c))
         return projected
@@ -155,12 +155,12 @@ class RestorationNet(nn.Module):
         (1 - M) f(M F), where M is 1 on what is visible. Stem, norm and head work on one place at a time, so they stand
         outside the passes and are computed once: the same answer, for less.
         """
-        embedded = self.stem(features.permute(0, 2, 3, 1))                              # (b, h, w, width)
-        hides = masks[:, None, :, :, None]                                              # (n, 1, h, w, 1)
-        seen = torch.where(hides, self.stem(self.token), embedded)                      # (n, b, h, w, width)
+        embedded = self.stem(features.permute(0, 2, 3, 1))  # (b, h, w, width)
+        hides = masks[:, None, :, :, None]  # (n, 1, h, w, 1)
+        seen = torch.where(hides, self.stem(self.token), embedded)  # (n, b, h, w, width)
         passes = self.restore(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
-        own = (passes * hides).sum(dim=0)                                               # (b, h, w, width)
-        restored: Tensor = self.head(self.norm(own))                                    # (b, h, w, c)
+        own = (passes * hides).sum(dim=0)  # (b, h, w, width)
+        restored: Tensor = self.head(self.norm(own))  # (b, h, w, c)
         return restored.permute(0, 3, 1, 2)
 
     def restore(self, maps: Tensor) -> Tensor:
@@ -169,13 +169,13 @@ class RestorationNet(nn.Module):
         for level, down in zip(self.levels, self.downs, strict=False):  # the coarsest level has no way further down
             maps = level(maps)
             skips.append(maps)
-            maps = down(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)                   # (b, h / 2, w / 2, coarse)
+            maps = down(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (b, h / 2, w / 2, coarse)
         maps = self.levels[-1](maps)
         for up, join, skip in zip(reversed(self.ups), reversed(self.joins), reversed(skips), strict=True):
             # First to the finer level's width, then to its grid: both are linear, and this order is the cheaper one.
             lifted, size = up(maps).permute(0, 3, 1, 2), (skip.shape[1], skip.shape[2])  # (b, fine, h / 2, w / 2)
-            lifted = upsample(lifted, size, align_corners=False).permute(0, 2, 3, 1)    # (b, h, w, fine)
-            maps = join(torch.cat([lifted, skip], dim=3))                               # (b, h, w, fine)
+            lifted = upsample(lifted, size, align_corners=False).permute(0, 2, 3, 1)  # (b, h, w, fine)
+            maps = join(torch.cat([lifted, skip], dim=3))  # (b, h, w, fine)
         return maps
 
     def training_bytes(self, passes: int, grid: tuple[int, int]) -> int:
@@ -197,11 +197,9 @@ def average_pool(maps: Tensor, rows: int, columns: int) -> Tensor:
     b, h, w, c = maps.shape
     if (h, w) == (rows, columns):
         return maps
-    down, across = (
-        _averaging(*sides, maps.device, maps.dtype) for sides in ((h, rows), (w, columns))
-    )
-    low = down @ maps.reshape(b, h, w * c)                                              # (b, rows, w * c)
-    return across @ low.view(b, rows, w, c)                                             # (b, rows, columns, c)
+    down, across = (_averaging(*sides, maps.device, maps.dtype) for sides in ((h, rows), (w, columns)))
+    low = down @ maps.reshape(b, h, w * c)  # (b, rows, w * c)
+    return across @ low.view(b, rows, w, c)  # (b, rows, columns, c)
 
 
 @lru_cache(maxsize=64)

@@ -50,7 +50,7 @@ class Inpainter(nn.Module):
         super().__init__()
         # f1 above f3: two strided convolutions are one matrix product once the map is cut into patches.
         self.embedding = nn.Linear(entries, 2 * width)
-        self.register_buffer("positions", positions(width, *grid)[None])                # (1, n, width)
+        self.register_buffer("positions", positions(width, *grid)[None])  # (1, n, width)
         self.cluster_tokens = nn.Parameter(torch.empty(1, clusters, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=learn_mask_token)
         self.aggregation = nn.Sequential(*(Block(width, heads) for _ in range(aggregation_depth)))
@@ -78,7 +78,7 @@ class Inpainter(nn.Module):
     def centres(self, semantic: Tensor) -> Tensor:
         """The centres that the cluster tokens find in E2 (b, n, width) of their own image: (b, clusters, width)."""
         asking = self.cluster_tokens.expand(len(semantic), -1, -1)
-        tokens = torch.cat([asking, semantic + self.positions], dim=1)                  # (b, clusters + n, width)
+        tokens = torch.cat([asking, semantic + self.positions], dim=1)  # (b, clusters + n, width)
         *first, last = self.aggregation
         for block in first:
             tokens = block(tokens)

@@ -67,7 +67,7 @@ def gaussian_kernel(sigma: float, radius: int) -> Kernel:
 
 def image_score(maps: Tensor, how: Score) -> Tensor:
     """(b, h, w) -> (b,): the largest value, the population standard deviation, or the mean of each map."""
-    values = maps.flatten(1)                                                            # (b, h * w)
+    values = maps.flatten(1)  # (b, h * w)
     match how:
         case "max":
             return values.amax(dim=1)
@@ -97,8 +97,8 @@ def _filtering(n: int, kernel: Kernel, device: torch.device, dtype: torch.dtype)
     """(n, n): a kernel along one axis as a matrix, which needs no padding and is fast at the sizes of images."""
     with torch.inference_mode(mode=False):
         radius = len(kernel) // 2
-        reached = torch.arange(n)[:, None] + torch.arange(-radius, radius + 1)          # (n, 2 * radius + 1)
-        mirrored = reached % (2 * n)                                                    # d c b a | a b c d | d c b a
+        reached = torch.arange(n)[:, None] + torch.arange(-radius, radius + 1)  # (n, 2 * radius + 1)
+        mirrored = reached % (2 * n)  # d c b a | a b c d | d c b a
         mirrored = torch.where(mirrored < n, mirrored, 2 * n - 1 - mirrored)
         matrix = torch.zeros(n, n, dtype=torch.float64)
         matrix.scatter_add_(1, mirrored, torch.tensor(kernel, dtype=torch.float64).expand(n, -1))

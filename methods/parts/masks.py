@@ -48,12 +48,12 @@ def adaptive_mask(distances: Tensor, clusters: Tensor, *, count: int, lambda_: f
 
     Returns (b, n). Nothing here waits for the device.
     """
-    members = clusters[:, :, None] == torch.arange(count, device=clusters.device)    # (b, n, count)
+    members = clusters[:, :, None] == torch.arange(count, device=clusters.device)  # (b, n, count)
     spread = distances[:, :, None].expand_as(members)
     # Distances are measured from the nearest member: where all tie, mean and std are then 0 without rounding.
-    nearest = spread.masked_fill(~members, torch.inf).amin(dim=1)                    # (b, count), inf where empty
-    excess = (distances - nearest.gather(1, clusters))[:, :, None] * members         # (b, n, count), 0 elsewhere
-    sizes = members.sum(dim=1)                                                       # (b, count)
+    nearest = spread.masked_fill(~members, torch.inf).amin(dim=1)  # (b, count), inf where empty
+    excess = (distances - nearest.gather(1, clusters))[:, :, None] * members  # (b, n, count), 0 elsewhere
+    sizes = members.sum(dim=1)  # (b, count)
     means = excess.sum(dim=1) / sizes.clamp(min=1)
     squares = ((excess - means[:, None]) * members).square().sum(dim=1)
     limits = means + lambda_ * (squares / (sizes - 1).clamp(min=1)).sqrt()

@@ -23,7 +23,7 @@ class Attention(nn.Module):
         """(b, n, width) -> the same shape; of the first `asking` tokens alone, (b, asking, width)."""
         width = tokens.shape[2]
         if asking is None:
-            query, key, value = self._headed(self.qkv(tokens), 3)        # 3 times (b, heads, n, width / heads)
+            query, key, value = self._headed(self.qkv(tokens), 3)  # 3 times (b, heads, n, width / heads)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             (query,) = self._headed(F.linear(tokens[:, :asking], weight[:width], bias[:width]), 1)

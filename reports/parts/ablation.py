@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, topics
 from bench.record import Run
-from bench.summary import LATENCY, MEAN, METRICS, Group, topics
 
 from .measured import measured
 from .papers import TABLES

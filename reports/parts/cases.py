@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from scipy import ndimage
 
-from bench.counting import Bools
+from bench.evaluation.curves import Bools
+from bench.evaluation.summary import Group, caveats, named
 from bench.report import Figure
 from bench.store import Store
-from bench.summary import Group, caveats, named
 
 from .drawing import named as filename
 from .evidence import RATE, Case, Evidence

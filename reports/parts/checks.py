@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.summary import METRICS, Group
+from bench.evaluation.summary import METRICS, Group
 
 from .columns import Column, Row, paper_rows
 from .papers import (

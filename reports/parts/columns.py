@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from bench.evaluation.summary import Cell, Group, caveats, named, percent, why
 from bench.record import Selection
-from bench.summary import Cell, Group, caveats, named, percent, why
 
 from .measured import FAILED
 from .papers import AVERAGES, LEVELS, Paper, categories, members, published_name, slips, values

@@ -10,9 +10,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from bench.evaluation.statistics import rank, spread
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Cell, Group, machine, named
 from bench.report import Figure
-from bench.statistics import rank, spread
-from bench.summary import LATENCY, MEAN, METRICS, Cell, Group, machine, named
 
 from .ablation import conditions
 from .differences import METRIC, alike, by_category, by_seed

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from bench.evaluation.summary import Group, named
 from bench.record import Record
 from bench.report import Figure
-from bench.summary import Group, named
 
 from .drawing import absent, again, made
 from .evidence import LIMIT, Evidence, first_seed

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.statistics import (
+from bench.evaluation.statistics import (
     Draws,
     Spread,
     compare,
@@ -16,7 +16,7 @@ from bench.statistics import (
     rank,
     spread,
 )
-from bench.summary import METRICS, Group, named
+from bench.evaluation.summary import METRICS, Group, named
 
 from .drawn import over, span
 from .tables import NONE, Block, Section, Table, points

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from bench.evaluation.statistics import Draws
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, columns, groups, heading, machine, named, topics
 from bench.record import Record
 from bench.report import Figure
-from bench.statistics import Draws
 from bench.store import Store
-from bench.summary import LATENCY, MEAN, METRICS, Group, columns, groups, heading, machine, named, topics
 
 from .ablation import ablations, figure9
 from .beside import beside

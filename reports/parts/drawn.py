@@ -5,10 +5,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
+from bench.evaluation.statistics import Draws, Interval, intervals, mean_of, resample
+from bench.evaluation.summary import HEADINGS, MEAN, Group, percent
 from bench.record import Record
-from bench.statistics import Draws, Interval, intervals, mean_of, resample
 from bench.store import Store
-from bench.summary import HEADINGS, MEAN, Group, percent
 
 from .stored import answers
 from .tables import NONE, Table

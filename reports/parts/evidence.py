@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.counting import Array, Bools, Curve, Floats, image_curve, pixel_curve
+from bench.evaluation.curves import Array, Bools, Curve, Floats, image_curve, pixel_curve
+from bench.evaluation.summary import Group
 from bench.record import Answers, Record
 from bench.store import Store
-from bench.summary import Group
 
 from .stored import answers
 

@@ -1,6 +1,6 @@
 """Our own numbers as entries of a table: each says what a reader must know with it, and an empty one says why."""
 
-from bench.summary import LATENCY, MEAN, Group, caveats, milliseconds, percent, why
+from bench.evaluation.summary import LATENCY, MEAN, Group, caveats, milliseconds, percent, why
 
 from .tables import NONE, Entry
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bench.evaluation.summary import MEAN, Group, named
 from bench.record import Record
-from bench.summary import MEAN, Group, named
 
 from .tables import NONE, Block, Section, Table, points
 

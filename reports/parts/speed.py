@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from bench.evaluation.summary import LATENCY, MEAN, Group, caveats, machine, milliseconds, named, percent
 from bench.record import Record
-from bench.summary import LATENCY, MEAN, Group, caveats, machine, milliseconds, named, percent
 
 from .columns import lacking
 from .measured import measured
