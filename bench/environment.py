@@ -17,7 +17,7 @@ import torch
 
 from bench.errors import BenchError
 
-CLOCKED = ("cpu", "cuda", "mps")
+TIMEABLE_DEVICES = ("cpu", "cuda", "mps")
 """The kinds of device that `bench.evaluation.timing.wait` waits for; on others a time would be wrong."""
 
 
@@ -31,8 +31,10 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise BenchError(f"--device names a device that works here; '{name}' does not ({reason}). Try auto.") from error
-    if found.type not in CLOCKED:
-        raise BenchError(f"--device is one of {', '.join(CLOCKED)}, which can be timed; '{name}' is not. Try auto.")
+    if found.type not in TIMEABLE_DEVICES:
+        raise BenchError(
+            f"--device is one of {', '.join(TIMEABLE_DEVICES)}, which can be timed; '{name}' is not. Try auto."
+        )
     return found
 
 
@@ -50,7 +52,7 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def seed_of(seed: int, task: str) -> int:
+def derive_seed(seed: int, task: str) -> int:
     """The seed of one task: neither the order of the tasks nor what another one drew moves it."""
     return int.from_bytes(sha256(f"{seed}/{task}".encode(errors="surrogateescape")).digest()[:4])
 
@@ -95,8 +97,8 @@ def commit() -> str:
     if not (root / "pyproject.toml").is_file():
         return ""
     try:
-        head = _said("git", "-C", str(root), "rev-parse", "HEAD")
-        return head + ("+" if _said("git", "-C", str(root), "status", "--porcelain") else "")
+        head = _run_command("git", "-C", str(root), "rev-parse", "HEAD")
+        return head + ("+" if _run_command("git", "-C", str(root), "status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -142,7 +144,7 @@ def _processor() -> str:
 @cache
 def _driver() -> str:
     try:
-        return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+        return _run_command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
 
@@ -152,12 +154,14 @@ def _clocks() -> str:
     try:
         asked = "clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem"
         now, most, memory, most_memory = (
-            _said("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits").splitlines()[0].split(", ")
+            _run_command("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits")
+            .splitlines()[0]
+            .split(", ")
         )
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return "unknown"
     return f"{now} of {most} MHz, memory {memory} of {most_memory} MHz"
 
 
-def _said(*command: str) -> str:
+def _run_command(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -25,12 +25,11 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import registry
+from bench import environment, registry
 from bench.data.images import FileImages
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.evaluation.timing import Clock, latency, milliseconds, parameters
-from bench import environment
 from bench.method import Method, Preparation, Setup
 from bench.methods import aminet, patchcore
 from bench.methods.parts.backbone import find
@@ -136,7 +135,7 @@ def _network_floor(settings: aminet.Settings, setup: Setup, images: FileImages) 
     """FLOPs and bytes of AMI-Net's fit: features once an image, then a step of 8 images again and again."""
 
     def costs(method: Method) -> dict[str, float]:
-        batch = FileImages(images.samples[: settings.batch], images.preparation)
+        batch = FileImages(images.samples[: settings.batch], images.preprocessing)
 
         def counted(epochs: int) -> int:
             with FlopCounterMode(display=False) as counter:

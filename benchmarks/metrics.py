@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from bench.evaluation.metrics import judge
+from bench.evaluation.metrics import evaluate
 
 Maps = NDArray[Any]  # (n, h, w)
 LIMIT = 0.3
@@ -46,7 +46,7 @@ def draw(images: int, size: int = 256) -> tuple[Maps, Maps]:
 def ours(maps: Maps, masks: Maps) -> list[float]:
     """AUROC, AP, F1-max, AUPRO."""
     anomalous = np.asarray(masks.any(axis=(1, 2)))
-    found = judge(maps.max(axis=(1, 2)), anomalous, list(maps), list(masks), fpr_limits=(LIMIT,))
+    found = evaluate(maps.max(axis=(1, 2)), anomalous, list(maps), list(masks), fpr_limits=(LIMIT,))
     return [value for name, value in found.values.items() if not name.startswith("image")]
 
 

@@ -23,7 +23,7 @@ from bench.config.bench_toml import cache_folder, load_config
 from bench.config.plan import Plan, make_plan
 from bench.data.images import FileImages
 from bench.execution import schedule
-from bench.execution.job import made
+from bench.execution.job import build_method
 from bench.method import Preparation
 
 
@@ -36,17 +36,17 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return make_plan(load_config(), registry.names("methods"), said=said, paths=paths)
 
     data = cache_folder(load_config()) / "demo"  # drawn once, also for the bench itself
-    known = schedule.survey(plan())
+    known = schedule.make_schedule(plan())
     (job,) = known.jobs
-    samples, preparation = job.task.tests[options.category], Preparation(**job.run.preparation)
+    samples, preparation = job.task.tests[options.category], Preparation(**job.run.preprocessing)
 
     def benched() -> None:
         asked = plan()
-        records = list(schedule.run(asked, schedule.survey(asked), lambda *_: None))
+        records = list(schedule.run_schedule(asked, schedule.make_schedule(asked), lambda *_: None))
         assert not any(record.failure for record in records), records[0].failure
 
     def bare() -> None:
-        method = made(replace(job, device="cpu", cache=Path(tempfile.mkdtemp(dir=folder))))[2]()
+        method = build_method(replace(job, device="cpu", cache=Path(tempfile.mkdtemp(dir=folder))))[2]()
         method.fit(FileImages(job.task.train, preparation), lambda *_: None)
         with torch.no_grad():
             for images in FileImages(samples, preparation).batches(job.batch):

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.errors import BenchError
-from bench.evaluation.timing import milliseconds, spread
 from bench import environment
+from bench.errors import BenchError
+from bench.evaluation.timing import milliseconds, percentiles
 from bench.method import Setup
 from bench.methods import aminet, patchcore
 from bench.methods.parts.backbone import find
@@ -110,7 +110,7 @@ def timed(forward: Callable[[Tensor], object], image: Tensor, *, warmup: int, pa
         forward(image)
     samples = [milliseconds(lambda: forward(image), image.device) for _ in range(passes)]
     values = torch.tensor(samples, dtype=torch.float64)
-    return {"mean_ms": float(values.mean()), "std_ms": float(values.std(correction=0)), **spread(samples)}
+    return {"mean_ms": float(values.mean()), "std_ms": float(values.std(correction=0)), **percentiles(samples)}
 
 
 def _backbone(weights: Path | None) -> str:

@@ -23,7 +23,7 @@ from bench.config.bench_toml import load_config
 from bench.config.plan import make_plan
 from bench.data.images import FileImages
 from bench.execution import schedule
-from bench.execution.job import made
+from bench.execution.job import build_method
 from bench.method import Preparation
 from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, greedy_coreset
@@ -76,8 +76,8 @@ def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
         profile="code",
         paths={"data": options.data, "weights": options.weights},
     )
-    (job,) = schedule.survey(plan, force=True).jobs
-    method, preparation = made(replace(job, device="cpu"))[2](), Preparation(**job.run.preparation)
+    (job,) = schedule.make_schedule(plan, force=True).jobs
+    method, preparation = build_method(replace(job, device="cpu"))[2](), Preparation(**job.run.preprocessing)
     assert isinstance(method, PatchCore)
     method.fit(FileImages(job.task.train, preparation), lambda *_: None)
     bank, samples = method._fitted(), job.task.tests[options.category]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from interleaved import write
 
-from bench.evaluation.metrics import judge
+from bench.evaluation.metrics import evaluate
 from bench.execution.method_checks import Drawn
 from bench.method import Setup
 from bench.methods.parts.bank import Bank, nearest
@@ -65,7 +65,7 @@ def judging(images: int) -> Callable[[], Any]:
     random = np.random.default_rng(0)
     maps, masks = random.random((images, 128, 128), np.float32), np.zeros((images, 128, 128), bool)
     masks[::2, 40:60, 50:70] = True
-    return lambda: judge(maps.max(axis=(1, 2)), masks.any(axis=(1, 2)), list(maps), list(masks))
+    return lambda: evaluate(maps.max(axis=(1, 2)), masks.any(axis=(1, 2)), list(maps), list(masks))
 
 
 def seeking(rows: int) -> Callable[[], Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.evaluation.summary import METRICS, groups, topics
 from bench.record import Record
-from bench.report import Figure, Use
+from bench.report import Figure, FigurePlacement
 from bench.store import Store
 
 from .parts.beside import missing
@@ -18,7 +18,7 @@ from .parts.papers import SAME_WEIGHTS, TABLES, TOLERANCES, asked, narrowed
 from .parts.tables import Block, Section
 
 SUFFIX = "md"
-FIGURES: Use = "never"
+FIGURES: FigurePlacement = "never"
 
 AGAINST = 0.5
 """Points that a metric of the same run may move: the settings, images and seed are the same, but training on another

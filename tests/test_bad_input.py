@@ -44,7 +44,7 @@ def bench(parts: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> Itera
     """`bench` as the command line calls it, in the folder that holds `parts`, with the odd method among its own."""
     monkeypatch.chdir(parts.parent)
     monkeypatch.setenv("XDG_CACHE_HOME", str(parts.parent / "cache"))
-    for one in (console.out, console.talk, console.err):
+    for one in (console.out, console.status, console.err):
         monkeypatch.setattr(one, "_width", 10_000)
     Path("bench.toml").write_text(f'[paths]\nmethods = ["{ODD}"]\n', "utf-8")
 
@@ -58,7 +58,7 @@ def bench(parts: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> Itera
 
     with caplog.at_level(logging.WARNING):
         yield call
-    registry.import_module("bench.methods").__path__ = [str(registry.folders("methods")[0])]
+    registry.import_module("bench.methods").__path__ = [str(registry.plugin_folders("methods")[0])]
 
 
 def lines(told: Told, words: str) -> list[str]:
@@ -69,7 +69,7 @@ def lines(told: Told, words: str) -> list[str]:
 
 def good() -> set[tuple[str, str]]:
     """The method and category of each record that did not fail."""
-    return {(record.run.name, record.category) for record in Store(Path("runs")).walk() if not record.failure}
+    return {(record.run.name, record.category) for record in Store(Path("runs")).records() if not record.failure}
 
 
 def png(pixels: np.ndarray, path: Path, mode: str | None = None) -> None:
@@ -148,10 +148,10 @@ def test_an_image_without_a_mask_and_a_mask_without_an_image_are_told_and_done_w
     told = bench(*RUN, "--method", "meanmap")
     assert told.code == 0, told.text
     assert len(lines(told, "bolt")) >= 1
-    records = {record.category: record for record in Store(Path("runs")).walk()}
+    records = {record.category: record for record in Store(Path("runs")).records()}
     assert set(records) == {"bolt", "plate"}
     assert any("mask" in said for said in records["bolt"].warnings)
-    assert len(records["plate"].tests) == 5
+    assert len(records["plate"].test_files) == 5
 
 
 def test_an_empty_category_is_told_and_left_out(bench, parts: Path) -> None:
@@ -394,9 +394,9 @@ def test_any_tree_of_folders_is_surveyed_or_refused_in_words(
     paths = {"data": root, "runs": root.parent / "runs", "cache": root.parent / "cache"}
     plan = make_plan(load_config(root), registry.names("methods"), said=said, profile="check", paths=paths)
     try:
-        survey = schedule.survey(plan)
+        survey = schedule.make_schedule(plan)
     except BenchError:
         return
-    records = list(schedule.run(plan, survey, lambda *_: None))
+    records = list(schedule.run_schedule(plan, survey, lambda *_: None))
     assert records
     assert all("must be whole and usable" in record.failure for record in records)  # none of the files is an image

@@ -10,7 +10,7 @@ from bench import registry
 from bench.config.bench_toml import load_config
 from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
-from bench.evaluation.summary import groups, marks
+from bench.evaluation.summary import groups, table_notes
 from bench.execution import schedule
 from bench.record import Record
 from bench.store import Store
@@ -37,41 +37,41 @@ def planned(parts: Path, checkpoint: Path | None, *, set_: dict[str, str] | None
 
 
 def ran(plan: Plan) -> list[Record]:
-    return list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
+    return list(schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None))
 
 
 def test_a_released_model_is_judged_untrained_and_says_so(parts: Path, released: Path) -> None:
     plan = planned(parts, released, selection="both")
     bolt, plate = ran(plan)
     assert bolt.metrics.keys() >= {"image_auroc", "pixel_auroc"}
-    assert (bolt.selection, bolt.losses, bolt.train) == ("last", [], [])
+    assert (bolt.selection, bolt.losses, bolt.train_files) == ("last", [], [])
     assert bolt.seconds.keys() == {"predict", "judge"}
-    assert len(bolt.run.inputs["checkpoint"]) == 64
+    assert len(bolt.run.file_hashes["checkpoint"]) == 64
     assert bolt.origin["checkpoint"] == "--checkpoint"
     assert "plate/AMAE.pth is not there" in plate.failure
-    again = schedule.survey(plan)
+    again = schedule.make_schedule(plan)
     assert [job.task.name for job in again.jobs] == ["plate"]
-    assert again.found == (bolt,)
-    (group,) = groups(Store(plan.runs).walk())  # one table: a file tells runs apart, the folder tables
-    assert "released checkpoint, not trained here" in marks(group)
+    assert again.existing == (bolt,)
+    (group,) = groups(Store(plan.runs).records())  # one table: a file tells runs apart, the folder tables
+    assert "released checkpoint, not trained here" in table_notes(group)
     shutil.copytree(released / "bolt", released / "plate")
     assert not ran(plan)[0].failure
-    (group,) = groups(Store(plan.runs).walk())
+    (group,) = groups(Store(plan.runs).records())
     assert (len(group.records), group.failed) == (2, ())
 
 
 def test_what_is_trained_and_what_is_released_never_share_a_place(parts: Path, released: Path) -> None:
-    trained = schedule.survey(planned(parts, None, category="bolt")).jobs[0]
-    loaded = schedule.survey(planned(parts, released, category="bolt")).jobs[0]
-    assert trained.run.key(trained.data) != loaded.run.key(loaded.data)
-    assert trained.run.variant != loaded.run.variant
+    trained = schedule.make_schedule(planned(parts, None, category="bolt")).jobs[0]
+    loaded = schedule.make_schedule(planned(parts, released, category="bolt")).jobs[0]
+    assert trained.run.key(trained.data_digest) != loaded.run.key(loaded.data_digest)
+    assert trained.run.group_hash != loaded.run.group_hash
 
 
 def test_a_single_file_is_one_model(parts: Path) -> None:
-    found = schedule.survey(planned(parts, FIXTURE, protocol="unified"))
+    found = schedule.make_schedule(planned(parts, FIXTURE, protocol="unified"))
     assert [job.checkpoint for job in found.jobs] == [FIXTURE]
     with pytest.raises(BenchError, match=r"is one model; this plan has 2\. Give a folder"):
-        schedule.survey(planned(parts, FIXTURE))
+        schedule.make_schedule(planned(parts, FIXTURE))
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_settings_that_are_not_the_models_are_told_in_one_line(
 
 def test_what_can_not_be_had_of_a_checkpoint_is_refused_before_any_run(parts: Path, released: Path) -> None:
     with pytest.raises(BenchError, match="held out of a released checkpoint's training"):
-        schedule.survey(planned(parts, released, calibrate="0.1"))
+        schedule.make_schedule(planned(parts, released, calibrate="0.1"))
     said, paths = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap"}, {"checkpoint": released}
     plan = make_plan(load_config(), registry.names("methods"), said=said, paths=paths | {"data": parts})
     with pytest.raises(BenchError, match=r"Mean map \(floor\) reads no released checkpoint"):
-        schedule.survey(plan)
+        schedule.make_schedule(plan)
 
 
 def test_a_folder_that_is_not_there_is_refused(parts: Path) -> None:
     with pytest.raises(BenchError, match=r"a folder with <category>/AMAE\.pth; .*nowhere is neither"):
-        schedule.survey(planned(parts, parts / "nowhere"))
+        schedule.make_schedule(planned(parts, parts / "nowhere"))

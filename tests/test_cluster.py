@@ -13,7 +13,7 @@ from bench.config.bench_toml import load_config
 from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
 from bench.execution import ray_executor, schedule
-from bench.execution.job import Job, local
+from bench.execution.job import Job, run_locally
 from bench.record import Record
 from bench.store import Store
 
@@ -23,9 +23,9 @@ ODD = Path(__file__).parent / "odd"
 @pytest.fixture(autouse=True)
 def _odd() -> Iterator[None]:
     """The odd method is found, and forgotten again."""
-    registry.add("methods", ODD)
+    registry.add_folder("methods", ODD)
     yield
-    registry.import_module("bench.methods").__path__ = [str(registry.folders("methods")[0])]
+    registry.import_module("bench.methods").__path__ = [str(registry.plugin_folders("methods")[0])]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def planned(parts: Path, runs: str, *, settings: dict[str, str] | None = None, *
 
 
 def ran(plan: Plan) -> list[Record]:
-    return list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
+    return list(schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None))
 
 
 def alike(record: Record) -> Record:
@@ -72,7 +72,7 @@ def alike(record: Record) -> Record:
 
 def bolt(parts: Path, *hows: str, **settings: str) -> list[Job]:
     """The job on the bolt, done so by the odd method, once for each how."""
-    (job,) = schedule.survey(planned(parts, "runs", method="odd", category="bolt", settings=settings)).jobs
+    (job,) = schedule.make_schedule(planned(parts, "runs", method="odd", category="bolt", settings=settings)).jobs
     return [replace(job, run=replace(job.run, settings=job.run.settings | {"how": how})) for how in hows]
 
 
@@ -92,7 +92,7 @@ def test_two_nodes_make_the_records_that_this_process_makes_and_a_killed_worker_
     assert sum("its worker died and it begins again" in message for message in caplog.messages) == 1
     here = ran(planned(parts, "here", **methods))
     assert [record.failure for record in there] == [""] * 6
-    one, other = (list(Store(parts.parent / runs).walk()) for runs in ("here", "there"))
+    one, other = (list(Store(parts.parent / runs).records()) for runs in ("here", "there"))
     assert len(one) == len(here) == len(there) == 6
     assert list(map(alike, one)) == list(map(alike, other))  # the hash of the answers' file is in each of them
 
@@ -102,7 +102,7 @@ def test_two_nodes_make_the_records_that_this_process_makes_and_a_killed_worker_
 def test_a_task_that_hangs_or_kills_every_worker_fails_alone(two_nodes: str, parts: Path) -> None:
     told: list[tuple] = []
     watch = lambda *words: told.append(words)
-    done = ray_executor.spread(bolt(parts, "hangs", "is killed", "well"), watch, address=two_nodes, timeout=10)
+    done = ray_executor.run_on_ray(bolt(parts, "hangs", "is killed", "well"), watch, address=two_nodes, timeout=10)
     found = {job.run.settings["how"]: outcomes[0].record for job, outcomes in done}
     assert found["hangs"].failure == "Stopped after --timeout 10 seconds. Raise it."
     assert found["is killed"].failure.startswith("Its worker failed, 3 times in all: ")
@@ -119,7 +119,9 @@ def test_data_can_be_shipped_and_what_no_node_has_is_refused(two_nodes: str, par
     here = ran(planned(parts, "here", method="meanmap"))
     assert sorted(map(repr, map(alike, shipped))) == sorted(map(repr, map(alike, here)))
     with pytest.raises(BenchError, match="A task asks for 64 CPU of one node; no node of the cluster has that"):
-        list(ray_executor.spread([replace(job, threads=64) for job in bolt(parts, "well")], print, address=two_nodes))
+        list(
+            ray_executor.run_on_ray([replace(job, threads=64) for job in bolt(parts, "well")], print, address=two_nodes)
+        )
 
 
 # ---- without Ray
@@ -128,27 +130,27 @@ def test_data_can_be_shipped_and_what_no_node_has_is_refused(two_nodes: str, par
 def test_without_ray_one_line_says_what_to_install(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BenchError, match=r"--executor ray needs Ray.*pip install 'maskbench\[ray\]'"):
-        list(ray_executor.spread(bolt(parts, "well"), lambda *_: None))
+        list(ray_executor.run_on_ray(bolt(parts, "well"), lambda *_: None))
 
 
 def test_a_task_asks_for_the_threads_that_it_was_told_or_one(parts: Path) -> None:
     (job,) = bolt(parts, "well")
-    assert ray_executor.fitted_to_a_task(replace(job, threads=0)).threads == 1
-    assert ray_executor.fitted_to_a_task(replace(job, threads=3, device="cpu")).threads == 3
-    assert ray_executor.fitted_to_a_task(replace(job, device="cuda:1")).device == "cuda"  # Ray says which one
+    assert ray_executor.resolve_resources(replace(job, threads=0)).threads == 1
+    assert ray_executor.resolve_resources(replace(job, threads=3, device="cpu")).threads == 3
+    assert ray_executor.resolve_resources(replace(job, device="cuda:1")).device == "cuda"  # Ray says which one
 
 
 def test_shipped_images_are_judged_as_the_callers_are(parts: Path) -> None:
     (job,) = bolt(parts, "well")
-    (here,) = next(local([job], lambda *_: None))[1]
+    (here,) = next(run_locally([job], lambda *_: None))[1]
     files = {str(path): path.read_bytes() for path in ray_executor._files(job)}
     moved = ray_executor._unpacked(job, files)
     parts.rename(parts.parent / "away")
     with pytest.raises(BenchError, match=r"this one has no .*\.png\. Put the data there, or give --ship-data"):
         ray_executor._at_hand(job)
-    (there,) = next(local([ray_executor._at_hand(moved)], lambda *_: None))[1]
+    (there,) = next(run_locally([ray_executor._at_hand(moved)], lambda *_: None))[1]
     assert alike(here.record) == alike(there.record)
-    assert np.array_equal(here.answers.maps, there.answers.maps)
+    assert np.array_equal(here.predictions.maps, there.predictions.maps)
     assert ray_executor._unpacked(job, {}) == moved  # what is there is not written again
 
 
@@ -165,11 +167,11 @@ def test_shipped_images_are_judged_as_the_callers_are(parts: Path) -> None:
 )
 def test_latency_is_measured_only_where_a_fit_has_its_device_alone(parts: Path, said: dict, timed: bool) -> None:
     given = {"method": "meanmap", "time": True, "device": "cpu"} | said
-    assert {job.time for job in schedule.survey(planned(parts, "runs", **given)).jobs} == {timed}
+    assert {job.time for job in schedule.make_schedule(planned(parts, "runs", **given)).jobs} == {timed}
 
 
 def test_what_was_made_on_a_cluster_without_latency_is_not_made_again_there(parts: Path) -> None:
     ran(planned(parts, "runs", method="meanmap"))
     again = {"method": "meanmap", "time": True, "device": "cpu"}
-    assert not schedule.survey(planned(parts, "runs", executor="ray", **again)).jobs
-    assert len(schedule.survey(planned(parts, "runs", **again)).jobs) == 2
+    assert not schedule.make_schedule(planned(parts, "runs", executor="ray", **again)).jobs
+    assert len(schedule.make_schedule(planned(parts, "runs", **again)).jobs) == 2

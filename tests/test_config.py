@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.config.bench_toml import Config, cache_folder, load_config
-from bench.config.method_specs import meant
+from bench.config.method_specs import check_setting_names
 from bench.config.options import Options
 from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
@@ -90,8 +90,8 @@ def test_a_campaign_names_its_profile_and_the_call_may_name_another() -> None:
 
 
 def test_settings_are_laid_from_profile_to_campaign_to_alias_to_category_to_the_call() -> None:
-    (choice,) = planned(campaign="table", method="jittered", set_={"jittered.lr": "7"}).choices
-    found, origin = choice.resolved(Inpaint, "bolt")
+    (choice,) = planned(campaign="table", method="jittered", set_={"jittered.lr": "7"}).method_specs
+    found, origin = choice.resolve(Inpaint, "bolt")
     assert found == Inpaint(lr=7.0, width=96, depth=3, jitter=True)
     assert origin == {
         "lr": "--set",
@@ -99,23 +99,23 @@ def test_settings_are_laid_from_profile_to_campaign_to_alias_to_category_to_the_
         "depth": "[category.real.bolt]",
         "jitter": "alias jittered",
     }
-    assert choice.resolved(Inpaint, "all")[0].depth == 2
-    assert planned(profile="paper").choices[0].resolved(Inpaint, "tile")[0] == Inpaint(lr=2.0, width=768, depth=8)
+    assert choice.resolve(Inpaint, "all")[0].depth == 2
+    assert planned(profile="paper").method_specs[0].resolve(Inpaint, "tile")[0] == Inpaint(lr=2.0, width=768, depth=8)
 
 
 def test_settings_of_categories_are_those_of_the_plans_data_set_only() -> None:
-    (choice,) = planned(method="jittered").choices
+    (choice,) = planned(method="jittered").method_specs
     assert choice.by_category == {}
 
 
 def test_an_alias_has_its_title_and_a_file_its_own_name() -> None:
-    one, other = planned(method="jittered,floor").choices
+    one, other = planned(method="jittered,floor").method_specs
     assert (one.name, one.method, one.title) == ("jittered", "inpaint", "Inpaint‡")
     assert (other.name, other.method, other.title) == ("floor", "floor", "floor")
 
 
 def test_all_is_every_file_and_every_alias_once() -> None:
-    assert [choice.name for choice in planned(method="all").choices] == ["floor", "inpaint", "jittered", "memory"]
+    assert [choice.name for choice in planned(method="all").method_specs] == ["floor", "inpaint", "jittered", "memory"]
 
 
 def test_what_is_named_twice_is_done_once() -> None:
@@ -127,31 +127,31 @@ def test_what_is_named_twice_is_done_once() -> None:
 
 
 def test_a_plain_key_goes_to_every_method_that_has_it_and_the_others_ignore_it() -> None:
-    choices = planned(method="inpaint,memory", set_={"width": "7", "depth": "5"}).choices
-    meant(choices, {"inpaint": Inpaint, "memory": Memory})
+    choices = planned(method="inpaint,memory", set_={"width": "7", "depth": "5"}).method_specs
+    check_setting_names(choices, {"inpaint": Inpaint, "memory": Memory})
     inpaint, memory = choices
-    assert inpaint.resolved(Inpaint, "all")[0] == Inpaint(lr=1.0, width=7, depth=5)
-    assert memory.resolved(Memory, "all") == (Memory(width=7), {"width": "--set"})
+    assert inpaint.resolve(Inpaint, "all")[0] == Inpaint(lr=1.0, width=7, depth=5)
+    assert memory.resolve(Memory, "all") == (Memory(width=7), {"width": "--set"})
 
 
 def test_a_plain_key_that_no_method_has_is_refused_with_the_nearest() -> None:
-    choices = planned(method="inpaint,memory", set_={"widht": "7"}).choices
+    choices = planned(method="inpaint,memory", set_={"widht": "7"}).method_specs
     with pytest.raises(BenchError, match=r"'widht' is not a setting of inpaint or memory\. Did you mean 'width'"):
-        meant(choices, {"inpaint": Inpaint, "memory": Memory})
+        check_setting_names(choices, {"inpaint": Inpaint, "memory": Memory})
     with pytest.raises(BenchError, match=r"'depth' is not a setting of memory\."):
-        meant(planned(method="memory", set_={"depth": "1"}).choices, {"memory": Memory})
+        check_setting_names(planned(method="memory", set_={"depth": "1"}).method_specs, {"memory": Memory})
 
 
 def test_a_key_for_one_method_beats_a_plain_one_and_leaves_the_others_alone() -> None:
-    inpaint, memory = planned(method="inpaint,memory", set_={"memory.width": "9", "width": "7"}).choices
-    assert inpaint.resolved(Inpaint, "all")[0].width == 7
-    assert memory.resolved(Memory, "all")[0].width == 9
+    inpaint, memory = planned(method="inpaint,memory", set_={"memory.width": "9", "width": "7"}).method_specs
+    assert inpaint.resolve(Inpaint, "all")[0].width == 7
+    assert memory.resolve(Memory, "all")[0].width == 9
 
 
 def test_a_key_for_one_method_that_it_does_not_have_is_refused() -> None:
-    (choice,) = planned(method="memory", set_={"memory.depth": "9"}).choices
+    (choice,) = planned(method="memory", set_={"memory.depth": "9"}).method_specs
     with pytest.raises(BenchError, match="'depth' is not a setting of memory"):
-        choice.resolved(Memory, "all")
+        choice.resolve(Memory, "all")
 
 
 def test_a_key_for_a_method_that_is_not_run_is_refused() -> None:
@@ -160,9 +160,9 @@ def test_a_key_for_a_method_that_is_not_run_is_refused() -> None:
 
 
 def test_a_wrong_value_of_a_setting_tells_where_it_stands() -> None:
-    (choice,) = planned(set_={"width": "2.5"}).choices
+    (choice,) = planned(set_={"width": "2.5"}).method_specs
     with pytest.raises(BenchError, match=r"width \(--set\) is an integer; '2\.5' is not"):
-        choice.resolved(Inpaint, "all")
+        choice.resolve(Inpaint, "all")
 
 
 # ---- what is refused
@@ -281,9 +281,9 @@ def test_any_tables_and_options_give_a_plan_or_a_bench_error(
         found = make_plan(Config(tables), METHODS, said={"method": "memory"} | said, **given)
     except BenchError:
         return
-    assert found.choices
+    assert found.method_specs
     assert found.options.batch >= 1
-    assert all(isinstance(choice.raw("all"), dict) for choice in found.choices)
+    assert all(isinstance(choice.merged("all"), dict) for choice in found.method_specs)
     assert found.origin.keys() >= {entry.name for entry in fields(Options)}
 
 
@@ -295,10 +295,10 @@ def test_folders_come_from_options_then_paths_then_defaults(monkeypatch: pytest.
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     found = planned()
     assert (found.runs, found.cache, found.weights) == (Path("results"), tmp_path / ".cache" / "maskbench", None)
-    assert found.root == tmp_path / ".cache" / "maskbench" / "drawn"
-    assert planned(profile="paper").root == tmp_path / "real"
+    assert found.data == tmp_path / ".cache" / "maskbench" / "drawn"
+    assert planned(profile="paper").data == tmp_path / "real"
     given = planned(profile="paper", paths={"data": Path("~/mine"), "weights": Path("w"), "runs": None})
-    assert (given.root, given.weights, given.runs) == (tmp_path / "mine", Path("w"), Path("results"))
+    assert (given.data, given.weights, given.runs) == (tmp_path / "mine", Path("w"), Path("results"))
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert cache_folder(Config(TABLES)) == Path("/elsewhere/maskbench")
 
@@ -320,15 +320,15 @@ def test_the_users_folders_of_methods_are_listed(monkeypatch: pytest.MonkeyPatch
 
 def test_the_shipped_file_alone_is_read_where_the_folder_has_none(tmp_path: Path) -> None:
     shipped = load_config(tmp_path)
-    assert [path.name for path in shipped.found] == ["bench.toml"]
+    assert [path.name for path in shipped.files] == ["bench.toml"]
     assert {"demo", "code", "paper"} <= set(shipped.names("profile"))
     assert {"table1", "table2", "table3", "table4", "figure8"} <= set(shipped.names("campaign"))
     assert shipped.title("aminet_jitter") == "AMI-Net‡"
-    assert load_config(shipped.found[0].parent).found == shipped.found
+    assert load_config(shipped.files[0].parent).files == shipped.files
 
 
 def test_the_shipped_file_tells_every_option_and_the_value_that_holds_without_it() -> None:
-    (shipped,) = load_config(Path(__file__)).found
+    (shipped,) = load_config(Path(__file__)).files
     told = re.findall(r"^# (\w+ = \S.*?) +# .+$", shipped.read_text(encoding="utf-8"), re.MULTILINE)
     options = {entry.name for entry in fields(Options)}
     told = tomllib.loads("\n".join(line for line in told if line.partition(" ")[0] in options))
@@ -340,7 +340,10 @@ def test_every_shipped_profile_and_campaign_makes_a_plan(tmp_path: Path) -> None
     shipped = load_config(tmp_path)
     methods = names("methods")
     for profile in shipped.names("profile"):
-        assert make_plan(shipped, methods, said={}, profile=profile).note == shipped.tables["profile"][profile]["note"]
+        assert (
+            make_plan(shipped, methods, said={}, profile=profile).profile_note
+            == shipped.tables["profile"][profile]["note"]
+        )
     for campaign in shipped.names("campaign"):
         assert make_plan(shipped, methods, said={}, campaign=campaign).campaign == campaign
 
@@ -357,7 +360,7 @@ def test_a_users_file_is_laid_over_the_shipped_one_table_by_table(tmp_path: Path
     assert set(found.names("profile")) == {*shipped.names("profile"), "mine"}
     assert found.data("mvtec") == Path("/data")
     assert found.path("runs") == Path("runs")
-    assert found.found == (*shipped.found, tmp_path / "bench.toml")
+    assert found.files == (*shipped.files, tmp_path / "bench.toml")
 
 
 @pytest.mark.parametrize(

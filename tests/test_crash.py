@@ -81,8 +81,8 @@ def done(parts: Path, runs: Path, kills: int) -> list[int]:
 def places(runs: Path) -> dict[Path, Record]:
     store = Store(runs)
     return {
-        store.path(record.run, record.data, record.category, record.selection).relative_to(runs): record
-        for record in store.walk()
+        store.path(record.run, record.data_digest, record.category, record.selection).relative_to(runs): record
+        for record in store.records()
     }
 
 
@@ -95,7 +95,7 @@ def test_a_run_killed_fifty_times_ends_as_an_undisturbed_one(parts: Path, tmp_pa
     assert killed.keys() == undisturbed.keys()
     for place, record in killed.items():
         assert record.metrics == undisturbed[place].metrics
-        assert record.stored == undisturbed[place].stored  # with the hash of the answers' file
+        assert record.artifacts == undisturbed[place].artifacts  # with the hash of the answers' file
 
 
 @pytest.mark.slow

@@ -9,27 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from bench.evaluation import metric_variants
-from bench.evaluation.metric_variants import DIALECTS, Finding, audit, exact
-from bench.record import Answers
+from bench.evaluation.metric_variants import METRIC_VARIANTS, VariantResult, audit, exact
+from bench.record import Predictions
 
 
-def answers(scores: list[float], labels: str, maps: object = None, masks: object = None) -> Answers:
+def answers(scores: list[float], labels: str, maps: object = None, masks: object = None) -> Predictions:
     """Labels: g for good, d for defective. Without masks, those of defect images are unknown."""
     count = len(scores)
     shape = np.shape(maps) if maps is not None else (count, 1, 2)
     defects = tuple("good" if label == "g" else "dent" for label in labels)
     known = np.array([masks is not None or label == "g" for label in labels])
-    return Answers(
+    return Predictions(
         files=tuple(f"{i}.png" for i in range(count)),
         defects=defects,
         scores=np.array(scores, dtype=np.float64),
         maps=None if maps is None else np.array(maps, dtype=np.float32),
         masks=np.zeros(shape, dtype=bool) if masks is None else np.array(masks, dtype=bool),
-        known=known,
+        has_pixel_labels=known,
     )
 
 
-def random_answers(seed: int = 0, count: int = 8, size: int = 24) -> Answers:
+def random_answers(seed: int = 0, count: int = 8, size: int = 24) -> Predictions:
     """Half good; each defective image has one square defect that is somewhat brighter."""
     random = np.random.default_rng(seed)
     maps, masks = random.normal(5, 1, (count, size, size)), np.zeros((count, size, size))
@@ -39,10 +39,10 @@ def random_answers(seed: int = 0, count: int = 8, size: int = 24) -> Answers:
     maps += masks * 1.5
     labels = "".join("d" if i % 2 == 0 else "g" for i in range(count))
     found = answers(list(random.normal(0, 1, count) + (np.arange(count) % 2 == 0)), labels, maps, masks)
-    return replace(found, soft=masks.astype(np.uint8) * 255)
+    return replace(found, soft_masks=masks.astype(np.uint8) * 255)
 
 
-def said(given_answers: Answers, dialect: str) -> dict[str, float]:
+def said(given_answers: Predictions, dialect: str) -> dict[str, float]:
     return {each.metric: each.theirs for each in audit(given_answers) if each.dialect == dialect}
 
 
@@ -50,18 +50,18 @@ def said(given_answers: Answers, dialect: str) -> dict[str, float]:
 
 
 def test_every_dialect_has_a_name_a_meaning_and_a_place() -> None:
-    names = [dialect.name for dialect in DIALECTS]
+    names = [dialect.name for dialect in METRIC_VARIANTS]
     assert len(names) == len(set(names))
-    for dialect in DIALECTS:
+    for dialect in METRIC_VARIANTS:
         assert dialect.meaning.endswith("."), dialect.name
-        assert dialect.where
-        assert not {*dialect.needs} - {*metric_variants.AUDITED, "maps", "soft"}
+        assert dialect.used_by
+        assert not {*dialect.requires} - {*metric_variants.AUDITED, "maps", "soft"}
 
 
 def test_on_whole_answers_every_dialect_speaks_and_ours_is_the_exact_value() -> None:
     given_answers = random_answers()
     found = audit(given_answers)
-    assert {each.dialect for each in found} == {dialect.name for dialect in DIALECTS}
+    assert {each.dialect for each in found} == {dialect.name for dialect in METRIC_VARIANTS}
     ours = exact(given_answers)
     assert list(ours) == list(metric_variants.AUDITED)
     assert all(each.ours == ours[each.metric] for each in found)
@@ -82,7 +82,7 @@ def test_without_good_images_the_pixel_metrics_are_still_audited() -> None:
 
 def test_a_defect_image_without_a_mask_counts_for_the_image_metrics_alone() -> None:
     maps, masks = [[[1, 2]], [[9, 8]], [[3, 7]]], [[[0, 0]], [[0, 0]], [[0, 1]]]
-    given_answers = replace(answers([0, 1, 2], "gdd", maps, masks), known=np.array([True, False, True]))
+    given_answers = replace(answers([0, 1, 2], "gdd", maps, masks), has_pixel_labels=np.array([True, False, True]))
     ours = exact(given_answers)
     assert ours["image_auroc"] == 1
     assert ours["pixel_auroc"] == 1  # 7 lies above 1, 2 and 3; the 9 and 8 of unknown truth are no false alarms
@@ -159,11 +159,11 @@ def test_the_image_score_may_be_the_maximum_the_mean_or_the_spread_of_the_map() 
 def test_a_softened_mask_may_be_cut_at_a_half_above_zero_or_at_one() -> None:
     # One defect of pixels 0 / 0.4 / 0.6 / 1, with falling scores 2, 1, 4, 3 there and a normal image at 2.5.
     two = answers([0, 1], "dg", [[[2, 1, 4, 3]], [[2.5, 2.5, 2.5, 2.5]]], [[[0, 0, 0, 1]], [[0, 0, 0, 0]]])
-    two = replace(two, soft=np.array([[[0, 102, 153, 255]], [[0, 0, 0, 0]]], np.uint8))
+    two = replace(two, soft_masks=np.array([[[0, 102, 153, 255]], [[0, 0, 0, 0]]], np.uint8))
     assert said(two, "bilinear masks, cut at 0.5")["pixel_auroc"] == 1.0  # 4 and 3 lie above all
     assert said(two, "bilinear masks, cut above 0")["pixel_auroc"] == (5 + 5 + 0) / 15  # the 1 lies below all five
     assert said(two, "bilinear masks, cut at 1")["pixel_auroc"] == pytest.approx(6 / 7)  # the 4 is a false alarm
-    assert said(replace(two, soft=None), "bilinear masks, cut at 1") == {}
+    assert said(replace(two, soft_masks=None), "bilinear masks, cut at 1") == {}
 
 
 def test_where_masks_are_not_resized_their_filter_moves_nothing() -> None:
@@ -172,7 +172,7 @@ def test_where_masks_are_not_resized_their_filter_moves_nothing() -> None:
     assert all(each.theirs == each.ours for each in found)
 
 
-def thresholds_one_by_one(given_answers: Answers) -> float:
+def thresholds_one_by_one(given_answers: Predictions) -> float:
     """The slow oracle: a loop over thresholds, as the field writes it."""
     from scipy import ndimage
 
@@ -235,4 +235,4 @@ def test_min_max_of_equal_scores_stays_a_tie() -> None:
 
 def test_a_finding_says_who_computes_so() -> None:
     first = audit(answers([1, 2], "gd"))[0]
-    assert first == Finding("rounded before averaging", DIALECTS[0].where, "image_auroc", 1.0, 1.0)
+    assert first == VariantResult("rounded before averaging", METRIC_VARIANTS[0].used_by, "image_auroc", 1.0, 1.0)

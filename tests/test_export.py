@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import registry
+from bench import environment, registry
 from bench.config.bench_toml import load_config
 from bench.config.plan import make_plan
 from bench.data.images import prepare
-from bench.deploy.saved_model import Kept
-from bench.errors import BenchError
-from bench.execution import environment, method_checks
+from bench.deploy.saved_model import SavedModel
 from bench.environment import seed_everything
+from bench.errors import BenchError
+from bench.execution import method_checks
 from bench.method import Preparation, Setup
 from bench.record import Record, Run
 
@@ -51,22 +51,22 @@ def test_a_resize_by_nearest_neighbours_is_refused() -> None:
         preparation_graph(Preparation(48, 64, "nearest"))
 
 
-def kept(name: str, where: Path) -> Kept:
+def kept(name: str, where: Path) -> SavedModel:
     """A method fitted on drawn images at the smallest settings, beside a record of nothing else."""
     plan = make_plan(load_config(), registry.names("methods"), said={"method": name}, profile="check")
-    (choice,) = plan.choices
+    (choice,) = plan.method_specs
     module = registry.load("methods", choice.method)
-    settings, _ = choice.resolved(module.Settings, "")
+    settings, _ = choice.resolve(module.Settings, "")
     seed_everything(3)
     method = module.METHOD(settings, Setup(method_checks.SIZE, environment.device("cpu"), 3))
     method.fit(method_checks.Drawn(), lambda *_: None)
     run = Run(
         dataset="drawn", synthetic=True, protocol="kshot", k=2, seed=0, limit=0, name=name, method=choice.method,
-        title=choice.title, settings={}, preparation={"height": 64, "width": 64}, precision="float32", inputs={},
-        profile="check", note="",
+        title=choice.title, settings={}, preprocessing={"height": 64, "width": 64}, precision="float32", file_hashes={},
+        profile="check", profile_note="",
     )  # fmt: skip
-    record = Record(run=run, category="part", data="", threshold=1.5)
-    return Kept(where / "hash" / "seed0" / "part.json", record, method)
+    record = Record(run=run, category="part", data_digest="", threshold=1.5)
+    return SavedModel(where / "hash" / "seed0" / "part.json", record, method)
 
 
 @pytest.fixture

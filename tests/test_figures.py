@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bench import registry
-from bench.evaluation.summary import groups, named
+from bench.evaluation.summary import groups, unique_names
 from bench.record import Record, Run
 from bench.report import Figure
 from bench.reports.parts import cases, comparisons, curves, drawing, evidence, style
@@ -30,16 +30,16 @@ RUN = Run(
     method="a",
     title="A",
     settings={},
-    preparation={},
+    preprocessing={},
     precision="float32",
-    inputs={},
+    file_hashes={},
     profile="code",
-    note="",
+    profile_note="",
 )
 
 
 def figures(store: Store) -> list[Figure]:
-    drawn: list[Figure] = registry.load("reports", "figures").draw(list(store.walk()), store)
+    drawn: list[Figure] = registry.load("reports", "figures").draw(list(store.records()), store)
     return drawn
 
 
@@ -70,9 +70,9 @@ def test_every_figure_is_drawn_in_three_formats_and_sheets_as_photographs(simula
 
 def test_what_cannot_be_drawn_says_which_command_would_give_it(tmp_path: Path, simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A",), protocol="kshot", k=4)
-    (record,) = store.walk()
+    (record,) = store.records()
     bare = Store(tmp_path / "bare")
-    bare.save(replace(record, latency={}, losses=[], curve=[], stored={}), None)
+    bare.save(replace(record, latency={}, losses=[], metrics_by_epoch=[], artifacts={}), None)
     found = {figure.kind: figure for figure in figures(bare)}
     assert set(found) == {"k", "speed", "heat", "ranks", "ablation", "epochs", "roc", "pro"}
     assert not any(figure.files for figure in found.values())
@@ -84,7 +84,10 @@ def test_what_cannot_be_drawn_says_which_command_would_give_it(tmp_path: Path, s
 
 def test_a_command_asked_again_has_each_option_once() -> None:
     record = Record(
-        run=replace(RUN, name="a"), category="bolt", data="", command="bench run --k 4 --time --method a --set x=1"
+        run=replace(RUN, name="a"),
+        category="bolt",
+        data_digest="",
+        command="bench run --k 4 --time --method a --set x=1",
     )
     assert drawing.again(record, "--k", "2,4,8") == "`bench run --time --method a --set x=1 --k 2,4,8`"
     assert drawing.again(record, "--time", "--force") == "`bench run --k 4 --method a --set x=1 --time --force`"
@@ -98,20 +101,22 @@ def test_an_ablation_needs_runs_that_differ_in_one_setting_alone(simulate: Simul
     simulate(("bolt",), ("A",), settings={"width": 4, "depth": 1}, variant="2")
     store = simulate(("bolt",), ("A",), settings={"width": 2, "depth": 3}, variant="3")
     simulate(("bolt",), ("A",), settings={"width": 16, "depth": 1}, calibrate=0.1, variant="4")
-    panels = comparisons._swept(groups(store.walk()))
+    panels = comparisons._swept(groups(store.records()))
     assert [(setting, [value for value, _ in own]) for _, setting, own in panels] == [("width", [4, 8])]
 
 
 def test_an_ablation_by_the_oracle_says_so() -> None:
-    runs = [replace(RUN, settings={"width": width}, variant=f"{width}") for width in (4, 8)]
-    both = [Record(run=run, category="bolt", data="", selection=rule) for run in runs for rule in ("last", "oracle")]
+    runs = [replace(RUN, settings={"width": width}, group_hash=f"{width}") for width in (4, 8)]
+    both = [
+        Record(run=run, category="bolt", data_digest="", selection=rule) for run in runs for rule in ("last", "oracle")
+    ]
     assert [title for title, _, _ in comparisons._swept(groups(both))] == ["A", "A (oracle)"]
 
 
 def test_panels_of_a_product_tell_where_they_were_held() -> None:
     points = [{"width": width, "depth": depth} for width in (4, 8) for depth in (1, 2)]
-    runs = [replace(RUN, settings=point, variant=f"{point}") for point in points]
-    product = groups([Record(run=run, category="bolt", data="") for run in runs])
+    runs = [replace(RUN, settings=point, group_hash=f"{point}") for point in points]
+    product = groups([Record(run=run, category="bolt", data_digest="") for run in runs])
     found = {(title, setting) for title, setting, _ in comparisons._swept(product)}
     assert found == {("A, width=4", "depth"), ("A, width=8", "depth"), ("A, depth=1", "width"), ("A, depth=2", "width")}
     one_at_a_time = comparisons._swept(product[:3])
@@ -128,7 +133,7 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
 
 def test_the_area_below_a_drawn_curve_is_the_metric(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A", "B", "C"))
-    found = evidence.gathered(groups(store.walk()), store)
+    found = evidence.gathered(groups(store.records()), store)
     assert len(found) == 3
     for each in found.values():
         assert each.roc
@@ -142,11 +147,13 @@ def test_the_area_below_a_drawn_curve_is_the_metric(simulate: Simulate) -> None:
 
 def test_the_evidence_is_of_the_lowest_seed_and_of_last_epochs(simulate: Simulate) -> None:
     store = simulate(("bolt", "cap"), ("A",), (3, 1))
-    (group,) = groups(store.walk())
+    (group,) = groups(store.records())
     assert [record.run.seed for record in evidence.first_seed(group)] == [1, 1]
-    for record in list(store.walk()):
-        store.save(replace(record, selection="oracle", every=5), store.answers(record))
-    assert {key[2]: each.record.selection for key, each in evidence.gathered(groups(store.walk()), store).items()} == {
+    for record in list(store.records()):
+        store.save(replace(record, selection="oracle", eval_every=5), store.predictions(record))
+    assert {
+        key[2]: each.record.selection for key, each in evidence.gathered(groups(store.records()), store).items()
+    } == {
         "bolt": "last",
         "cap": "last",
     }
@@ -156,14 +163,14 @@ def test_cases_have_the_rank_of_their_score_and_a_hundredth_of_normal_pixels_lie
     simulate: Simulate,
 ) -> None:
     store = simulate(("bolt",), ("A",))
-    (each,) = evidence.gathered(groups(store.walk()), store).values()
+    (each,) = evidence.gathered(groups(store.records()), store).values()
     by_name = {case.name: case for case in each.cases}
     assert list(by_name) == ["best", "median", "worst", "good"]
     assert by_name["best"].score == each.scores[each.anomalous].max()
     assert by_name["worst"].place == 1 + int((each.scores > by_name["worst"].score).sum())
     assert by_name["good"].mask is not None
     assert not by_name["good"].mask.any()
-    given = store.answers(each.record)
+    given = store.predictions(each.record)
     assert given.maps is not None
     assert np.mean(given.maps[~given.masks] > each.threshold) == pytest.approx(evidence.RATE, abs=1e-3)
 
@@ -183,7 +190,7 @@ def test_the_star_stands_where_the_sum_of_both_aurocs_is_highest() -> None:
 
 def test_a_sheet_has_a_row_a_case_and_a_column_a_picture(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A",))
-    members = groups(store.walk())
+    members = groups(store.records())
     found = evidence.gathered(members, store)
     rows = list(cases.pictures(next(iter(found.values())), store, 48))
     assert [case.name for case, _ in rows] == ["best", "median", "worst", "good"]
@@ -196,11 +203,11 @@ def test_a_sheet_has_a_row_a_case_and_a_column_a_picture(simulate: Simulate) -> 
 
 def test_a_picture_that_is_gone_or_broken_is_left_out(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A",))
-    (record,) = store.walk()
+    (record,) = store.records()
     views = store.views(record)
     views["best.image"].write_bytes(b"no picture")
     views["good.distance"].unlink()
-    (found,) = evidence.gathered(groups(store.walk()), store).values()
+    (found,) = evidence.gathered(groups(store.records()), store).values()
     rows = {case.name: list(shown) for case, shown in cases.pictures(found, store, 48)}
     assert rows["best"] == ["ground truth", "anomaly map", "distance"]  # and nothing to lay the map over
     assert rows["good"] == ["image", "ground truth", "anomaly map", "overlay"]
@@ -211,10 +218,10 @@ def test_a_picture_that_is_gone_or_broken_is_left_out(simulate: Simulate) -> Non
 
 def test_what_a_reader_must_know_stands_within_the_figure(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A", "B"))
-    for record in list(store.walk()):
+    for record in list(store.records()):
         if record.run.title == "B":
-            store.save(replace(record, selection="oracle", every=5), store.answers(record))
-    told = style.notes(groups(store.walk()))
+            store.save(replace(record, selection="oracle", eval_every=5), store.predictions(record))
+    told = style.notes(groups(store.records()))
     assert told == ["synthetic data", "B (oracle): oracle: epoch chosen on the test set"]
     with style.themed():
         canvas, _ = style.canvas(3, 2)
@@ -225,7 +232,7 @@ def test_what_a_reader_must_know_stands_within_the_figure(simulate: Simulate) ->
 def test_odd_names_neither_break_a_figure_nor_hide_in_its_legend(simulate: Simulate) -> None:
     name = "_$a_b$ <b>&\x01\u5b57"
     store = simulate((name, "cap"), (name,), name="a", method="a")
-    members = groups(store.walk())
+    members = groups(store.records())
     figure = comparisons.heat("parts", members)
     ET.fromstring(figure.files["svg"])
     assert style.label(name) == " _$a_b$ <b>& \u5b57"
@@ -235,7 +242,7 @@ def test_odd_names_neither_break_a_figure_nor_hide_in_its_legend(simulate: Simul
 def test_drawing_leaves_no_state_behind(simulate: Simulate) -> None:
     store = simulate(("bolt", "cap"), ("A",))
     before = dict(mpl.rcParams)
-    comparisons.heat("parts", groups(store.walk()))
+    comparisons.heat("parts", groups(store.records()))
     assert dict(mpl.rcParams) == before
     from matplotlib import pyplot as plt
 
@@ -243,7 +250,7 @@ def test_drawing_leaves_no_state_behind(simulate: Simulate) -> None:
 
 
 def test_the_same_records_give_the_same_bytes(simulate: Simulate) -> None:
-    members = groups(simulate(("bolt", "cap"), ("A",)).walk())
+    members = groups(simulate(("bolt", "cap"), ("A",)).records())
     first, second = (comparisons.heat("parts", members).files for _ in range(2))
     assert first == second
 
@@ -257,13 +264,13 @@ def test_methods_are_told_apart_without_colour() -> None:
 
 def test_of_many_categories_the_hardest_are_drawn_and_the_rest_is_told(simulate: Simulate) -> None:
     categories = [f"c{i:02}" for i in range(curves.PANELS + 2)]
-    members = groups(simulate(categories, ("A",)).walk())
+    members = groups(simulate(categories, ("A",)).records())
     chosen, told = curves._hardest(members, categories)
     values = {category: members[0].records[category, 0].metrics["image_auroc"] for category in categories}
     assert len(chosen) == curves.PANELS
     assert max(values[category] for category in chosen) <= min(values[c] for c in categories if c not in chosen)
     assert "15 categories of lowest mean image AUROC, of 17" in told
-    assert named(members)
+    assert unique_names(members)
 
 
 def test_a_figure_is_written_only_as_the_files_that_are_asked_for() -> None:

@@ -25,7 +25,7 @@ def planned(*methods: str, **said: object) -> Plan:
 
 
 def test_a_name_with_a_colon_is_a_model_of_a_host() -> None:
-    (choice,) = planned("sklearn:PCA").choices
+    (choice,) = planned("sklearn:PCA").method_specs
     assert (choice.name, choice.method, choice.title) == ("sklearn:PCA", "sklearn", "PCA (scikit-learn)")
     assert choice.settings["model"] == ("PCA", "alias sklearn:PCA")
 
@@ -37,11 +37,11 @@ def test_a_setting_reaches_one_hosted_model_by_its_name() -> None:
         said={"method": "sklearn:PCA,sklearn:IsolationForest"},
         settings={"sklearn:PCA.grid": "2"},
     )
-    assert [choice.last for choice in given.choices] == [{"grid": ("2", "--set")}, {}]
+    assert [choice.method_overrides for choice in given.method_specs] == [{"grid": ("2", "--set")}, {}]
 
 
 def test_all_leaves_the_hosts_out() -> None:
-    names = [choice.name for choice in planned("all").choices]
+    names = [choice.name for choice in planned("all").method_specs]
     assert "aminet" in names
     assert not [name for name in names if name.startswith(("sklearn", "anomalib"))]
 
@@ -104,11 +104,11 @@ def test_a_run_of_a_hosted_model_stands_in_the_store_under_its_own_name(parts: P
         settings={"grid": "4"},
         paths={"data": parts, "runs": tmp_path / "runs"},
     )
-    (record,) = schedule.run(plan, schedule.survey(plan), lambda *_: None)
+    (record,) = schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None)
     assert not record.failure
     assert record.run.title == "IsolationForest (scikit-learn)"
     assert record.run.settings["model"] == "IsolationForest"
-    assert Store(plan.runs).path(record.run, record.data, "bolt", "last").parts[-4] == "sklearn-IsolationForest"
+    assert Store(plan.runs).path(record.run, record.data_digest, "bolt", "last").parts[-4] == "sklearn-IsolationForest"
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_anomalibs_models_keep_what_every_method_promises(model: str, options: s
     settings = module.Settings(model, "tf_efficientnet_lite0", epochs=2, batch=4, options=options)
     found = method_checks.check(module, settings)
     assert len(found) == 15
-    assert not [f"{finding.promise} {finding.broken}" for finding in found if finding.broken]
+    assert not [f"{finding.requirement} {finding.problem}" for finding in found if finding.problem]
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ ODD = """<script>x</script>"'&` onload=x"""
 
 
 def page(store: Store, figures: list[Figure] | None = None) -> str:
-    text: str = registry.load("reports", "html").render(list(store.walk()), store, figures or [])
+    text: str = registry.load("reports", "html").render(list(store.records()), store, figures or [])
     return text
 
 
@@ -59,9 +59,9 @@ class Elements(HTMLParser):
 def test_whatever_a_name_holds_is_text(simulate: Simulate) -> None:
     changed = {"title": ODD, "name": "a", "note": ODD, "profile": ODD, "settings": {ODD: ODD}, "inputs": {ODD: ODD}}
     store = simulate(("<b>bolt</b>", '"><i>'), ("A",), **changed)
-    for record in list(store.walk()):
+    for record in list(store.records()):
         told = {"facts": {ODD: ODD}, "machine": {ODD: ODD}, "command": ODD, "warnings": [ODD], "commit": ODD}
-        store.save(replace(record, **told), store.answers(record))
+        store.save(replace(record, **told), store.predictions(record))
     store.save(replace(record, failure=ODD, run=replace(record.run, seed=7)), None)
     figure = Figure("f", "speed", ODD, ODD, ODD, {"svg": b"<svg onload='x'/>"})
     found = Elements(page(store, [figure]))
@@ -89,7 +89,7 @@ def test_the_page_asks_for_nothing_and_may_run_only_its_own_script(simulate: Sim
 
 def test_numbers_commands_settings_and_draws_stand_on_the_page(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A",), (0, 1), protocol="kshot", k=4, settings={"width": 17})
-    first, second = store.walk()
+    first, second = store.records()
     text = Elements(page(store)).text
     values = np.array([100 * record.metrics["pixel_auroc"] for record in (first, second)])
     assert f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in text
@@ -246,7 +246,7 @@ def test_a_browser_loads_sorts_filters_and_drills_down(browser: Browser, simulat
     simulate(("bolt", "cap"), ("A", "B"), (0, 1))
     simulate(("bolt", "cap"), ("A",), (0, 1), title=ODD, name="odd")
     store = simulate(("bolt", "007"), ("A",), protocol="kshot", k=4)
-    records = list(store.walk())
+    records = list(store.records())
     drawn = registry.load("reports", "figures").draw(records, store)
     path = tmp_path / "report.html"
     path.write_text(page(store, drawn), "utf-8")

@@ -11,7 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.data.images import FileImages, Originals, contents, decode, defects, prepare, shown, softened
+from bench.data.images import (
+    FileImages,
+    OriginalResolution,
+    content_hash,
+    decode,
+    defect_mask,
+    prepare,
+    soft_mask,
+    visible_box,
+)
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.method import Preparation
@@ -47,7 +56,7 @@ def mask_of(tmp_path: Path, mask: np.ndarray | Image.Image, preparation: Prepara
     given = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
     given.save(tmp_path / "mask.png")
     image = saved(tmp_path / "image.png", grey(0, given.height, given.width))
-    return defects(sample(image, tmp_path / "mask.png"), preparation)
+    return defect_mask(sample(image, tmp_path / "mask.png"), preparation)
 
 
 # ---- decoding
@@ -298,7 +307,7 @@ def test_soft_edges_of_a_mask_are_cut_at_half(tmp_path: Path) -> None:
 def test_several_masks_are_united(tmp_path: Path) -> None:
     image = saved(tmp_path / "a.png", grey(0))
     masks = [saved(tmp_path / f"m{i}.png", turned * 255) for i, turned in enumerate((CORNER, np.rot90(CORNER, 2)))]
-    found = defects(sample(image, *masks), SMALL)
+    found = defect_mask(sample(image, *masks), SMALL)
     assert found.sum() == 8
     assert np.array_equal(found, np.rot90(found, 2))
 
@@ -319,7 +328,7 @@ def test_a_mask_is_cut_as_its_image_is(tmp_path: Path) -> None:
 
 def test_a_mask_of_half_the_images_size_lies_over_it(tmp_path: Path) -> None:
     image, mask = saved(tmp_path / "a.png", grey(0, 9, 12)), saved(tmp_path / "m.png", grey(255, 4, 6))
-    assert defects(sample(image, mask), SMALL).all()
+    assert defect_mask(sample(image, mask), SMALL).all()
 
 
 # ---- Masks as other code resizes them, and images at their own size
@@ -330,15 +339,15 @@ def test_a_softened_mask_has_values_in_between_along_its_edges(tmp_path: Path) -
     pixels[:, :1] = 1  # a mask of class indices
     image, mask = saved(tmp_path / "a.png", grey(0)), saved(tmp_path / "m.png", pixels)
     # From 4 columns to 2, each new one is a triangle of 4 old ones: (3 + 3 + 1) / 8 in the middle, so 3 of 7 here.
-    found = softened(sample(image, mask), Preparation(4, 2))
+    found = soft_mask(sample(image, mask), Preparation(4, 2))
     assert found[:, 1].tolist() == [0] * 4
     assert found[:, 0].tolist() == [round(255 * 3 / 7)] * 4
-    assert not softened(sample(image), SMALL).any()
+    assert not soft_mask(sample(image), SMALL).any()
 
 
 def test_a_softened_mask_at_its_own_size_is_the_mask(tmp_path: Path) -> None:
     image, mask = saved(tmp_path / "a.png", grey(0)), saved(tmp_path / "m.png", CORNER * 255)
-    assert np.array_equal(softened(sample(image, mask), SMALL) == 255, defects(sample(image, mask), SMALL))
+    assert np.array_equal(soft_mask(sample(image, mask), SMALL) == 255, defect_mask(sample(image, mask), SMALL))
 
 
 @pytest.mark.parametrize(
@@ -354,14 +363,14 @@ def test_a_softened_mask_at_its_own_size_is_the_mask(tmp_path: Path) -> None:
 def test_what_the_input_shows_of_an_image_is_found_in_it_again(
     size: tuple[int, int], preparation: Preparation, part: tuple[int, int, int, int]
 ) -> None:
-    assert shown(size, preparation) == part
+    assert visible_box(size, preparation) == part
 
 
 @given(width=st.integers(1, 60), height=st.integers(1, 60), keep_aspect=st.booleans(), crop=st.sampled_from([None, 5]))
 def test_what_the_input_shows_lies_inside_the_image(
     width: int, height: int, keep_aspect: bool, crop: int | None
 ) -> None:
-    left, top, right, bottom = shown((width, height), Preparation(7, 9, keep_aspect=keep_aspect, crop=crop))
+    left, top, right, bottom = visible_box((width, height), Preparation(7, 9, keep_aspect=keep_aspect, crop=crop))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
@@ -370,7 +379,7 @@ def test_at_its_own_size_a_map_is_enlarged_and_a_mask_only_cut(tmp_path: Path) -
     pixels = np.zeros((4, 8), dtype=np.uint8)
     pixels[1, 5] = pixels[3, 0] = 255  # the second lies outside the centre
     image, mask = saved(tmp_path / "a.png", grey(0, 4, 8)), saved(tmp_path / "m.png", pixels)
-    found = Originals([sample(image, mask)], Preparation(2, 2, keep_aspect=True))
+    found = OriginalResolution([sample(image, mask)], Preparation(2, 2, keep_aspect=True))
     assert np.argwhere(found.mask(0)).tolist() == [[1, 3]]
     ramp = np.array([[0, 4], [0, 4]], dtype=np.float32)
     # Pixel centres of the four columns lie at 1/4, 3/4, 5/4 and 7/4 of the two: 0, a quarter, three quarters, all.
@@ -381,24 +390,24 @@ def test_at_its_own_size_a_map_is_enlarged_and_a_mask_only_cut(tmp_path: Path) -
 def test_at_original_resolution_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     image, mask = saved(tmp_path / "a.png", grey(0, 8, 8)), saved(tmp_path / "m.png", grey(255))
     with pytest.raises(BenchError, match=r"m\.png is not: it has 4 x 4 pixels, its image 8 x 8"):
-        Originals([sample(image, mask)], SMALL).mask(0)
+        OriginalResolution([sample(image, mask)], SMALL).mask(0)
 
 
 def test_a_mask_of_other_proportions_is_refused_with_both_sizes(tmp_path: Path) -> None:
     image, mask = saved(tmp_path / "a.png", grey(0, 100, 200)), saved(tmp_path / "m.png", grey(255, 200, 100))
     with pytest.raises(BenchError, match=r"m\.png is not: it has 100 x 200 pixels, its image 200 x 100"):
-        defects(sample(image, mask), SMALL)
+        defect_mask(sample(image, mask), SMALL)
 
 
 def test_a_broken_mask_is_named_and_so_is_a_broken_image_below_a_good_mask(tmp_path: Path) -> None:
     image, mask = saved(tmp_path / "a.png", grey(0)), saved(tmp_path / "m.png", grey(255))
     mask.write_bytes(mask.read_bytes()[:40])
     with pytest.raises(BenchError, match=r"A mask must be .*m\.png"):
-        defects(sample(image, mask), SMALL)
+        defect_mask(sample(image, mask), SMALL)
     saved(mask, grey(255))
     image.write_bytes(b"")
     with pytest.raises(BenchError, match=r"An image must be .*a\.png"):
-        defects(sample(image, mask), SMALL)
+        defect_mask(sample(image, mask), SMALL)
 
 
 # ---- walks and digests
@@ -482,19 +491,19 @@ def test_the_digest_follows_contents_order_and_preparation_not_the_folder(six: l
 def test_contents_follow_names_labels_and_masks(tmp_path: Path) -> None:
     image, mask = saved(tmp_path / "a.png", grey(0)), saved(tmp_path / "m.png", grey(255))
     seen = {
-        contents([Sample(image, "bolt", "test", "crack", (mask,))]),
-        contents([Sample(image, "bolt", "test", "crack")]),
-        contents([Sample(image, "bolt", "test", "dent", (mask,))]),
-        contents([Sample(image, "bolt", "train", "crack", (mask,))]),
-        contents([Sample(image, "tile", "test", "crack", (mask,))]),
-        contents([Sample(saved(tmp_path / "b.png", grey(0)), "bolt", "test", "crack", (mask,))]),
-        contents([Sample(image, "bolt", "test", "crack", (saved(tmp_path / "n.png", grey(0)),))]),
+        content_hash([Sample(image, "bolt", "test", "crack", (mask,))]),
+        content_hash([Sample(image, "bolt", "test", "crack")]),
+        content_hash([Sample(image, "bolt", "test", "dent", (mask,))]),
+        content_hash([Sample(image, "bolt", "train", "crack", (mask,))]),
+        content_hash([Sample(image, "tile", "test", "crack", (mask,))]),
+        content_hash([Sample(saved(tmp_path / "b.png", grey(0)), "bolt", "test", "crack", (mask,))]),
+        content_hash([Sample(image, "bolt", "test", "crack", (saved(tmp_path / "n.png", grey(0)),))]),
     }
     assert len(seen) == 7
 
 
 def test_contents_read_a_name_that_is_no_utf_8_and_tell_a_file_that_is_gone(tmp_path: Path) -> None:
     odd = saved(tmp_path / "plain.png", grey(0)).rename(tmp_path / "sch\udcf6n.png")
-    assert len(contents([sample(odd)])) == 64
+    assert len(content_hash([sample(odd)])) == 64
     with pytest.raises(BenchError, match=r"gone\.png is not: No such file"):
-        contents([sample(tmp_path / "gone.png")])
+        content_hash([sample(tmp_path / "gone.png")])

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.errors import BenchError
 from bench import environment
+from bench.errors import BenchError
 
 CPU = torch.device("cpu")
 
@@ -38,17 +38,17 @@ def test_a_device_that_no_clock_waits_for_is_refused() -> None:
 
 
 def test_a_tasks_seed_is_the_same_on_every_machine() -> None:
-    assert environment.seed_of(0, "bottle") == 0x6351B19E  # the first 4 bytes of sha256("0/bottle")
+    assert environment.derive_seed(0, "bottle") == 0x6351B19E  # the first 4 bytes of sha256("0/bottle")
 
 
 @given(seed=st.integers(), task=st.text())
 def test_a_tasks_seed_fits_every_generator(seed: int, task: str) -> None:
-    environment.seed_everything(environment.seed_of(seed, task))
+    environment.seed_everything(environment.derive_seed(seed, task))
 
 
 def test_seeds_differ_by_seed_and_by_task() -> None:
-    assert len({environment.seed_of(seed, task) for seed in range(20) for task in ("bolt", "tile", "all")}) == 60
-    assert environment.seed_of(0, "sch\udcf6n") != environment.seed_of(0, "schön")
+    assert len({environment.derive_seed(seed, task) for seed in range(20) for task in ("bolt", "tile", "all")}) == 60
+    assert environment.derive_seed(0, "sch\udcf6n") != environment.derive_seed(0, "schön")
 
 
 def test_seeding_everything_repeats_python_numpy_and_torch() -> None:
@@ -92,7 +92,7 @@ def fresh_commit():
 @pytest.mark.usefixtures("fresh_commit")
 def test_the_commit_is_marked_where_files_are_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"rev-parse": "a" * 40, "status": ""}
-    monkeypatch.setattr(environment, "_said", lambda *command: said[command[3]])
+    monkeypatch.setattr(environment, "_run_command", lambda *command: said[command[3]])
     assert environment.commit() == "a" * 40
     environment.commit.cache_clear()
     said["status"] = " M bench/cli.py"
@@ -105,7 +105,7 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, error: 
     def said(*command: str) -> str:
         raise error
 
-    monkeypatch.setattr(environment, "_said", said)
+    monkeypatch.setattr(environment, "_run_command", said)
     assert environment.commit() == ""
 
 

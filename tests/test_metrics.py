@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from bench.errors import BenchError
 from bench.evaluation import curves
-from bench.evaluation.metrics import at_threshold, auroc, average_precision, f1_max, judge, threshold_at
+from bench.evaluation.metrics import at_threshold, auroc, average_precision, evaluate, f1_max, threshold_at
 
 PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05", "aupro_30")
 SCORES, LABELS = np.array([0.0, 1.0]), np.array([False, True])
@@ -54,7 +54,7 @@ def expected(maps, masks, limits=(0.05, 0.3)):
 
 def pixels(maps, masks, **options):
     """What judge says of the pixels; the images' own scores don't matter here."""
-    answer = judge(np.arange(len(maps)), np.arange(len(maps)) > 0, maps, masks, **options)
+    answer = evaluate(np.arange(len(maps)), np.arange(len(maps)) > 0, maps, masks, **options)
     return {name: value for name, value in answer.values.items() if not name.startswith("image")}
 
 
@@ -160,7 +160,7 @@ def test_image_metrics_equal_scikit_learn(pairs):
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("outlier", [None, 1e6, -1e6])
 def test_many_pixels_with_an_outlier_stay_exact(kind, outlier, monkeypatch):
-    monkeypatch.setattr(curves, "HELD", 1000)  # so that held pixels are sorted in several heaps
+    monkeypatch.setattr(curves, "SORT_BUFFER", 1000)  # so that held pixels are sorted in several heaps
     random = np.random.default_rng(3)
     masks = np.zeros((6, 40, 30), dtype=bool)
     masks[2:, 5:15, 5:12] = masks[4:, 25:30, 20:28] = True
@@ -238,11 +238,11 @@ class Drawn(Sequence):
 def thinned_and_exact(maps, masks, hold, monkeypatch):
     """The judgement with `hold` defect scores at most, and how far its values lie from the exact ones."""
     labels = np.arange(len(maps)) > 0
-    monkeypatch.setattr(curves, "EXACT", 1 << 40)
-    exact = judge(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
-    assert exact.error == 0.0
-    monkeypatch.setattr(curves, "EXACT", hold)
-    thinned = judge(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
+    monkeypatch.setattr(curves, "MAX_EXACT_SCORES", 1 << 40)
+    exact = evaluate(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
+    assert exact.error_bound == 0.0
+    monkeypatch.setattr(curves, "MAX_EXACT_SCORES", hold)
+    thinned = evaluate(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
     return thinned, max(abs(thinned.values[name] - value) for name, value in exact.values.items())
 
 
@@ -261,26 +261,26 @@ def test_the_error_of_a_large_set_is_below_a_hundred_thousandth(monkeypatch):
     masks = np.zeros((40, 512, 512), dtype=bool)
     masks[1:, 100:300, 100:400] = masks[1:, 400:403, 50] = True  # 2.34 million defect pixels of 10 million
     maps = (random.standard_normal(masks.shape) + masks * random.uniform(0, 3, size=(40, 1, 1))).astype(np.float32)
-    thinned, moved = thinned_and_exact(maps, masks, curves.EXACT, monkeypatch)
+    thinned, moved = thinned_and_exact(maps, masks, curves.MAX_EXACT_SCORES, monkeypatch)
     assert 0 < moved <= thinned.error < 1e-5
 
 
 def test_a_score_that_many_pixels_share_is_not_thinned_away(monkeypatch):
     # Half of all pixels tie at zero: as one group with its neighbours they would move the AUROC by a lot.
-    monkeypatch.setattr(curves, "EXACT", 500)
+    monkeypatch.setattr(curves, "MAX_EXACT_SCORES", 500)
     maps = [np.maximum(scored, 0) for scored in Drawn(30, masks=False)]
     masks, labels = Drawn(30, masks=True), np.arange(30) > 0
-    assert 0 < judge(labels, labels, maps, masks).error < 0.01
+    assert 0 < evaluate(labels, labels, maps, masks).error_bound < 0.01
 
 
 def test_memory_does_not_grow_with_the_number_of_maps(monkeypatch):
-    monkeypatch.setattr(curves, "EXACT", 2000)
-    monkeypatch.setattr(curves, "HELD", 20000)
+    monkeypatch.setattr(curves, "MAX_EXACT_SCORES", 2000)
+    monkeypatch.setattr(curves, "SORT_BUFFER", 20000)
 
     def peak(images):
         labels = np.arange(images) > 0
         tracemalloc.start()
-        judge(labels, labels, Drawn(images, masks=False), Drawn(images, masks=True))
+        evaluate(labels, labels, Drawn(images, masks=False), Drawn(images, masks=True))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -334,41 +334,41 @@ def test_precision_recall_and_f1_at_a_threshold_by_hand():
 
 
 def test_a_category_without_masks_has_image_metrics_and_says_so():
-    answer = judge(SCORES, LABELS, [np.zeros((2, 2))] * 2, None)
+    answer = evaluate(SCORES, LABELS, [np.zeros((2, 2))] * 2, None)
     assert answer.values == {"image_auroc": 1.0, "image_ap": 1.0, "image_f1max": 1.0}
-    assert answer.missing == dict.fromkeys(PIXEL_NAMES, "no masks")
+    assert answer.undefined == dict.fromkeys(PIXEL_NAMES, "no masks")
 
 
 def test_a_category_without_maps_says_so():
-    assert judge(SCORES, LABELS, None, None).missing == dict.fromkeys(PIXEL_NAMES, "no maps")
+    assert evaluate(SCORES, LABELS, None, None).undefined == dict.fromkeys(PIXEL_NAMES, "no maps")
 
 
 def test_a_category_without_defects_has_no_metric_and_says_why():
-    answer = judge(SCORES, LABELS & False, [np.zeros((2, 2))] * 2, [np.zeros((2, 2), dtype=bool)] * 2)
+    answer = evaluate(SCORES, LABELS & False, [np.zeros((2, 2))] * 2, [np.zeros((2, 2), dtype=bool)] * 2)
     assert answer.values == {}
-    assert answer.missing["image_auroc"] == "no defective images"
-    assert answer.missing["aupro_30"] == "no defect pixels"
+    assert answer.undefined["image_auroc"] == "no defective images"
+    assert answer.undefined["aupro_30"] == "no defect pixels"
 
 
 def test_a_category_without_good_images_still_has_pixel_metrics():
     mask = np.array([[True, False]])
-    answer = judge(SCORES, LABELS | True, [np.array([[2.0, 1.0]])] * 2, [mask] * 2, fpr_limits=(0.05,))
+    answer = evaluate(SCORES, LABELS | True, [np.array([[2.0, 1.0]])] * 2, [mask] * 2, fpr_limits=(0.05,))
     assert answer.values == dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05"), 1.0)
-    assert answer.missing == dict.fromkeys(("image_auroc", "image_ap", "image_f1max"), "no good images")
+    assert answer.undefined == dict.fromkeys(("image_auroc", "image_ap", "image_f1max"), "no good images")
 
 
 def test_masks_that_cover_everything_leave_no_pixel_metrics():
-    answer = judge(SCORES, LABELS, [np.zeros((2, 2))] * 2, [np.ones((2, 2), dtype=bool)] * 2)
-    assert answer.missing["pixel_ap"] == "no normal pixels"
+    answer = evaluate(SCORES, LABELS, [np.zeros((2, 2))] * 2, [np.ones((2, 2), dtype=bool)] * 2)
+    assert answer.undefined["pixel_ap"] == "no normal pixels"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_refused_in_one_line(bad):
     mask = np.zeros((2, 2), dtype=bool)
     with pytest.raises(BenchError, match="that of image 1"):
-        judge(np.array([0.0, bad]), LABELS, None, None)
+        evaluate(np.array([0.0, bad]), LABELS, None, None)
     with pytest.raises(BenchError, match="the map of image 1"):
-        judge(SCORES, LABELS, [np.zeros((2, 2)), np.full((2, 2), bad)], [mask, mask])
+        evaluate(SCORES, LABELS, [np.zeros((2, 2)), np.full((2, 2), bad)], [mask, mask])
 
 
 def test_lengths_and_shapes_that_disagree_are_refused():
@@ -376,10 +376,10 @@ def test_lengths_and_shapes_that_disagree_are_refused():
     with pytest.raises(BenchError, match="two lists of one length"):
         auroc(np.zeros(3), LABELS)
     with pytest.raises(BenchError, match="there are 2, 1 and 2"):
-        judge(SCORES, LABELS, [np.zeros((2, 2))], [mask, mask])
+        evaluate(SCORES, LABELS, [np.zeros((2, 2))], [mask, mask])
     with pytest.raises(BenchError, match="image 0 has"):
-        judge(SCORES, LABELS, [np.zeros((3, 2))] * 2, [mask, mask])
+        evaluate(SCORES, LABELS, [np.zeros((3, 2))] * 2, [mask, mask])
     with pytest.raises(BenchError, match="only one of the two"):
         auroc(SCORES, LABELS & False)
     with pytest.raises(BenchError, match="whole percents"):
-        judge(SCORES, LABELS, None, None, fpr_limits=(0.125,))
+        evaluate(SCORES, LABELS, None, None, fpr_limits=(0.125,))

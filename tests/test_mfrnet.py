@@ -328,7 +328,7 @@ def test_it_learns_to_restore_unseen_images_and_finds_what_does_not_fit_its_surr
     def judged(found: MFRNet | meanmap.MeanMap) -> tuple[float, float]:
         told = found.predict(test)
         arrays = told.scores.double().numpy(), masks.any(dim=(1, 2)).numpy(), list(told.maps.numpy())
-        values = metrics.judge(*arrays, list(masks.numpy())).values
+        values = metrics.evaluate(*arrays, list(masks.numpy())).values
         return values["image_auroc"], values["pixel_auroc"]
 
     assert losses[-1] < 0.7 * losses[0]

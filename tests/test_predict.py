@@ -40,14 +40,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "calibrate": 0.2}  # fmt: skip
     paths = {"data": root / "parts", "runs": root / "runs", "cache": root / "cache"}
     plan = make_plan(known, registry.names("methods"), said=said, profile="check", paths=paths)
-    (record,) = schedule.run(plan, schedule.survey(plan), lambda *_: None)
+    (record,) = schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None)
     assert record.failure == ""
     assert record.threshold is not None
     return root
 
 
 @pytest.fixture
-def kept(place: Path) -> saved_model.Kept:
+def kept(place: Path) -> saved_model.SavedModel:
     path = saved_model.find("folder-parts/one-for-one/meanmap", place / "runs")
     return saved_model.load(path, device="cpu", weights=None, cache=place / "cache")
 
@@ -89,8 +89,8 @@ def test_several_kept_runs_are_listed_and_one_without_a_model_says_how_to_keep_i
         saved_model.find("demo", tmp_path)
 
 
-def test_a_restored_method_answers_as_the_run_did(place: Path, kept: saved_model.Kept) -> None:
-    stored = Store(place / "runs").answers(kept.record)
+def test_a_restored_method_answers_as_the_run_did(place: Path, kept: saved_model.SavedModel) -> None:
+    stored = Store(place / "runs").predictions(kept.record)
     named = saved_model.images([place / "parts" / "bolt" / "test"])
     found = predict.predict(kept, named, place / "same", lambda *_: None)
     for verdict in found:
@@ -98,7 +98,9 @@ def test_a_restored_method_answers_as_the_run_did(place: Path, kept: saved_model
         assert verdict.score == pytest.approx(stored.scores[stored.files.index(file)], rel=1e-6)
 
 
-def test_answers_are_a_table_maps_and_pictures_of_the_images_own_size(place: Path, kept: saved_model.Kept) -> None:
+def test_answers_are_a_table_maps_and_pictures_of_the_images_own_size(
+    place: Path, kept: saved_model.SavedModel
+) -> None:
     out, seen = place / "out", list[tuple[int, int]]()
     found = predict.predict(kept, saved_model.images([place / "parts/bolt/test"]), out, lambda *told: seen.append(told))
     assert seen[-1] == (12, 12)
@@ -110,11 +112,11 @@ def test_answers_are_a_table_maps_and_pictures_of_the_images_own_size(place: Pat
     spot = next(verdict for verdict in found if "spot/000" in verdict.image)
     assert spot.map.endswith("maps/spot/000.png.npy")
     numbers = np.load(spot.map)
-    assert numbers.shape == kept.preparation.size
-    assert float(numbers.max()) == spot.highest
-    assert 0 < spot.area < 0.2
-    assert float((numbers > kept.record.pixel_threshold).mean()) == spot.area
-    with Image.open(spot.picture) as coloured, Image.open(spot.image) as given:
+    assert numbers.shape == kept.preprocessing.size
+    assert float(numbers.max()) == spot.max_pixel_score
+    assert 0 < spot.anomalous_fraction < 0.2
+    assert float((numbers > kept.record.pixel_threshold).mean()) == spot.anomalous_fraction
+    with Image.open(spot.overlay) as coloured, Image.open(spot.image) as given:
         picture, plain = (np.asarray(image).astype(int) for image in (coloured, given))
     assert picture.shape == (60, 80, 3)
     changed = np.abs(picture - plain).max(axis=2) > 60
@@ -124,7 +126,7 @@ def test_answers_are_a_table_maps_and_pictures_of_the_images_own_size(place: Pat
 
 
 def test_a_bad_image_is_a_verdict_with_an_error_and_the_others_go_on(
-    place: Path, kept: saved_model.Kept, tmp_path
+    place: Path, kept: saved_model.SavedModel, tmp_path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     Image.new("L", (30, 200), 100).save(tmp_path / "tall.jpg")
@@ -132,7 +134,7 @@ def test_a_bad_image_is_a_verdict_with_an_error_and_the_others_go_on(
     assert bad.score is None
     assert "bad.png is not" in bad.error
     assert tall.score is not None
-    with Image.open(tall.picture) as picture:
+    with Image.open(tall.overlay) as picture:
         assert picture.size == (30, 200)
 
 

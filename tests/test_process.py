@@ -12,7 +12,7 @@ from bench import registry
 from bench.config.bench_toml import load_config
 from bench.config.plan import Plan, make_plan
 from bench.execution import schedule, subprocess_executor
-from bench.execution.job import Job, failed, local
+from bench.execution.job import Job, failure_outcomes, run_locally
 from bench.record import Record
 from bench.store import Store
 
@@ -23,9 +23,9 @@ TIMED = {"seconds", "latency", "memory", "started"}
 @pytest.fixture(autouse=True)
 def _odd() -> Iterator[None]:
     """The odd method is found, and forgotten again."""
-    registry.add("methods", ODD)
+    registry.add_folder("methods", ODD)
     yield
-    registry.import_module("bench.methods").__path__ = [str(registry.folders("methods")[0])]
+    registry.import_module("bench.methods").__path__ = [str(registry.plugin_folders("methods")[0])]
 
 
 def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: object) -> Plan:
@@ -38,7 +38,7 @@ def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: obje
 
 def jobs(parts: Path, *hows: str, **settings: str) -> list[Job]:
     """The job on the bolt, done so by the odd method, once for each how."""
-    (job,) = schedule.survey(planned(parts, category="bolt", settings=settings)).jobs
+    (job,) = schedule.make_schedule(planned(parts, category="bolt", settings=settings)).jobs
     return [replace(job, run=replace(job.run, settings=job.run.settings | {"how": how})) for how in hows]
 
 
@@ -50,19 +50,21 @@ def alike(record: Record) -> Record:
 def test_a_child_does_what_this_process_does_to_the_bit_and_tells_how_far_it_is(parts: Path) -> None:
     told: list[tuple] = []
     asked = jobs(parts, "well", "raises")
-    here = [outcomes for _, outcomes in local(asked, lambda *_: None)]
-    there = [outcomes for _, outcomes in subprocess_executor.apart(asked, lambda *words: told.append(words))]
+    here = [outcomes for _, outcomes in run_locally(asked, lambda *_: None)]
+    there = [
+        outcomes for _, outcomes in subprocess_executor.run_in_subprocess(asked, lambda *words: told.append(words))
+    ]
     for (one,), (other,) in zip(here, there, strict=True):
         assert alike(one.record) == alike(other.record)
     assert here[0][0].record.metrics["image_auroc"] == 1.0
-    assert np.array_equal(here[0][0].answers.scores, there[0][0].answers.scores)
-    assert np.array_equal(here[0][0].answers.maps, there[0][0].answers.maps)
+    assert np.array_equal(here[0][0].predictions.scores, there[0][0].predictions.scores)
+    assert np.array_equal(here[0][0].predictions.maps, there[0][0].predictions.maps)
     assert ("odd bolt, seed 0", "fit", 1, 2, None) in told
 
 
 @pytest.mark.slow  # three processes that load torch
 def test_a_fit_that_hangs_or_is_killed_is_its_own_failure_and_the_others_go_on(parts: Path) -> None:
-    done = subprocess_executor.apart(jobs(parts, "hangs", "is killed", "well"), lambda *_: None, timeout=3)
+    done = subprocess_executor.run_in_subprocess(jobs(parts, "hangs", "is killed", "well"), lambda *_: None, timeout=3)
     hung, killed, well = (outcomes[0].record for _, outcomes in done)
     assert hung.failure.startswith("Stopped after --timeout 3 seconds, in its fit. Raise it")
     assert "odd.py" in hung.failure  # where it hung
@@ -77,37 +79,40 @@ def test_retry_repeats_what_failed_and_only_that(parts: Path) -> None:
     whole = image.read_bytes()
     image.write_bytes(b"no image")
     plan = planned(parts)
-    list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
-    assert [job.task.name for job in schedule.survey(plan, retry=True).jobs] == ["bolt"]
+    list(schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None))
+    assert [job.task.name for job in schedule.make_schedule(plan, retry=True).jobs] == ["bolt"]
     wider = planned(parts, seed="0,1")
-    assert [(job.task.name, job.run.seed) for job in schedule.survey(wider, retry=True).jobs] == [("bolt", 0)]
-    assert schedule.survey(planned(parts, calibrate="0.5"), retry=True).jobs == ()  # another run, which has not failed
-    assert len(schedule.survey(wider).jobs) == 3
+    assert [(job.task.name, job.run.seed) for job in schedule.make_schedule(wider, retry=True).jobs] == [("bolt", 0)]
+    assert (
+        schedule.make_schedule(planned(parts, calibrate="0.5"), retry=True).jobs == ()
+    )  # another run, which has not failed
+    assert len(schedule.make_schedule(wider).jobs) == 3
     image.write_bytes(whole)  # other images are another run, but the one that failed is meant
-    assert [job.task.name for job in schedule.survey(plan, retry=True).jobs] == ["bolt"]
-    list(schedule.run(plan, schedule.survey(plan, retry=True), lambda *_: None))
-    assert schedule.survey(plan, retry=True).jobs == ()
+    assert [job.task.name for job in schedule.make_schedule(plan, retry=True).jobs] == ["bolt"]
+    list(schedule.run_schedule(plan, schedule.make_schedule(plan, retry=True), lambda *_: None))
+    assert schedule.make_schedule(plan, retry=True).jobs == ()
 
 
 def test_a_second_failure_tells_its_own_reason(parts: Path) -> None:
     plan = planned(parts, category="bolt")
-    (job,) = schedule.survey(plan).jobs
+    (job,) = schedule.make_schedule(plan).jobs
     for reason in ("out of time", "out of memory"):
-        (outcome,) = failed(job, reason)
+        (outcome,) = failure_outcomes(job, reason)
         schedule._saved(Store(plan.runs), outcome, plan)
-    assert [record.failure for record in Store(plan.runs).walk()] == ["out of memory"]
+    assert [record.failure for record in Store(plan.runs).records()] == ["out of memory"]
 
 
 def test_a_plan_with_a_time_out_runs_in_a_child(parts: Path) -> None:
     plan = planned(parts, timeout=3, settings={"how": "hangs"}, category="plate")
-    (record,) = schedule.run(plan, schedule.survey(plan), lambda *_: None)
+    (record,) = schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None)
     assert "--timeout 3" in record.failure
-    assert list(Store(plan.runs).walk()) == [record]
+    assert list(Store(plan.runs).records()) == [record]
 
 
 def test_a_device_that_runs_out_of_memory_in_predict_gets_half_once(parts: Path) -> None:
     full, half, tight = (
-        next(local(jobs(parts, "is hungry", limit=limit), lambda *_: None))[1][0].record for limit in ("8", "4", "3")
+        next(run_locally(jobs(parts, "is hungry", limit=limit), lambda *_: None))[1][0].record
+        for limit in ("8", "4", "3")
     )
     assert not full.failure
     assert not full.warnings

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.data.protocol import held_out, k_shot, limited, one_for_one, unified
+from bench.data.protocol import k_shot, one_for_one, split_calibration, subsample, unified
 from bench.dataset import Sample
 from bench.errors import BenchError
 
@@ -113,22 +113,27 @@ def test_seeds_and_categories_draw_differently() -> None:
 
 def test_a_fifth_is_held_out_of_training_or_as_many_as_the_rate_needs() -> None:
     for images, rate, held in ((18, 0.1, 9), (44, 0.1, 9), (100, 0.1, 20), (100, 0.02, 49), (4, 0.34, 2)):
-        task = held_out(one_for_one(samples("bolt", train=images))[0], rate, 0)
-        assert len(task.held["bolt"]) == held
+        task = split_calibration(one_for_one(samples("bolt", train=images))[0], rate, 0)
+        assert len(task.calibration["bolt"]) == held
         assert len(task.train) == images - held
-        assert not {*task.train} & {*task.held["bolt"]}
+        assert not {*task.train} & {*task.calibration["bolt"]}
         assert task.tests == one_for_one(samples("bolt", train=images))[0].tests
 
 
 def test_images_are_held_out_of_each_category_where_one_model_serves_all() -> None:
-    both = held_out(unified([*samples("bolt", train=20), *samples("tile", train=60)])[0], 0.1, 0)
-    assert {category: len(held) for category, held in both.held.items()} == {"bolt": 9, "tile": 12}
+    both = split_calibration(unified([*samples("bolt", train=20), *samples("tile", train=60)])[0], 0.1, 0)
+    assert {category: len(held) for category, held in both.calibration.items()} == {"bolt": 9, "tile": 12}
     assert len(both.train) == 11 + 48
-    assert both.held["bolt"] == held_out(one_for_one(samples("bolt", train=20))[0], 0.1, 0).held["bolt"]
+    assert (
+        both.calibration["bolt"]
+        == split_calibration(one_for_one(samples("bolt", train=20))[0], 0.1, 0).calibration["bolt"]
+    )
 
 
 def test_the_held_out_images_are_others_with_another_seed_and_no_test_images() -> None:
-    drawn = [held_out(one_for_one(samples("bolt", train=20))[0], 0.1, seed).held["bolt"] for seed in range(5)]
+    drawn = [
+        split_calibration(one_for_one(samples("bolt", train=20))[0], 0.1, seed).calibration["bolt"] for seed in range(5)
+    ]
     assert len(set(drawn)) == 5
     assert {sample.split for held in drawn for sample in held} == {"train"}
 
@@ -145,7 +150,7 @@ def test_too_few_images_to_hold_any_out_are_refused_with_the_rate_that_they_allo
     images: int, rate: float, words: str
 ) -> None:
     with pytest.raises(BenchError, match=words):
-        held_out(one_for_one(samples("bolt", train=images))[0], rate, 0)
+        split_calibration(one_for_one(samples("bolt", train=images))[0], rate, 0)
 
 
 def test_every_image_is_drawn_about_equally_often() -> None:
@@ -174,10 +179,10 @@ def test_k_below_one_is_refused(k: int) -> None:
 
 
 def test_limited_keeps_at_most_so_many_of_training_good_and_defect_images_a_category() -> None:
-    kept = limited([*samples("bolt", defects={"crack": 5, "dent": 5}), *samples("tile", train=1)], 2)
+    kept = subsample([*samples("bolt", defects={"crack": 5, "dent": 5}), *samples("tile", train=1)], 2)
     counted: dict[tuple[str, str, bool], int] = {}
     for sample in kept:
-        key = (sample.category, sample.split, sample.anomalous)
+        key = (sample.category, sample.split, sample.is_anomalous)
         counted[key] = counted.get(key, 0) + 1
     assert counted == {
         ("bolt", "train", False): 2,
@@ -190,15 +195,15 @@ def test_limited_keeps_at_most_so_many_of_training_good_and_defect_images_a_cate
 
 
 def test_limited_spreads_over_the_sorted_names_and_so_over_the_kinds_of_defect() -> None:
-    kept = limited(samples("bolt", train=10, defects={"crack": 5, "dent": 5}), 2)
+    kept = subsample(samples("bolt", train=10, defects={"crack": 5, "dent": 5}), 2)
     assert [s.image.stem for s in kept if s.split == "train"] == ["000", "005"]
-    assert [s.defect for s in kept if s.anomalous] == ["crack", "dent"]
+    assert [s.defect for s in kept if s.is_anomalous] == ["crack", "dent"]
 
 
 @given(limit=st.integers(1, 30), order=st.integers(0, 100))
 def test_limited_repeats_nothing_and_does_not_depend_on_order(limit: int, order: int) -> None:
     listed = samples("bolt", train=20)
-    kept = limited(Random(order).sample(listed, len(listed)), limit)
-    assert kept == limited(listed, limit)
+    kept = subsample(Random(order).sample(listed, len(listed)), limit)
+    assert kept == subsample(listed, limit)
     assert len(set(kept)) == len(kept)
     assert len([sample for sample in kept if sample.split == "train"]) == min(limit, 20)

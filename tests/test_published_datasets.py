@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bench import registry
-from bench.data.images import defects
+from bench.data.images import defect_mask
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.method import Preparation
@@ -85,7 +85,7 @@ def test_visa_follows_its_one_class_split(visa_root: Path, caplog) -> None:
 
 def test_a_class_index_in_a_visa_mask_is_defect(visa_root: Path) -> None:
     (defective,) = (sample for sample in visa.samples(visa_root) if sample.anomalous)
-    assert np.argwhere(defects(defective, NATIVE)).tolist() == [[1, 2]]
+    assert np.argwhere(defect_mask(defective, NATIVE)).tolist() == [[1, 2]]
 
 
 def test_visa_tells_of_images_that_its_table_names_and_the_disk_lacks(visa_root: Path, caplog) -> None:
@@ -161,7 +161,7 @@ def test_mvtec_loco_unites_the_masks_of_an_image_and_says_that_validation_is_lef
         ("pushpins", "test", "structural_anomalies", "pushpins/test/structural_anomalies/000.png",
          "pushpins/ground_truth/structural_anomalies/000/000.png"),
     ]  # fmt: skip
-    assert np.argwhere(defects(found[2], NATIVE)).tolist() == [[0, 2], [3, 2]]
+    assert np.argwhere(defect_mask(found[2], NATIVE)).tolist() == [[0, 2], [3, 2]]
     assert "MVTec LOCO AD: validation/ is left out in pushpins, as methods learn from train/." in warnings(caplog)
 
 

@@ -12,9 +12,9 @@ from bench import registry
 from bench.cli import app
 from bench.errors import BenchError
 from bench.evaluation.metric_variants import exact
-from bench.evaluation.statistics import differences, intervals, mean_of, resample
+from bench.evaluation.statistics import bootstrap, differences, intervals, mean_over_categories
 from bench.evaluation.summary import METRICS
-from bench.record import Answers, Record, Run
+from bench.record import Predictions, Record, Run
 from bench.reports.parts import drawn
 from bench.store import Store
 
@@ -29,30 +29,30 @@ RUN = Run(
     method="a",
     title="A",
     settings={},
-    preparation={},
+    preprocessing={},
     precision="float32",
-    inputs={},
+    file_hashes={},
     profile="code",
-    note="",
-    variant="v",
+    profile_note="",
+    group_hash="v",
 )
 CATEGORIES = ("bolt", "cap", "disc", "gear", "hook", "nut")
 
 
-def answers(category: str, merit: float, seed: int = 0, count: int = 24) -> Answers:
+def answers(category: str, merit: float, seed: int = 0, count: int = 24) -> Predictions:
     """Half good, half defective; the noise hangs on the category and the seed, `merit` parts the two classes."""
     random = np.random.default_rng([*category.encode(), seed])
     bad = np.arange(count) % 2 == 1
     masks = np.zeros((count, 12, 12), dtype=bool)
     masks[bad, 3:7, 4:8] = True
     maps = (random.normal(0, 1, masks.shape) + merit * masks).astype(np.float32)
-    return Answers(
+    return Predictions(
         files=tuple(f"{i:03}.png" for i in range(count)),
         defects=tuple("dent" if each else "good" for each in bad),
         scores=random.normal(0, 1, count) + merit * bad,
         maps=maps,
         masks=masks,
-        known=np.ones(count, dtype=bool),
+        has_pixel_labels=np.ones(count, dtype=bool),
     )
 
 
@@ -62,11 +62,11 @@ def save(store: Store, title: str, category: str, merit: float, seed: int = 0, *
     mine = {key: changed.pop(key) for key in list(changed) if key in Record.__dataclass_fields__}
     run = replace(RUN, **{"name": title.lower(), "title": title, "seed": seed, **changed})
     made = {"metrics": exact(given), "tests": list(given.files), "started": "2025-01-01", **mine}
-    return store.save(Record(run=run, category=category, data=category, **made), given)
+    return store.save(Record(run=run, category=category, data_digest=category, **made), given)
 
 
 def rendered(store: Store, form: str = "markdown") -> str:
-    return registry.load("reports", form).render(list(store.walk()), store)
+    return registry.load("reports", form).render(list(store.records()), store)
 
 
 @pytest.fixture
@@ -130,10 +130,10 @@ def test_the_interval_pairs_both_methods_on_the_same_drawn_images(store: Store) 
     drawn: dict[str, list] = {"A": [], "B": []}
     for name, merit in (("A", 1.5), ("B", 1.0)):
         for category in CATEGORIES:
-            given = store.answers(save(store, name, category, merit))
+            given = store.predictions(save(store, name, category, merit))
             seed = [0, crc32(category.encode())]
-            drawn[name].append(resample(given.scores, given.anomalous, given.maps, given.masks, seed=seed))
-    found = differences(mean_of(drawn["A"]), mean_of(drawn["B"]))
+            drawn[name].append(bootstrap(given.scores, given.is_anomalous, given.maps, given.masks, seed=seed))
+    found = differences(mean_over_categories(drawn["A"]), mean_over_categories(drawn["B"]))
     for metric, row in zip(METRICS, pair(rendered(store), "A − B"), strict=True):
         assert row[2] == f"{100 * found[metric].low:+.2f} to {100 * found[metric].high:+.2f}"
 
@@ -182,7 +182,7 @@ def test_without_raw_answers_the_interval_is_unknown_and_told(store: Store) -> N
     for name in "AB":
         for category in CATEGORIES:
             record = save(store, name, category, 1)
-    place = store.path(record.run, record.data, record.category, record.selection)
+    place = store.path(record.run, record.data_digest, record.category, record.selection)
     place.with_suffix(".npz").unlink()
     text = rendered(store)
     assert pair(text, "A − B")[0][2] == "–"
@@ -193,7 +193,7 @@ def test_several_formats_draw_the_images_of_each_record_once(store: Store, monke
     for name in "AB":
         save(store, name, "bolt", 1)
     asked: list[object] = []
-    monkeypatch.setattr(drawn, "resample", lambda *args, **more: (asked.append(args), resample(*args, **more))[1])
+    monkeypatch.setattr(drawn, "resample", lambda *args, **more: (asked.append(args), bootstrap(*args, **more))[1])
     for form in ("markdown", "latex", "html"):
         rendered(store, form)
     assert len(asked) == 2
@@ -225,9 +225,9 @@ def test_each_category_has_an_interval_for_every_metric(store: Store) -> None:
         record = save(store, "A", category, 1, threshold=0.5, calibrate=0.1)
     text = rendered(store)
     section = text[text.index("95 % intervals over test images") :]
-    given = store.answers(record)
+    given = store.predictions(record)
     seed = [0, crc32(b"cap")]
-    drawn = resample(given.scores, given.anomalous, given.maps, given.masks, threshold=0.5, seed=seed)
+    drawn = bootstrap(given.scores, given.is_anomalous, given.maps, given.masks, threshold=0.5, seed=seed)
     found = intervals(drawn)
     (row,) = rows(section, "cap")
     assert len(row) == 1 + len(found) == 1 + 8 + 4
@@ -303,10 +303,10 @@ def test_the_audit_tells_how_far_each_dialect_moves_the_mean_and_one_category(st
     assert row[2] == f"{100 * ours.mean():.2f}"
     theirs = []
     for record in records:
-        given = store.answers(record)
+        given = store.predictions(record)
         assert given.maps is not None
         peaks = given.maps.max(axis=(1, 2))
-        bad = given.anomalous
+        bad = given.is_anomalous
         theirs.append(np.mean(np.sign(peaks[bad][:, None] - peaks[~bad]) / 2 + 0.5))
     moves = np.array(theirs) - ours
     most = int(np.argmax(np.abs(moves)))
@@ -327,7 +327,7 @@ def test_the_audit_shows_that_the_reference_and_min_max_move_nothing(store: Stor
 
 def test_the_audit_says_what_it_can_not_know(store: Store) -> None:
     record = save(store, "A", "bolt", 1)
-    place = store.path(record.run, record.data, record.category, record.selection)
+    place = store.path(record.run, record.data_digest, record.category, record.selection)
     place.with_suffix(".npz").unlink()
     text = rendered(store, "audit")
     assert "No raw answers: bolt, seed 0." in text
@@ -336,14 +336,14 @@ def test_the_audit_says_what_it_can_not_know(store: Store) -> None:
 def test_the_audit_judges_masks_by_another_filter_or_says_that_they_were_not_kept(store: Store) -> None:
     record = save(store, "A", "bolt", 1)
     assert "no masks by another filter; --force keeps them: bolt, seed 0." in rendered(store, "audit")
-    given = store.answers(record)
+    given = store.predictions(record)
     soft = given.masks * np.uint8(255)
-    soft[given.anomalous, 7, 4:8] = 200  # a fifth row that a bilinear filter half touches
-    store.save(record, replace(given, soft=soft))
+    soft[given.is_anomalous, 7, 4:8] = 200  # a fifth row that a bilinear filter half touches
+    store.save(record, replace(given, soft_masks=soft))
     text = rendered(store, "audit")
     assert "another filter" not in text
     wider = given.masks.copy()
-    wider[given.anomalous, 7, 4:8] = True
+    wider[given.is_anomalous, 7, 4:8] = True
     (row,) = (row for row in rows(text, "bilinear masks, cut at 0.5") if row[1:2] == ["pixel AP"])
     theirs = exact(replace(given, masks=wider))["pixel_ap"]
     assert row[2:4] == [f"{100 * record.metrics['pixel_ap']:.2f}", f"{100 * theirs:.2f}"]
@@ -353,7 +353,7 @@ def test_the_audit_judges_masks_by_another_filter_or_says_that_they_were_not_kep
 def test_a_dialect_without_a_value_in_some_category_says_in_how_many_it_has_one(store: Store) -> None:
     save(store, "A", "bolt", 1)
     record = save(store, "A", "cap", 1)
-    given = store.answers(record)
+    given = store.predictions(record)
     assert given.maps is not None
     given.maps[0, 0, 0] = 1e6  # one outlier, and linear thresholds have nothing to integrate
     store.save(record, given)

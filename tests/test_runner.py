@@ -13,9 +13,9 @@ from bench.data.images import FileImages
 from bench.data.protocol import Task
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.execution.fit import Fit, cases, check, judge
+from bench.execution.fit import Fit, check_prediction, evaluate_category, representative_images
 from bench.method import Method, Prediction, Preparation, Setup
-from bench.record import Answers
+from bench.record import Predictions
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ def fitted(task: Task, rule: str, every: int = 1, kind: type[Turning] = Turning,
 def test_the_last_epoch_is_reported_unless_the_oracle_is_asked(task: Task) -> None:
     _, (last,) = fitted(task, "last")
     assert (last.selection, last.epoch) == ("last", 4)
-    assert judge(last.answers).values["image_auroc"] == 0.0
+    assert evaluate_category(last.answers).values["image_auroc"] == 0.0
 
 
 def test_the_oracle_finds_the_best_epoch_on_the_test_set(task: Task) -> None:
     fit, (last, best) = fitted(task, "both")
     assert (last.selection, last.epoch, best.selection, best.epoch) == ("last", 4, "oracle", 2)
-    assert judge(best.answers).values["image_auroc"] == 1.0
+    assert evaluate_category(best.answers).values["image_auroc"] == 1.0
     assert [point["image_auroc"] for point in fit.curves["part"]] == [0.0, 1.0, 0.0, 0.0]
     assert [point["epoch"] for point in fit.curves["part"]] == [1, 2, 3, 4]
 
@@ -110,19 +110,19 @@ def test_looking_does_not_change_the_fit(task: Task) -> None:
 
 def test_each_epochs_threshold_is_set_by_the_images_held_out(task: Task) -> None:
     # They are grey throughout, 50 of 255: their score is that, and its negative once the method has turned.
-    held = replace(task, train=task.train[:1], held={"part": task.train[1:]})
+    held = replace(task, train=task.train[:1], calibration={"part": task.train[1:]})
     fit, (last, best) = fitted(held, "both", calibrate=0.5)
     assert best.thresholds == pytest.approx((50 / 255, 50 / 255))
     assert last.thresholds == pytest.approx((-50 / 255, -50 / 255))
-    assert fit.judge(best).values["image_recall"] == 1.0
-    assert fit.judge(best).values["image_fpr"] == 0.0
+    assert fit.evaluate(best).values["image_recall"] == 1.0
+    assert fit.evaluate(best).values["image_fpr"] == 0.0
     assert fitted(task, "last")[1][0].thresholds is None
 
 
 def test_without_defects_there_is_no_precision_and_the_record_says_why(task: Task) -> None:
-    good = {"part": tuple(sample for sample in task.tests["part"] if not sample.anomalous)}
-    fit, (last,) = fitted(replace(task, tests=good, held={"part": task.train[1:]}), "last", calibrate=0.5)
-    assert fit.judge(last).missing["image_fpr"] == "no defective images"
+    good = {"part": tuple(sample for sample in task.tests["part"] if not sample.is_anomalous)}
+    fit, (last,) = fitted(replace(task, tests=good, calibration={"part": task.train[1:]}), "last", calibrate=0.5)
+    assert fit.evaluate(last).undefined["image_fpr"] == "no defective images"
 
 
 def test_losses_are_kept_by_epoch(task: Task) -> None:
@@ -132,33 +132,33 @@ def test_losses_are_kept_by_epoch(task: Task) -> None:
 def test_a_wrong_shape_and_a_nan_are_told_in_words() -> None:
     images = torch.zeros(2, 3, 4, 4)
     with pytest.raises(BenchError, match=r"scores \(2,\)"):
-        check(Prediction(torch.zeros(2, 1), torch.zeros(2, 4, 4)), images)
+        check_prediction(Prediction(torch.zeros(2, 1), torch.zeros(2, 4, 4)), images)
     with pytest.raises(BenchError, match="finite"):
-        check(Prediction(torch.full((2,), torch.nan), torch.zeros(2, 4, 4)), images)
+        check_prediction(Prediction(torch.full((2,), torch.nan), torch.zeros(2, 4, 4)), images)
 
 
-def answers(known: list[bool]) -> Answers:
+def answers(known: list[bool]) -> Predictions:
     """Two good images and two defect ones; the second defect is missed by its map."""
     maps = np.zeros((4, 2, 2), np.float32)
     maps[2, 0, 0] = 1
     masks = np.zeros((4, 2, 2), bool)
     masks[2:, 0, 0] = True
     files, defects = ("a", "b", "c", "d"), ("good", "good", "hole", "hole")
-    return Answers(files, defects, np.array([0.0, 0.1, 3.0, 0.2]), maps, masks, np.array(known))
+    return Predictions(files, defects, np.array([0.0, 0.1, 3.0, 0.2]), maps, masks, np.array(known))
 
 
 def test_a_defect_image_without_a_mask_counts_for_the_image_metrics_only() -> None:
-    found = judge(answers([True, True, True, False]))
+    found = evaluate_category(answers([True, True, True, False]))
     assert found.values["image_auroc"] == 1.0
     assert found.values["pixel_auroc"] == 1.0
-    assert judge(answers([True] * 4)).values["pixel_auroc"] < 1.0
+    assert evaluate_category(answers([True] * 4)).values["pixel_auroc"] < 1.0
 
 
 def test_without_any_mask_the_pixel_metrics_are_missing_and_say_why() -> None:
-    found = judge(answers([True, True, False, False]))
+    found = evaluate_category(answers([True, True, False, False]))
     assert set(found.values) == {"image_auroc", "image_ap", "image_f1max"}
-    assert set(found.missing) == {"pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05", "aupro_30"}
+    assert set(found.undefined) == {"pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05", "aupro_30"}
 
 
 def test_shown_cases_are_worst_median_best_and_the_most_suspicious_good_image() -> None:
-    assert cases(answers([True] * 4)) == {"worst": 3, "median": 2, "best": 2, "good": 1}
+    assert representative_images(answers([True] * 4)) == {"worst": 3, "median": 2, "best": 2, "good": 1}

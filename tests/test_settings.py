@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.config.settings import known, nearest, resolve, shaped, typed
-from bench.errors import BenchError
+from bench.config.settings import parse, resolve, validate
+from bench.errors import BenchError, check_known, suggestion
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ HINTS = dict(Settings.__annotations__)
     ],
 )
 def test_a_value_becomes_the_type_that_is_declared(key: str, value: Any, expected: Any) -> None:
-    found = typed(key, value, HINTS[key])
+    found = parse(key, value, HINTS[key])
     assert found == expected
     assert type(found) is type(expected)
 
@@ -108,7 +108,7 @@ def test_a_value_becomes_the_type_that_is_declared(key: str, value: Any, expecte
 )
 def test_a_value_that_does_not_fit_is_refused_with_what_came(key: str, value: Any, words: str) -> None:
     with pytest.raises(BenchError, match=words):
-        typed(key, value, HINTS[key])
+        parse(key, value, HINTS[key])
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_value_that_does_not_fit_is_refused_with_what_came(key: str, value: An
     [(bool | int, 1, 1), (int | bool, True, True), (int | float, 2.0, 2.0), (float | int, 2, 2)],
 )
 def test_a_union_takes_a_value_as_its_own_type_first(kind: Any, value: Any, expected: Any) -> None:
-    assert type(typed("key", value, kind)) is type(expected)
+    assert type(parse("key", value, kind)) is type(expected)
 
 
 @pytest.mark.parametrize("kind", [list[int], dict[str, int], complex, Any, tuple])
 def test_a_type_that_no_setting_can_have_is_told_to_who_declared_it(kind: Any) -> None:
     with pytest.raises(BenchError, match=r"key is declared as .* Declare it so"):
-        typed("key", "1", kind)
+        parse("key", "1", kind)
 
 
 ANY_TOML = st.recursive(
@@ -135,15 +135,15 @@ ANY_TOML = st.recursive(
 @given(key=st.sampled_from(sorted(HINTS)), value=ANY_TOML)
 def test_any_value_is_typed_or_refused_and_a_typed_one_stays_as_it_is(key: str, value: Any) -> None:
     try:
-        found = typed(key, value, HINTS[key])
+        found = parse(key, value, HINTS[key])
     except BenchError:
         return
-    assert typed(key, found, HINTS[key]) == found
+    assert parse(key, found, HINTS[key]) == found
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_survives_the_way_through_text(value: float) -> None:
-    assert typed("lr", str(value), float) == value
+    assert parse("lr", str(value), float) == value
 
 
 def test_resolve_lays_values_over_the_defaults_and_tells_each_origin() -> None:
@@ -189,7 +189,7 @@ def test_settings_that_are_no_dataclass_or_have_no_default_are_told_to_their_aut
 
 def test_tables_are_shaped_by_keys_by_any_key_by_type_or_not_at_all() -> None:
     shape = {"name": str, "free": {"*": object}, "numbers": {"*": int}}
-    shaped({"name": "x", "free": {"a": [1, {}]}, "numbers": {"b": 1}}, shape, "a file")
+    validate({"name": "x", "free": {"a": [1, {}]}, "numbers": {"b": 1}}, shape, "a file")
     for value, words in [
         ({"nam": "x"}, r"'nam' is not a table of a file\. Did you mean 'name'"),
         ({"name": 3}, "name is text; 3 is not"),
@@ -197,17 +197,17 @@ def test_tables_are_shaped_by_keys_by_any_key_by_type_or_not_at_all() -> None:
         ({"numbers": 3}, r"\[numbers\] is a table of a file; 3 is none"),
     ]:
         with pytest.raises(BenchError, match=words):
-            shaped(value, shape, "a file")
+            validate(value, shape, "a file")
 
 
 def test_known_names_what_there_is() -> None:
-    known(["a"], ["a", "b"], "a letter")
+    check_known(["a"], ["a", "b"], "a letter")
     with pytest.raises(BenchError, match=r"^'zzz' is not a letter\. There are: a, b\.$"):
-        known(["a", "zzz"], ["a", "b"], "a letter")
+        check_known(["a", "zzz"], ["a", "b"], "a letter")
     with pytest.raises(BenchError, match="There are: none"):
-        known(["a"], [], "a letter")
+        check_known(["a"], [], "a letter")
 
 
 def test_nearest_is_silent_where_nothing_is_near() -> None:
-    assert nearest("epcohs", ["epochs", "lr"]) == " Did you mean 'epochs'?"
-    assert nearest("xyz", ["epochs", "lr"]) == ""
+    assert suggestion("epcohs", ["epochs", "lr"]) == " Did you mean 'epochs'?"
+    assert suggestion("xyz", ["epochs", "lr"]) == ""

@@ -9,7 +9,7 @@ from PIL import Image
 from bench import registry
 from bench.data import dataset_checks
 from bench.dataset import Sample
-from bench.execution.method_checks import Finding
+from bench.errors import CheckResult
 
 SIZE = 192
 
@@ -43,29 +43,29 @@ def lid(tmp_path: Path) -> Path:
     return root
 
 
-def findings(root: Path) -> dict[str, Finding]:
+def findings(root: Path) -> dict[str, CheckResult]:
     seen: list[tuple[int, int]] = []
     samples = registry.load("datasets", "folder").samples(root)
     found = dataset_checks.inspect(samples, [], lambda done, total: seen.append((done, total)))
     assert seen[-1] == (len(samples), len(samples))
-    return {finding.promise: finding for finding in found}
+    return {finding.requirement: finding for finding in found}
 
 
 def broken(root: Path) -> dict[str, str]:
-    return {promise: finding.broken for promise, finding in findings(root).items() if finding.broken}
+    return {promise: finding.problem for promise, finding in findings(root).items() if finding.problem}
 
 
 def test_a_sound_data_set_breaks_nothing_and_its_counts_are_told(lid: Path) -> None:
     found = findings(lid)
     assert "lid: 6 training images, 3 good and 2 defective test images (dent 2; 2 with a mask)" in found
-    assert not any(finding.broken for finding in found.values())
+    assert not any(finding.problem for finding in found.values())
 
 
 def test_an_equal_image_in_train_and_test_is_a_leak_whatever_its_file(lid: Path) -> None:
     save(part(3), lid / "test" / "good" / "copy.bmp")
     found = findings(lid)["No image is in train and in test."]
-    assert found.broken == "1: lid/train/good/3.png = lid/test/good/copy.bmp"
-    assert found.needed
+    assert found.problem == "1: lid/train/good/3.png = lid/test/good/copy.bmp"
+    assert found.required
 
 
 @pytest.mark.parametrize("change", ["jpeg", "half", "lighter"])

@@ -8,21 +8,21 @@ import pytest
 from scipy import stats
 
 from bench.errors import BenchError
-from bench.evaluation.metrics import at_threshold, judge
+from bench.evaluation.metrics import at_threshold, evaluate
 from bench.evaluation.statistics import (
     Comparison,
     Interval,
     Ranking,
+    bootstrap,
     compare,
     conclude,
     conclude_ranking,
     differences,
     holm,
     intervals,
-    mean_of,
+    mean_over_categories,
     rank,
-    resample,
-    spread,
+    summarize_seeds,
 )
 
 
@@ -43,57 +43,57 @@ def category(seed, *, strength=1.5, images=12, size=24):
 def test_a_draw_is_what_judge_says_of_the_images_drawn(levels):
     scores, labels, maps, masks = category(0)
     maps, scores = (maps, scores) if levels is None else (np.round(maps * levels), np.round(scores * levels))
-    drawn = resample(scores, labels, maps, masks, fpr_limits=(0.05, 0.3), draws=20, seed=5)
+    drawn = bootstrap(scores, labels, maps, masks, fpr_limits=(0.05, 0.3), draws=20, seed=5)
     random = np.random.default_rng(5)
     good = random.multinomial(4, np.full(4, 1 / 4), size=20)
     defective = random.multinomial(8, np.full(8, 1 / 8), size=20)
     for number, weights in enumerate(np.concatenate((good, defective), axis=1)):
         again = np.repeat(np.arange(12), weights)
-        exact = judge(scores[again], labels[again], list(maps[again]), list(masks[again]), fpr_limits=(0.05, 0.3))
+        exact = evaluate(scores[again], labels[again], list(maps[again]), list(masks[again]), fpr_limits=(0.05, 0.3))
         assert {name: values[number] for name, values in drawn.values.items()} == pytest.approx(exact.values, abs=1e-12)
     assert drawn.error == 0.0  # 456 distinct defect scores are few enough
 
 
 def test_counting_in_groups_costs_no_more_than_is_told(monkeypatch):
     arguments = category(1, images=30)
-    exact = resample(*arguments, draws=50)
+    exact = bootstrap(*arguments, draws=50)
     monkeypatch.setattr("bench.evaluation.statistics.HOLD", 256)
-    grouped = resample(*arguments, draws=50)
+    grouped = bootstrap(*arguments, draws=50)
     moved = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact.values.items())
     assert 0 < moved <= grouped.error < 0.05
 
 
 def test_with_many_images_fewer_scores_are_counted_at_and_the_error_is_told(monkeypatch):
     arguments = category(1, images=30)
-    exact = resample(*arguments, draws=20)
+    exact = bootstrap(*arguments, draws=20)
     monkeypatch.setattr("bench.evaluation.statistics.CELLS", 30 * 100)
-    grouped = resample(*arguments, draws=20)
+    grouped = bootstrap(*arguments, draws=20)
     moved = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact.values.items())
     assert 0 < moved <= grouped.error < 0.1
 
 
 def test_without_masks_only_image_metrics_are_drawn():
     scores, labels, maps, _ = category(0)
-    assert set(resample(scores, labels, maps, None, draws=3).values) == {"image_auroc", "image_ap", "image_f1max"}
+    assert set(bootstrap(scores, labels, maps, None, draws=3).values) == {"image_auroc", "image_ap", "image_f1max"}
 
 
 def test_an_image_of_unknown_truth_is_drawn_but_its_pixels_do_not_count():
     scores, labels, maps, masks = category(0)
     known = np.arange(12) != 11
-    drawn = resample(scores, labels, maps, masks, known=known, draws=10, seed=5)
+    drawn = bootstrap(scores, labels, maps, masks, known=known, draws=10, seed=5)
     random = np.random.default_rng(5)
     good = random.multinomial(4, np.full(4, 1 / 4), size=10)
     again = np.repeat(np.arange(12), [*good[0], *random.multinomial(8, np.full(8, 1 / 8), size=10)[0]])
-    exact = judge(scores[again], labels[again], None, None).values
+    exact = evaluate(scores[again], labels[again], None, None).values
     again = again[known[again]]
-    pixel = judge(scores[again], labels[again], maps[again], masks[again]).values
+    pixel = evaluate(scores[again], labels[again], maps[again], masks[again]).values
     for name, values in drawn.values.items():
         assert values[0] == pytest.approx((exact if name in exact else pixel)[name], abs=1e-12)
 
 
 def test_decisions_at_a_threshold_are_drawn_with_the_images():
     scores, labels, *_ = category(0)
-    drawn = resample(scores, labels, None, None, threshold=0.5, draws=10, seed=5).values
+    drawn = bootstrap(scores, labels, None, None, threshold=0.5, draws=10, seed=5).values
     random = np.random.default_rng(5)
     good = random.multinomial(4, np.full(4, 1 / 4), size=10)
     again = np.repeat(np.arange(12), [*good[0], *random.multinomial(8, np.full(8, 1 / 8), size=10)[0]])
@@ -104,29 +104,29 @@ def test_decisions_at_a_threshold_are_drawn_with_the_images():
 def test_a_draw_without_any_defect_pixel_is_left_out():
     scores, labels, maps, masks = category(0)
     masks[5:] = False  # of the eight defective images one has a mask: (7/8) ** 8 = 34 % of the draws miss it
-    drawn = resample(scores, labels, maps, masks, draws=300)
+    drawn = bootstrap(scores, labels, maps, masks, draws=300)
     missed = np.mean(np.isnan(drawn.values["pixel_auroc"]))
     assert missed == pytest.approx((7 / 8) ** 8, abs=0.1)
     assert np.isfinite(intervals(drawn)["aupro_30"].low)
 
 
 def test_an_interval_leaves_out_the_same_share_on_either_side():
-    drawn = resample(*category(2)[:2], None, None, draws=400)
+    drawn = bootstrap(*category(2)[:2], None, None, draws=400)
     for name, interval in intervals(drawn, confidence=0.9).items():
         assert np.mean(drawn.values[name] < interval.low) <= 0.05
         assert np.mean(drawn.values[name] > interval.high) <= 0.05
-        assert interval.low <= interval.middle <= interval.high
+        assert interval.low <= interval.estimate <= interval.high
 
 
 def test_a_method_does_not_differ_from_itself_on_any_draw():
-    drawn = resample(*category(3), draws=30)
+    drawn = bootstrap(*category(3), draws=30)
     assert all((found.low, found.high) == (0.0, 0.0) for found in differences(drawn, drawn).values())
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals():
     scores, labels, *_ = category(4, images=90)
     slightly = scores + 0.1 * labels
-    first, second = (resample(values, labels, None, None) for values in (slightly, scores))
+    first, second = (bootstrap(values, labels, None, None) for values in (slightly, scores))
     alone, paired = intervals(first)["image_auroc"], differences(first, second)["image_auroc"]
     assert paired.high - paired.low < (alone.high - alone.low) / 4
     assert paired.low > 0
@@ -135,20 +135,20 @@ def test_a_paired_difference_is_narrower_than_two_intervals():
 def test_methods_judged_on_different_images_are_not_paired():
     scores, labels, *_ = category(0)
     with pytest.raises(BenchError, match="4 good and 8 defective, the other on 4 and 7"):
-        differences(resample(scores, labels, None, None), resample(scores[:-1], labels[:-1], None, None))
+        differences(bootstrap(scores, labels, None, None), bootstrap(scores[:-1], labels[:-1], None, None))
     with pytest.raises(BenchError, match="numbers of draws differ"):
-        differences(resample(scores, labels, None, None, draws=5), resample(scores, labels, None, None, draws=6))
+        differences(bootstrap(scores, labels, None, None, draws=5), bootstrap(scores, labels, None, None, draws=6))
 
 
 def test_an_image_without_its_map_is_refused():
     scores, labels, maps, masks = category(0)
     with pytest.raises(BenchError, match="there are 12, 11 and 12"):
-        resample(scores, labels, maps[:-1], masks)
+        bootstrap(scores, labels, maps[:-1], masks)
 
 
 def test_the_mean_over_categories_is_drawn_from_all_of_them():
-    first, second = (resample(*category(seed)[:2], None, None, draws=50, seed=seed) for seed in (0, 1))
-    mean = mean_of([first, second]).values["image_ap"]
+    first, second = (bootstrap(*category(seed)[:2], None, None, draws=50, seed=seed) for seed in (0, 1))
+    mean = mean_over_categories([first, second]).values["image_ap"]
     assert mean == pytest.approx((first.values["image_ap"] + second.values["image_ap"]) / 2)
 
 
@@ -159,7 +159,7 @@ def test_nineteen_of_twenty_intervals_hold_the_true_auroc():
     truth = stats.norm.cdf(1 / math.sqrt(2))
     held = 0
     for seed in range(200):
-        drawn = resample(random.standard_normal(80) + labels, labels, None, None, draws=300, seed=seed)
+        drawn = bootstrap(random.standard_normal(80) + labels, labels, None, None, draws=300, seed=seed)
         found = intervals(drawn)["image_auroc"]
         held += found.low <= truth <= found.high
     assert 0.90 <= held / 200 <= 0.985
@@ -170,16 +170,16 @@ def test_nineteen_of_twenty_intervals_hold_the_true_auroc():
 
 def test_the_spread_of_three_seeds_by_hand():
     # Deviations -1, 0, 1: variance 2 / (3 - 1) = 1. Student's t for 2 degrees of freedom and 95 % is 4.303.
-    found = spread([1.0, 2.0, 3.0])
+    found = summarize_seeds([1.0, 2.0, 3.0])
     assert (found.mean, found.std, found.runs) == (2.0, 1.0, 3)
     assert found.interval.high - 2 == pytest.approx(4.30265 / math.sqrt(3), abs=1e-5)
     assert found.interval.low == pytest.approx(4 - found.interval.high)
 
 
 def test_a_single_seed_has_no_spread_and_none_at_all_is_refused():
-    assert (spread([0.5]).std, spread([0.5]).interval) == (None, None)
+    assert (summarize_seeds([0.5]).std, summarize_seeds([0.5]).interval) == (None, None)
     with pytest.raises(BenchError, match="one run at least"):
-        spread([])
+        summarize_seeds([])
 
 
 # --- Which categories -----------------------------------------------------------------------------------------------
@@ -195,8 +195,8 @@ def test_the_signed_rank_test_by_hand():
     # Better in all of 6 categories by different amounts: one of 2 ** 6 signs is as extreme on either side, 2 / 64.
     better = [0.9 + 0.01 * number for number in range(6)]
     found = compare({"a": better, "b": [0.8] * 6})[0]
-    assert found.p == found.corrected == pytest.approx(2 / 64)
-    assert (found.won, found.lost, found.categories, found.tests) == (6, 0, 6, 1)
+    assert found.p == found.p_holm == pytest.approx(2 / 64)
+    assert (found.wins, found.losses, found.categories, found.tests) == (6, 0, 6, 1)
     assert found.difference == pytest.approx(0.125)
 
 
@@ -230,7 +230,7 @@ def test_every_pair_is_compared_and_corrected_for_all():
     random = np.random.default_rng(0)
     found = compare({name: random.random(15) for name in "abc"})
     assert [(each.first, each.second, each.tests) for each in found] == [("a", "b", 3), ("a", "c", 3), ("b", "c", 3)]
-    assert [each.corrected for each in found] == holm([each.p for each in found])
+    assert [each.p_holm for each in found] == holm([each.p for each in found])
 
 
 @pytest.mark.parametrize(

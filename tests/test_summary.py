@@ -11,14 +11,14 @@ from bench.evaluation.summary import (
     METRICS,
     Cell,
     Group,
-    columns,
     groups,
     heading,
-    machine,
-    marks,
+    latency_device,
     milliseconds,
+    missing_reasons,
     percent,
-    why,
+    table_metrics,
+    table_notes,
 )
 from bench.record import Record, Run
 
@@ -33,19 +33,21 @@ RUN = Run(
     method="memory",
     title="Memory",
     settings={},
-    preparation={},
+    preprocessing={},
     precision="float32",
-    inputs={},
+    file_hashes={},
     profile="code",
-    note="",
-    variant="v1",
+    profile_note="",
+    group_hash="v1",
 )
 
 
 def record(category: str, seed: int = 0, image_auroc: float | None = None, **changed: object) -> Record:
     metrics = {} if image_auroc is None else {"image_auroc": image_auroc}
     made = {name: changed.pop(name) for name in list(changed) if name in Record.__dataclass_fields__}
-    return Record(run=replace(RUN, seed=seed, **changed), category=category, data=category, metrics=metrics, **made)
+    return Record(
+        run=replace(RUN, seed=seed, **changed), category=category, data_digest=category, metrics=metrics, **made
+    )
 
 
 def only(records: list[Record]) -> Group:
@@ -98,7 +100,7 @@ def test_a_group_of_failures_only_can_still_be_named() -> None:
     group = only([record("tile", 0, failure="it broke")])
     assert heading(group) == "Memory · real · one-for-one"
     assert group.cell(MEAN, LATENCY) is None
-    assert machine(group)
+    assert latency_device(group)
 
 
 def test_latency_is_a_cell_like_any_other() -> None:
@@ -133,7 +135,7 @@ def test_oracle_and_last_of_one_fit_stand_apart() -> None:
         ("last", 0.5),
         ("oracle", 0.75),
     ]
-    assert "oracle: epoch chosen on the test set" in marks(found[1])
+    assert "oracle: epoch chosen on the test set" in table_notes(found[1])
     assert "(oracle)" in heading(found[1])
 
 
@@ -171,21 +173,26 @@ def test_milliseconds_have_three_digits() -> None:
 
 
 def test_marks_say_all_that_a_reader_must_know() -> None:
-    assert marks(only([record("bolt")])) == []
+    assert table_notes(only([record("bolt")])) == []
     told = {"synthetic": True, "note": "small profile", "limit": 5, "inputs": {"net": "random"}}
     group = only([record("bolt", protocol="kshot", k=4, **told)])
-    assert marks(group) == ["synthetic data", "small profile", "limited to 5 images a kind", "random weights in it"]
+    assert table_notes(group) == [
+        "synthetic data",
+        "small profile",
+        "limited to 5 images a kind",
+        "random weights in it",
+    ]
     assert heading(group) == "Memory · real · kshot k=4"
 
 
 def test_the_machine_is_told_with_its_threads_where_it_is_a_processor() -> None:
     timed = {"median_ms": 2.0}
     on_cpu = record("bolt", machine={"device": "Xeon", "threads": 2}, latency=timed)
-    assert machine(only([on_cpu])) == "latency: batch 1, network to map and score, Xeon, 2 threads"
+    assert latency_device(only([on_cpu])) == "latency: batch 1, network to map and score, Xeon, 2 threads"
     on_gpu = record("tile", machine={"device": "H100", "threads": 2, "cuda": "13"}, latency=timed)
-    assert machine(only([on_gpu])) == "latency: batch 1, network to map and score, H100"
-    assert machine(only([on_cpu, on_gpu])).endswith("H100 and Xeon, 2 threads")
-    assert machine(only([record("bolt")])).endswith("not measured")
+    assert latency_device(only([on_gpu])) == "latency: batch 1, network to map and score, H100"
+    assert latency_device(only([on_cpu, on_gpu])).endswith("H100 and Xeon, 2 threads")
+    assert latency_device(only([record("bolt")])).endswith("not measured")
 
 
 def test_what_the_call_set_and_what_is_missing_is_marked() -> None:
@@ -193,7 +200,7 @@ def test_what_the_call_set_and_what_is_missing_is_marked() -> None:
     prepared = {"height": 256, "width": 256, "resample": "bilinear", "crop": 224}
     run = {"settings": {"epochs": 1, "width": 8}, "preparation": prepared, "precision": "bfloat16"}
     missing = {"pixel_auroc": "no masks", "aupro_30": "no masks"}
-    assert marks(only([record("bolt", origin=origin, missing=missing, **run)])) == [
+    assert table_notes(only([record("bolt", origin=origin, missing=missing, **run)])) == [
         "in bfloat16",
         "prepared to 256 x 256, bilinear, centre 224",
         "set: epochs=1",
@@ -204,20 +211,20 @@ def test_what_the_call_set_and_what_is_missing_is_marked() -> None:
 def test_a_calibrated_run_and_one_at_original_resolution_say_so() -> None:
     group = only([record("bolt", calibrate=0.1, resolution="original", error=2e-6), record("nut", calibrate=0.1,
                   resolution="original")])  # fmt: skip
-    assert marks(group) == [
+    assert table_notes(group) == [
         "threshold for a false positive rate of 0.1, set by good images held out of training",
         "pixel metrics at original resolution",
         "pixel metrics exact to 2e-06",
     ]
-    assert columns(group) == METRICS | CALIBRATED
-    assert columns(only([record("bolt")])) == METRICS
+    assert table_metrics(group) == METRICS | CALIBRATED
+    assert table_metrics(only([record("bolt")])) == METRICS
 
 
 def test_categories_that_lack_a_metric_for_one_reason_share_a_sentence() -> None:
     untimed = [record(name, 0, 0.5) for name in ("bolt", "gear")]
     bare = record("tile", 0, 0.5, missing={"latency": "no GPU"})
     group = only([*untimed, bare, record("nut", failure="out of memory\nat line 3")])
-    assert why(group, ["bolt", "gear", "nut", "tile", "wire"], LATENCY) == [
+    assert missing_reasons(group, ["bolt", "gear", "nut", "tile", "wire"], LATENCY) == [
         "failed in nut, seed 0: out of memory",
         "wire is not done",
         "no latency in bolt, gear: not measured",

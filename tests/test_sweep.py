@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from bench import registry
 from bench.config.bench_toml import Config, load_config
-from bench.config.method_specs import Choice, meant
+from bench.config.method_specs import MethodSpec, check_setting_names
 from bench.config.plan import Plan, make_plan
-from bench.config.sweep import laid, of, values
+from bench.config.sweep import for_method, grid_points, parse_values
 from bench.errors import BenchError
-from bench.evaluation.summary import groups, marks, named, plain
+from bench.evaluation.summary import groups, table_notes, to_dict, unique_names
 from bench.execution import schedule
 from bench.store import Store
 
@@ -33,29 +33,33 @@ class Memory:
     width: int = 16
 
 
-def choices(**given: Any) -> tuple[Choice, ...]:
+def choices(**given: Any) -> tuple[MethodSpec, ...]:
     tables = {"profile": {"demo": {}}, "campaign": {"figure": {"over": {"clusters": [2, 8]}, "one_at_a_time": True}}}
-    return make_plan(Config(tables), METHODS, **({"said": {"method": "inpaint"}} | given)).choices
+    return make_plan(Config(tables), METHODS, **({"said": {"method": "inpaint"}} | given)).method_specs
 
 
-def points(choice: Choice, *, one_at_a_time: bool = False, kind: type = Inpaint) -> list[tuple[Any, tuple[str, ...]]]:
-    return [(found.resolved(kind, "")[0], found.swept) for found in choice.variants(kind, one_at_a_time=one_at_a_time)]
+def points(
+    choice: MethodSpec, *, one_at_a_time: bool = False, kind: type = Inpaint
+) -> list[tuple[Any, tuple[str, ...]]]:
+    return [
+        (found.resolve(kind, "")[0], found.sweep_keys) for found in choice.variants(kind, one_at_a_time=one_at_a_time)
+    ]
 
 
 # ---- values
 
 
 def test_commas_separate_values_and_semicolons_where_there_are_some() -> None:
-    assert values("clusters", "2, 4,8") == ("2", "4", "8")
-    assert values("stages", "1,2;1,2,3") == ("1,2", "1,2,3")
-    assert values("stages", [[1, 2], [3]]) == ([1, 2], [3])
-    assert values("depth", 3) == (3,)
+    assert parse_values("clusters", "2, 4,8") == ("2", "4", "8")
+    assert parse_values("stages", "1,2;1,2,3") == ("1,2", "1,2,3")
+    assert parse_values("stages", [[1, 2], [3]]) == ([1, 2], [3])
+    assert parse_values("depth", 3) == (3,)
 
 
 @pytest.mark.parametrize(("key", "given"), [("depth", ""), ("depth", []), ("depth", "2,,4"), ("", "2")])
 def test_a_sweep_without_a_value_or_a_key_is_refused(key: str, given: object) -> None:
     with pytest.raises(BenchError, match="A sweep gives a setting its values, as --over clusters=2,4,8"):
-        values(key, given)
+        parse_values(key, given)
 
 
 # ---- points
@@ -82,7 +86,9 @@ def test_one_at_a_time_has_the_defaults_once_then_each_key_alone() -> None:
     one_at_a_time=st.booleans(),
 )
 def test_a_product_multiplies_the_counts_and_one_at_a_time_adds_them(over: dict, one_at_a_time: bool) -> None:
-    found = list(laid({key: (tuple(several), "--over") for key, several in over.items()}, one_at_a_time=one_at_a_time))
+    found = list(
+        grid_points({key: (tuple(several), "--over") for key, several in over.items()}, one_at_a_time=one_at_a_time)
+    )
     expected = 1
     for several in over.values():
         expected = expected + len(several) if one_at_a_time else expected * len(several)
@@ -113,13 +119,13 @@ def test_a_plain_key_varies_the_methods_that_have_it_and_the_others_run_once() -
     inpaint, memory = choices(said={"method": "inpaint,memory"}, over={"clusters": "2,4", "memory.width": "1,2,3"})
     assert len(points(inpaint)) == 2
     assert [found.width for found, _ in points(memory, kind=Memory)] == [1, 2, 3]
-    meant([inpaint, memory], {"inpaint": Inpaint, "memory": Memory})
+    check_setting_names([inpaint, memory], {"inpaint": Inpaint, "memory": Memory})
 
 
 def test_an_unknown_key_is_refused_with_the_nearest() -> None:
-    (plain,) = choices(over={"clustrs": "2,4"})
+    (to_dict,) = choices(over={"clustrs": "2,4"})
     with pytest.raises(BenchError, match=r"'clustrs' is not a setting of inpaint\. Did you mean 'clusters'"):
-        meant([plain], {"inpaint": Inpaint})
+        check_setting_names([to_dict], {"inpaint": Inpaint})
     (own,) = choices(over={"inpaint.dept": "2,4"})
     with pytest.raises(BenchError, match=r"'dept' is not a setting of inpaint\. Did you mean 'depth'"):
         points(own)
@@ -135,9 +141,9 @@ def test_a_value_of_another_type_is_refused_with_its_origin() -> None:
 
 def test_a_campaign_sweeps_and_the_call_overrides_it_key_by_key() -> None:
     (choice,) = choices(campaign="figure")
-    assert choice.over == {"clusters": ((2, 8), "campaign figure, over")}
+    assert choice.sweep == {"clusters": ((2, 8), "campaign figure, over")}
     (choice,) = choices(campaign="figure", over={"clusters": "4,6"})
-    assert choice.over == {"clusters": (("4", "6"), "--over")}
+    assert choice.sweep == {"clusters": (("4", "6"), "--over")}
     (choice,) = choices(campaign="figure", settings={"inpaint.clusters": "3"})
     assert points(choice) == [(Inpaint(clusters=3), ())]
 
@@ -145,7 +151,7 @@ def test_a_campaign_sweeps_and_the_call_overrides_it_key_by_key() -> None:
 def test_what_a_call_both_sets_and_sweeps_is_refused() -> None:
     with pytest.raises(BenchError, match="--set fixes what --over varies; both name depth"):
         choices(settings={"depth": "3"}, over={"depth": "2,4"})
-    kept = of({"depth": (("2",), "--over")}, "inpaint", {"memory.depth": "3"}, METHODS)
+    kept = for_method({"depth": (("2",), "--over")}, "inpaint", {"memory.depth": "3"}, METHODS)
     assert kept == {"depth": (("2",), "--over")}
 
 
@@ -161,33 +167,33 @@ def planned(parts: Path, **given: Any) -> Plan:
 
 def test_each_variant_is_a_run_of_its_own_told_apart_in_tables(parts: Path) -> None:
     plan = planned(parts, over={"smoothing": "10,0,2"})
-    records = list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
-    assert [record.run.over for record in records] == ["smoothing=10.0", "smoothing=0.0", "smoothing=2.0"]
+    records = list(schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None))
+    assert [record.run.sweep_label for record in records] == ["smoothing=10.0", "smoothing=0.0", "smoothing=2.0"]
     assert records[0].origin["settings.smoothing"] == "--over"
-    assert plain(records[0])["over"] == {"smoothing": 10.0}
-    assert len({record.run.variant for record in records}) == 3
-    found = groups(Store(plan.runs).walk())
-    assert [group.first.run.over for group in found] == ["smoothing=0.0", "smoothing=2.0", "smoothing=10.0"]
-    assert "over: smoothing=0.0" in marks(found[0])
-    assert list(named(found)) == [f"Mean map (floor) [smoothing={value}]" for value in (0.0, 2.0, 10.0)]
+    assert to_dict(records[0])["over"] == {"smoothing": 10.0}
+    assert len({record.run.group_hash for record in records}) == 3
+    found = groups(Store(plan.runs).records())
+    assert [group.first.run.sweep_label for group in found] == ["smoothing=0.0", "smoothing=2.0", "smoothing=10.0"]
+    assert "over: smoothing=0.0" in table_notes(found[0])
+    assert list(unique_names(found)) == [f"Mean map (floor) [smoothing={value}]" for value in (0.0, 2.0, 10.0)]
 
 
 def test_a_run_made_before_is_found_by_a_sweep_and_named_as_in_it(parts: Path) -> None:
     alone = planned(parts, settings={"smoothing": "10"})
-    (made,) = schedule.run(alone, schedule.survey(alone), lambda *_: None)
-    survey = schedule.survey(planned(parts, over={"smoothing": "1,10"}))
-    assert [job.what for job in survey.jobs] == ["Mean map (floor) bolt, seed 0, smoothing=1.0"]
-    (found,) = survey.found
-    assert (made.run.over, found.run.over) == ("", "smoothing=10.0")
+    (made,) = schedule.run_schedule(alone, schedule.make_schedule(alone), lambda *_: None)
+    survey = schedule.make_schedule(planned(parts, over={"smoothing": "1,10"}))
+    assert [job.label for job in survey.jobs] == ["Mean map (floor) bolt, seed 0, smoothing=1.0"]
+    (found,) = survey.existing
+    assert (made.run.sweep_label, found.run.sweep_label) == ("", "smoothing=10.0")
     assert found.metrics == made.metrics
 
 
 def test_a_variant_that_can_not_run_here_is_left_out_by_name_and_the_others_go_on(parts: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     over = {"backbone": "tf_efficientnet_lite0,wide_resnet50_2.tv_in1k"}
-    survey = schedule.survey(planned(parts, said={"method": "patchcore"}, over=over))
-    assert list(survey.refused) == ["patchcore backbone=wide_resnet50_2.tv_in1k"]
-    assert [job.run.over for job in survey.jobs] == ["backbone=tf_efficientnet_lite0"]
+    survey = schedule.make_schedule(planned(parts, said={"method": "patchcore"}, over=over))
+    assert list(survey.skipped) == ["patchcore backbone=wide_resnet50_2.tv_in1k"]
+    assert [job.run.sweep_label for job in survey.jobs] == ["backbone=tf_efficientnet_lite0"]
 
 
 def test_where_no_variant_can_run_their_one_reason_is_told_once(parts: Path, monkeypatch, caplog) -> None:
@@ -195,14 +201,14 @@ def test_where_no_variant_can_run_their_one_reason_is_told_once(parts: Path, mon
     settings = {"backbone": "wide_resnet50_2.tv_in1k"}
     plan = planned(parts, said={"method": "patchcore"}, settings=settings, over={"coreset": "0.1,0.5"})
     with pytest.raises(BenchError, match="A backbone needs weights"):
-        schedule.survey(plan)
+        schedule.make_schedule(plan)
     assert "left out" not in caplog.text
 
 
 def test_the_variants_of_a_sweep_compute_the_features_of_their_images_once(parts: Path) -> None:
     plan = planned(parts, said={"method": "aminet"}, over={"clusters": "2,3", "epochs": "1"})
-    records = list(schedule.run(plan, schedule.survey(plan), lambda *_: None))
-    assert len({record.run.variant for record in records}) == 2
+    records = list(schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None))
+    assert len({record.run.group_hash for record in records}) == 2
     assert len([path for path in (plan.cache / "features").rglob("*") if path.is_file()]) == 1
 
 
@@ -216,7 +222,7 @@ FIGURES = {
 def test_every_panel_of_figure_9_is_a_campaign_and_contains_the_defaults(name: str) -> None:
     settings = registry.load("methods", "aminet").Settings
     plan = make_plan(load_config(), registry.names("methods"), said={}, campaign=name)
-    (choice,) = plan.choices
+    (choice,) = plan.method_specs
     found = choice.variants(settings, one_at_a_time=plan.options.one_at_a_time)
     assert len(found) == FIGURES[name]
-    assert settings(jitter=True) in [variant.resolved(settings, "")[0] for variant in found]
+    assert settings(jitter=True) in [variant.resolve(settings, "")[0] for variant in found]

@@ -34,12 +34,12 @@ RUN = Run(
     method="aminet",
     title="AMI-Net‡",
     settings={"jitter": True},
-    preparation={},
+    preprocessing={},
     precision="float32",
-    inputs={},
+    file_hashes={},
     profile="code",
-    note="",
-    variant="v",
+    profile_note="",
+    group_hash="v",
 )
 PATCHCORE = {"name": "patchcore", "method": "patchcore", "title": "PatchCore", "settings": {}, "epoch": 0}
 
@@ -51,7 +51,7 @@ def record(category: str, image: float, pixel: float, seed: int = 0, **changed: 
         mine["every"] = 10
     metrics = {"image_auroc": image / 100, "pixel_auroc": pixel / 100}
     made = {"metrics": metrics, "epoch": 300, **mine}
-    return Record(run=replace(RUN, seed=seed, **changed), category=category, data=category, **made)
+    return Record(run=replace(RUN, seed=seed, **changed), category=category, data_digest=category, **made)
 
 
 def whole(moved: float = 0.0, **changed: object) -> list[Record]:
@@ -224,7 +224,7 @@ def test_a_sweep_is_no_column_of_a_papers_table() -> None:
 
 def test_another_data_set_has_the_same_form(tmp_path: Path) -> None:
     store = saved(tmp_path, [record(name, 90, 80, dataset="parts") for name in ("bolt", "nut")])
-    text = registry.load("reports", "markdown").render(list(store.walk()), store)
+    text = registry.load("reports", "markdown").render(list(store.records()), store)
     assert "**By category: measured here, last epoch**" in text
     assert "| average of all | 90.0/80.0 |" in text
 
@@ -315,7 +315,7 @@ def test_verify_refuses_what_is_no_earlier_report(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n", "utf-8")
     assert "lacks dataset, protocol" in told("--verify", "--against", str(tmp_path / "other.csv"), store=store)[1]
     assert "can't be read" in told("--verify", "--against", str(tmp_path / "none.csv"), store=store)[1]
-    earlier = registry.load("reports", "csv").render(list(store.walk()), store)
+    earlier = registry.load("reports", "csv").render(list(store.records()), store)
     (tmp_path / "comma.csv").write_text(earlier.replace(",0.9,", ',"0,9",'), "utf-8")
     code, text = told("--verify", "--against", str(tmp_path / "comma.csv"), store=store)
     assert (code, "has '0,9' as metrics.image_auroc" in text) == (2, True)
@@ -338,13 +338,13 @@ def test_several_formats_are_written_at_once_and_named_after_the_table(tmp_path:
 def test_the_csv_holds_every_record_flat_and_is_what_the_frame_holds(tmp_path: Path) -> None:
     nasty = record("=cmd|' /C calc'!A0", 90, 80, title='a,b\n"c"', losses=[0.5, 0.25])
     store = saved(tmp_path, [record("bolt", 90, 80)])
-    text = registry.load("reports", "csv").render([*store.walk(), nasty], store)
+    text = registry.load("reports", "csv").render([*store.records(), nasty], store)
     first, second = csv.DictReader(io.StringIO(text))
     assert float(first["metrics.image_auroc"]) == 0.9
     assert second["category"] == "'=cmd|' /C calc'!A0"
     assert second["title"] == 'a,b\n"c"'
     assert second["losses"] == "[0.5, 0.25]"
-    frame = store.frame()
+    frame = store.to_frame()
     assert set(frame.columns) - set(first) <= {name for name in frame if isinstance(frame[name][0], dict)}
 
 

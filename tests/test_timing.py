@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.evaluation import timing
-from bench.evaluation.timing import Clock, latency, milliseconds, parameters, spread, thorough, throughput
 from bench import environment
+from bench.evaluation import timing
+from bench.evaluation.timing import Clock, latency, milliseconds, parameters, percentiles, profile, throughput
 from bench.method import Method, Prediction, Setup
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_a_stop_is_taken_off_the_phase_around_it(now: Time) -> None:
     with clock("fit"):
         now.now += 3
         for _ in range(2):
-            with clock.stopped("fit"):
+            with clock.excluded("fit"):
                 now.now += 50
             now.now += 1
     assert clock.seconds == {"fit": 5.0}
@@ -94,7 +94,7 @@ def test_a_block_that_raises_is_counted_until_then(now: Time) -> None:
     clock = Clock(CPU)
     with suppress(RuntimeError), clock("fit"):
         now.now += 2
-        with clock.stopped("fit"):
+        with clock.excluded("fit"):
             now.now += 7
             raise RuntimeError
     assert clock.seconds == {"fit": 2.0}
@@ -182,7 +182,7 @@ def test_a_gpu_is_timed_by_events_between_which_all_work_lies(monkeypatch: pytes
 
 
 def test_a_spread_is_median_and_percentiles_and_keeps_every_sample() -> None:
-    found = spread([5.0, 1.0, 2.0, 4.0, 3.0])
+    found = percentiles([5.0, 1.0, 2.0, 4.0, 3.0])
     assert (found["median_ms"], found["samples_ms"]) == (3.0, [5.0, 1.0, 2.0, 4.0, 3.0])
     assert found["p5_ms"] == pytest.approx(1.2)
     assert found["p95_ms"] == pytest.approx(4.8)
@@ -260,7 +260,7 @@ def test_all_three_latencies_are_told_apart_and_the_networks_stands_at_the_top(n
         now.now += 0.003
         return images(1)
 
-    found = thorough(method, [read, read], CPU, passes=6, budget=1000, largest=2)
+    found = profile(method, [read, read], CPU, passes=6, budget=1000, largest=2)
     assert found["network"]["median_ms"] == pytest.approx(10)
     assert found["loader"]["median_ms"] == pytest.approx(3)
     assert found["end_to_end"]["median_ms"] == pytest.approx(13)
@@ -278,7 +278,7 @@ def test_flops_are_those_of_one_image_with_a_multiply_add_as_two(now: Time) -> N
             scaled_dot_product_attention(tokens, tokens, tokens)
             return super().predict(images)
 
-    found = thorough(Multiplying(now, steady(0.01)), [lambda: images(1)], CPU, passes=3, largest=1)
+    found = profile(Multiplying(now, steady(0.01)), [lambda: images(1)], CPU, passes=3, largest=1)
     assert found["flops"] == 2 * (2 * 2 * 5 + 3 * 3 * 4 + 3 * 3 * 4)
 
 

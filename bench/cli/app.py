@@ -10,7 +10,20 @@ from rich.markup import escape
 
 from bench import registry
 from bench.cli import list_command, model_commands, report_command, time_command
-from bench.cli.console import Json, Quiet, Verbose, begin, complete, configured, dump, err, out, pairs, talk, waiting
+from bench.cli.console import (
+    Json,
+    Quiet,
+    Verbose,
+    completer,
+    err,
+    load_configuration,
+    out,
+    parse_key_values,
+    print_json,
+    reset,
+    spinner,
+    status,
+)
 from bench.config.plan import make_plan
 from bench.errors import BenchError
 
@@ -37,7 +50,7 @@ Examples:
 
 def main() -> None:
     """The console script: what a user can mend is one red line and exit code 2."""
-    begin()
+    reset()
     try:
         app()
     except BenchError as error:
@@ -67,26 +80,26 @@ def _root(
 def run(  # noqa: PLR0917  typer makes the options from these
     campaign: Annotated[
         str | None,
-        typer.Argument(help="A campaign of bench.toml, as table1.", autocompletion=complete("campaigns")),
+        typer.Argument(help="A campaign of bench.toml, as table1.", autocompletion=completer("campaigns")),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="Methods or aliases, separated by commas, or all.", autocompletion=complete("methods")),
+        typer.Option(help="Methods or aliases, separated by commas, or all.", autocompletion=completer("methods")),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="one-for-one, unified or kshot.", autocompletion=complete("protocols"))
+        str | None, typer.Option(help="one-for-one, unified or kshot.", autocompletion=completer("protocols"))
     ] = None,
     k: Annotated[str | None, typer.Option(help="Training images a category under kshot: 4, or 2,4,8.")] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="A data set; folder is your own tree of images.", autocompletion=complete("datasets")),
+        typer.Option(help="A data set; folder is your own tree of images.", autocompletion=completer("datasets")),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     category: Annotated[str | None, typer.Option(help="Only these categories, separated by commas.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds: 0, or 0,1,2. Each is a fit, and under kshot a draw.")] = None,
     limit: Annotated[int | None, typer.Option(help="A quick look: at most so many images a kind.")] = None,
     profile: Annotated[
-        str | None, typer.Option(help="demo, code, paper, or one of yours.", autocompletion=complete("profiles"))
+        str | None, typer.Option(help="demo, code, paper, or one of yours.", autocompletion=completer("profiles"))
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="epochs=50, or aminet.epochs=50.")] = None,
     over: Annotated[list[str] | None, typer.Option(help="Sweep: clusters=2,4, or aminet.stages='1,2;1,2,3'.")] = None,
@@ -126,7 +139,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
     verbose: Verbose = False,  # noqa: ARG001  its callback acts
 ) -> None:
     """Fit methods, judge them, and store a record for each category."""
-    known = configured()
+    known = load_configuration()
     plan = make_plan(
         known,
         registry.names("methods"),
@@ -158,37 +171,39 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "gpus_per_task": gpus_per_task,
             "ship_data": ship_data,
         },
-        settings=pairs("--set", settings or []),
-        over=pairs("--over", over or []),
+        settings=parse_key_values("--set", settings or []),
+        over=parse_key_values("--over", over or []),
         profile=profile,
         campaign=campaign,
         paths={"data": data, "weights": weights, "runs": runs, "checkpoint": checkpoint},
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
     try:
-        with waiting("Listing the data and looking up what is done ..."):
+        with spinner("Listing the data and looking up what is done ..."):
             from bench.cli import progress_display
             from bench.evaluation import summary
             from bench.execution import schedule as walk
 
-            survey = walk.survey(plan, force=force, retry=retry_failed)
+            survey = walk.make_schedule(plan, force=force, retry=retry_failed)
         if dry_run:
-            dump(progress_display.planned(plan, survey)) if as_json else progress_display.plan(out, known, plan, survey)
+            print_json(progress_display.plan_dict(plan, survey)) if as_json else progress_display.print_plan(
+                out, known, plan, survey
+            )
             return
-        progress_display.announce(talk, plan, survey)
+        progress_display.print_header(status, plan, survey)
         if retry_failed and not survey.jobs:
-            talk.print("Nothing of this plan has failed; without --retry-failed what is missing is done.")
-        records = [*survey.found, *progress_display.work(talk, plan, survey)]
+            status.print("Nothing of this plan has failed; without --retry-failed what is missing is done.")
+        records = [*survey.existing, *progress_display.run_with_progress(status, plan, survey)]
     except KeyboardInterrupt:
         err.print("Stopped. What was finished is kept: the same command goes on from here.")
         raise typer.Exit(130) from None
     if as_json:
-        dump([summary.plain(record) for record in records])
+        print_json([summary.to_dict(record) for record in records])
     else:
-        progress_display.results(out, records)
+        progress_display.print_results(out, records)
     if quiet:
-        progress_display.failures(err, records)
-    if not progress_display.close(talk, plan, survey, records):
+        progress_display.print_failures(err, records)
+    if not progress_display.print_summary(status, plan, survey, records):
         raise typer.Exit(2)
 
 

@@ -18,7 +18,7 @@ from bench.errors import BenchError
 out = Console(highlight=False)
 """For what was asked for: tables."""
 
-talk = Console(highlight=False)
+status = Console(highlight=False)
 """For what happens meanwhile: on stderr with --json, nowhere with --quiet."""
 
 err = Console(highlight=False, stderr=True)
@@ -27,23 +27,23 @@ err = Console(highlight=False, stderr=True)
 _warnings = RichHandler(console=err, show_time=False, show_path=False)
 
 
-def begin() -> None:
+def reset() -> None:
     """As if no option had been given; warnings are told on stderr."""
-    talk.stderr, talk.quiet = False, False
+    status.stderr, status.quiet = False, False
     _warnings.setLevel(logging.WARNING)
     logging.getLogger("bench").setLevel(logging.NOTSET)
     logging.basicConfig(format="%(message)s", handlers=[_warnings])
 
 
 def _as_json(asked: bool) -> bool:
-    talk.stderr |= asked
+    status.stderr |= asked
     return asked
 
 
 def _hush(asked: bool) -> bool:
-    talk.quiet |= asked
+    status.quiet |= asked
     if asked:
-        mute()
+        silence_warnings()
     return asked
 
 
@@ -59,12 +59,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only what was asked 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also each step and its seconds.", callback=_chat)]
 
 
-def mute() -> None:
+def silence_warnings() -> None:
     """No warnings on stderr: nobody wants them, or they are told elsewhere."""
     _warnings.setLevel(logging.ERROR)
 
 
-def complete(kind: str) -> Callable[[str], list[str]]:
+def completer(kind: str) -> Callable[[str], list[str]]:
     """For the shell: the names of that kind, one of what `bench list` lists, that begin as the last of a list does."""
 
     def ask(begun: str) -> list[str]:
@@ -75,7 +75,7 @@ def complete(kind: str) -> Callable[[str], list[str]]:
 
 
 def _names(kind: str) -> Iterable[str]:
-    known = configured()
+    known = load_configuration()
     if kind == "methods":
         return {*registry.names("methods"), *known.names("alias")}
     if kind == "datasets":
@@ -87,35 +87,35 @@ def _names(kind: str) -> Iterable[str]:
     return known.names("profile" if kind == "profiles" else "campaign")
 
 
-def waiting(text: str) -> AbstractContextManager[Any]:
+def spinner(text: str) -> AbstractContextManager[Any]:
     """A sign of life on stderr while something takes a moment; nothing where that is no terminal."""
-    return nullcontext() if talk.quiet else err.status(text)
+    return nullcontext() if status.quiet else err.status(text)
 
 
 @contextmanager
-def advancing(text: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr while many things are done; what it gives is told how many are done and how many there are."""
     from rich.progress import Progress  # a command that shows none answers sooner
 
-    with Progress(console=err, transient=True, disable=talk.quiet or not err.is_terminal) as bar:
+    with Progress(console=err, transient=True, disable=status.quiet or not err.is_terminal) as bar:
         task = bar.add_task(escape(text), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def dump(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Prints a value as JSON."""
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
-def configured() -> Config:
+def load_configuration() -> Config:
     """bench.toml, with the user's own folders of methods found."""
     known = load_config()
     for folder in known.methods():
-        registry.add("methods", folder)
+        registry.add_folder("methods", folder)
     return known
 
 
-def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
+def parse_key_values(option: str, texts: Iterable[str]) -> dict[str, str]:
     """The key=value texts of an option that may be repeated. Raises BenchError for a text that is none."""
     found = {}
     for text in texts:

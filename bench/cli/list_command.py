@@ -9,10 +9,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import registry
-from bench.cli.console import Json, Quiet, Verbose, advancing, configured, dump, mute, out, waiting
+from bench.cli.console import (
+    Json,
+    Quiet,
+    Verbose,
+    load_configuration,
+    out,
+    print_json,
+    progress_bar,
+    silence_warnings,
+    spinner,
+)
 
 if TYPE_CHECKING:
-    from bench.execution.method_checks import Finding
+    from bench.errors import CheckResult
 
 commands = typer.Typer()
 
@@ -35,7 +45,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List what there is, without loading it."""
-    known = configured()
+    known = load_configuration()
     rows: list[tuple[str, str]]
     if kind is Plugins.methods:
         names = sorted({*registry.names("methods"), *known.names("alias")})
@@ -58,7 +68,7 @@ def list_(
     else:
         rows = _runs(runs or known.path("runs") or Path("runs"))
     if as_json:
-        dump([{"name": name, "about": about} for name, about in rows])
+        print_json([{"name": name, "about": about} for name, about in rows])
         return
     if not rows:
         rows = [("none", "bench run makes some")]
@@ -92,44 +102,46 @@ def check(
     verbose: Verbose = False,  # noqa: ARG001  its callback acts
 ) -> None:
     """Check this machine; or whether a method keeps its promises; or whether a data set is sound."""
-    with waiting("Checking ..."):
+    with spinner("Checking ..."):
         from bench.execution import diagnostics as checks
 
-    known = configured()
+    known = load_configuration()
     if name is None:
-        with waiting("Checking ..."):
-            findings = checks.machine(known)
+        with spinner("Checking ..."):
+            findings = checks.check_environment(known)
     else:
-        mute()  # what is warned of is a finding here
-        with advancing(f"Checking {name}") as watch:
-            findings = checks.of(known, name, data, watch)
+        silence_warnings()  # what is warned of is a finding here
+        with progress_bar(f"Checking {name}") as watch:
+            findings = checks.check_target(known, name, data, watch)
     if as_json:
-        dump([{"promise": found.promise, "broken": found.broken, "needed": found.needed} for found in findings])
+        print_json(
+            [{"promise": found.requirement, "broken": found.problem, "needed": found.required} for found in findings]
+        )
     else:
         _tell(findings, weak="absent" if name is None else "beware", quiet=quiet)
-    if name is not None and any(finding.broken and finding.needed for finding in findings):
+    if name is not None and any(finding.problem and finding.required for finding in findings):
         raise typer.Exit(2)
 
 
-def _tell(findings: "list[Finding]", *, weak: str, quiet: bool) -> None:
+def _tell(findings: "list[CheckResult]", *, weak: str, quiet: bool) -> None:
     for finding in findings:
-        if quiet and not finding.broken:
+        if quiet and not finding.problem:
             continue
-        broken = "[red]broken[/red]" if finding.needed else f"[yellow]{weak}[/yellow]"
-        mark = broken if finding.broken else "[green]works [/green]"
-        out.print(f"{mark} {escape(finding.promise)}", soft_wrap=True)
-        if finding.broken:
-            out.print(f"       {escape(finding.broken)}", soft_wrap=True)
+        broken = "[red]broken[/red]" if finding.required else f"[yellow]{weak}[/yellow]"
+        mark = broken if finding.problem else "[green]works [/green]"
+        out.print(f"{mark} {escape(finding.requirement)}", soft_wrap=True)
+        if finding.problem:
+            out.print(f"       {escape(finding.problem)}", soft_wrap=True)
 
 
 def _runs(folder: Path) -> list[tuple[str, str]]:
-    from bench.evaluation.summary import MEAN, counted, groups, percent
+    from bench.evaluation.summary import MEAN, count_label, groups, percent
     from bench.store import Store
 
     rows = []
-    for group in groups(Store(folder).walk()):
+    for group in groups(Store(folder).records()):
         run = group.first.run
         k = f"-{run.k}" if run.k else ""
-        told = f"{run.title}, {group.selection}, {counted(group.records)}, {len(group.failed)} failed, image AUROC "
+        told = f"{run.title}, {group.selection}, {count_label(group.records)}, {len(group.failed)} failed, image AUROC "
         rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", told + percent(group.cell(MEAN, "image_auroc"))))
     return rows

@@ -8,17 +8,28 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bench.cli.console import Json, Quiet, Verbose, advancing, configured, dump, err, out, talk, waiting
+from bench.cli.console import (
+    Json,
+    Quiet,
+    Verbose,
+    err,
+    load_configuration,
+    out,
+    print_json,
+    progress_bar,
+    spinner,
+    status,
+)
 from bench.config.bench_toml import cache_folder
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.deploy.predict import Verdict
-    from bench.deploy.saved_model import Kept
+    from bench.deploy.predict import ImagePrediction
+    from bench.deploy.saved_model import SavedModel
 
 commands = typer.Typer()
 
-SHOWN = 40
+MAX_ROWS = 40
 """The table shows so many images at most, those of highest score; scores.csv has all."""
 
 Run = Annotated[str, typer.Argument(help="A record, its folder, or where it lies in runs/: demo/kshot-4/aminet/gear.")]
@@ -54,16 +65,18 @@ def predict(  # noqa: PLR0917  typer makes the options from these
     from bench.deploy import saved_model
 
     named = saved_model.images(places)
-    with advancing(f"Judging {len(named)} images") as watch:
+    with progress_bar(f"Judging {len(named)} images") as watch:
         found = judging.predict(kept, named, to, watch)
     if as_json:
-        dump([asdict(verdict) for verdict in found])
+        print_json([asdict(verdict) for verdict in found])
     elif not quiet:
         _show(kept, {str(place): verdict for (_, place), verdict in zip(named, found, strict=True)})
     for verdict in found:
         if verdict.error:
             err.print(f"[red]{escape(verdict.error)}[/red]", soft_wrap=True)
-    talk.print(f"Written: {escape(str(to / 'scores.csv'))}, {escape(str(to / 'maps'))}, {escape(str(to / 'pictures'))}")
+    status.print(
+        f"Written: {escape(str(to / 'scores.csv'))}, {escape(str(to / 'maps'))}, {escape(str(to / 'pictures'))}"
+    )
     if any(verdict.error for verdict in found):
         raise typer.Exit(2)
 
@@ -93,7 +106,7 @@ def export(  # noqa: PLR0917  typer makes the options from these
 ) -> None:
     """Write a kept run as ONNX, its preparation inside, and compare the answers with the method's own."""
     kept = _kept(run, category, device="cpu", weights=weights, runs=runs)
-    with waiting("Writing the graph and comparing its answers ..."):
+    with spinner("Writing the graph and comparing its answers ..."):
         from bench.deploy import saved_model
 
         try:
@@ -103,7 +116,7 @@ def export(  # noqa: PLR0917  typer makes the options from these
         compared = [path for path, _ in saved_model.images(images)] if images else saved_model.pictures(kept)
         done = writing.export(kept, to, compared)
     if as_json:
-        dump(asdict(done))
+        print_json(asdict(done))
     elif not quiet:
         out.print(f"Written: {escape(str(done.path))}, input image (H, W, 3) uint8 RGB, outputs score and map")
         out.print(
@@ -113,17 +126,17 @@ def export(  # noqa: PLR0917  typer makes the options from these
         )
 
 
-def _kept(run: str, category: str | None, *, device: str, weights: Path | None, runs: Path | None) -> "Kept":
-    with waiting("Loading the kept run ..."):
+def _kept(run: str, category: str | None, *, device: str, weights: Path | None, runs: Path | None) -> "SavedModel":
+    with spinner("Loading the kept run ..."):
         from bench.deploy import saved_model
 
-        known = configured()
+        known = load_configuration()
         path = saved_model.find(run, runs or known.path("runs") or Path("runs"), category)
         weights = weights or known.path("weights")
         return saved_model.load(path, device=device, weights=weights, cache=cache_folder(known))
 
 
-def _show(kept: "Kept", found: "dict[str, Verdict]") -> None:
+def _show(kept: "SavedModel", found: "dict[str, ImagePrediction]") -> None:
     scored = {place: verdict for place, verdict in found.items() if verdict.score is not None}
     judged = sorted(scored.items(), key=lambda item: -(item[1].score or 0))
     record = kept.record
@@ -131,13 +144,13 @@ def _show(kept: "Kept", found: "dict[str, Verdict]") -> None:
     table = Table(title=f"{escape(record.run.title)} · {escape(record.category)}", title_justify="left", box=None)
     for heading in ("image", "score", *(("verdict", "area") if rate else ())):
         table.add_column(heading, justify="left" if heading == "image" else "right")
-    for place, verdict in judged[:SHOWN]:
+    for place, verdict in judged[:MAX_ROWS]:
         called = "[red]defective[/red]" if verdict.defective else "good"
-        calibrated = (called, f"{100 * (verdict.area or 0):.2f} %") if rate else ()
+        calibrated = (called, f"{100 * (verdict.anomalous_fraction or 0):.2f} %") if rate else ()
         table.add_row(escape(place), f"{verdict.score:.4g}", *calibrated)
     out.print(table)
-    if len(judged) > SHOWN:
-        out.print(f"... and {len(judged) - SHOWN} of lower score")
+    if len(judged) > MAX_ROWS:
+        out.print(f"... and {len(judged) - MAX_ROWS} of lower score")
     if rate:
         out.print(f"Above {record.threshold:.4g} an image is called defective: at most {rate:.0%} of good ones were.")
     else:

@@ -16,7 +16,7 @@ from bench.evaluation import summary
 from bench.evaluation.summary import Group
 from bench.execution import schedule
 from bench.execution.forecast import Forecast, forecast
-from bench.execution.schedule import Survey
+from bench.execution.schedule import Schedule
 from bench.record import Record
 from bench.store import Store
 
@@ -24,25 +24,25 @@ FIT_SHARE = 0.8
 """How much of a job's bar the fit takes; predict, timing and metrics share the rest."""
 
 
-def announce(out: Console, plan: Plan, survey: Survey) -> None:
+def print_header(out: Console, plan: Plan, survey: Schedule) -> None:
     """What will run, and what a reader must know of it."""
     options = plan.options
     memory = [f"{name} about {_gigabytes(needed)}" for name, needed in survey.memory.items() if needed]
-    titles = ", ".join(choice.title for choice in plan.choices if choice.name not in survey.refused)
+    titles = ", ".join(choice.title for choice in plan.method_specs if choice.name not in survey.skipped)
     draw = f" k = {', '.join(map(str, options.k))}" if options.protocol == "kshot" else ""
     out.print(f"[bold]{escape(titles)}[/bold] on {options.dataset}, {options.protocol}{draw}, profile {plan.profile}")
-    if plan.note:
-        out.print(f"[yellow]{escape(plan.note)}[/yellow]")
-    if any(run.synthetic for run in (*(job.run for job in survey.jobs), *(record.run for record in survey.found))):
+    if plan.profile_note:
+        out.print(f"[yellow]{escape(plan.profile_note)}[/yellow]")
+    if any(run.synthetic for run in (*(job.run for job in survey.jobs), *(record.run for record in survey.existing))):
         out.print("[yellow]synthetic data: the images are drawn, and the numbers say nothing of real parts[/yellow]")
-    if survey.found:
-        stand = "stands in the store and is" if len(survey.found) == 1 else "stand in the store and are"
-        out.print(f"{summary.counted(survey.found)} {stand} not made again (--force would).")
+    if survey.existing:
+        stand = "stands in the store and is" if len(survey.existing) == 1 else "stand in the store and are"
+        out.print(f"{summary.count_label(survey.existing)} {stand} not made again (--force would).")
     if memory:
         out.print(f"Peak memory of a fit, estimated: {escape(', '.join(memory))}")
 
 
-def work(out: Console, plan: Plan, survey: Survey) -> Iterator[Record]:
+def run_with_progress(out: Console, plan: Plan, survey: Schedule) -> Iterator[Record]:
     """Does the jobs below a bar that tells the time left; prints a line a record and yields it."""
     if not survey.jobs:
         return
@@ -64,24 +64,24 @@ def work(out: Console, plan: Plan, survey: Survey) -> Iterator[Record]:
             text = f"{what}: {phase} {done}/{total}{told}"
             bar.update(whole, completed=finished + sum(shares.values()), description=escape(text))
 
-        for record in schedule.run(plan, survey, watch):
+        for record in schedule.run_schedule(plan, survey, watch):
             bar.console.print(_line(record))
             yield record
 
 
-def results(out: Console, records: Iterable[Record]) -> None:
+def print_results(out: Console, records: Iterable[Record]) -> None:
     """A table a method and setting: a row a category and the mean; mean ± std where there are several seeds.
 
     Of a sweep a table a method, with a row of means a variant.
     """
     swept: dict[str, list[Group]] = {}
     for group in (group for group in summary.groups(records) if group.records):
-        if group.first.run.swept:
+        if group.first.run.sweep_keys:
             swept.setdefault(summary.heading(group), []).append(group)
         else:
             _tables(out, "category", [(category, group, category) for category in (*group.categories, summary.MEAN)])
     for variants in swept.values():
-        _tables(out, "over", [(group.first.run.over, group, summary.MEAN) for group in variants])
+        _tables(out, "over", [(group.first.run.sweep_label, group, summary.MEAN) for group in variants])
 
 
 def _tables(out: Console, first: str, rows: list[tuple[str, Group, str]]) -> None:
@@ -90,7 +90,7 @@ def _tables(out: Console, first: str, rows: list[tuple[str, Group, str]]) -> Non
     What would be too wide for a terminal is told in several tables: spreads widen the cells.
     """
     group = rows[0][1]
-    marks = [mark for mark in summary.marks(group) if not (first == "over" and mark.startswith("over: "))]
+    marks = [mark for mark in summary.table_notes(group) if not (first == "over" and mark.startswith("over: "))]
     percent = "percent" if first == "category" else "percent, means over categories"
     parts = [summary.METRICS]
     seeds = sorted({seed for _, each, _ in rows for _, seed in each.records})
@@ -103,7 +103,7 @@ def _tables(out: Console, first: str, rows: list[tuple[str, Group, str]]) -> Non
         shown = metrics if number else metrics | {summary.LATENCY: summary.LATENCY}
         title = "" if number else summary.heading(group)
         out.print(_table("at the threshold" if metrics is summary.CALIBRATED else title, first, rows, shown))
-    out.print(f"[dim italic]{escape('; '.join([percent, told, *marks, summary.machine(group)]))}[/]")
+    out.print(f"[dim italic]{escape('; '.join([percent, told, *marks, summary.latency_device(group)]))}[/]")
 
 
 def _table(title: str, first: str, rows: list[tuple[str, Group, str]], shown: dict[str, str]) -> Table:
@@ -125,17 +125,17 @@ def _table(title: str, first: str, rows: list[tuple[str, Group, str]], shown: di
     return table
 
 
-def close(out: Console, plan: Plan, survey: Survey, records: list[Record]) -> bool:
+def print_summary(out: Console, plan: Plan, survey: Schedule, records: list[Record]) -> bool:
     """Where the records lie and what to do next. Whether all went well."""
     failed = [record for record in records if record.failure]
-    out.print(f"Records: {len(records) - len(failed)} of this plan lie below {escape(str(plan.runs))}")
-    if failed or survey.refused:
-        left_out = f" Left out: {', '.join(survey.refused)}." if survey.refused else ""
+    out.print(f"Records: {len(records) - len(failed)} of this print_plan lie below {escape(str(plan.runs))}")
+    if failed or survey.skipped:
+        left_out = f" Left out: {', '.join(survey.skipped)}." if survey.skipped else ""
         out.print(f"[red]{len(failed)} failed.{escape(left_out)}[/red] The same command tries these again.")
         if failed:
             out.print("With [bold]--retry-failed[/bold] it does nothing else.")
         return False
-    names = {choice.name for choice in plan.choices}
+    names = {choice.name for choice in plan.method_specs}
     other = next((name for name in ("patchcore", "meanmap", "aminet") if name not in names), None)
     first = f"[bold]{escape(_with_method(plan.command, other))}[/bold] to compare, then " if other else ""
     runs = f" --runs {shlex.quote(str(plan.runs))}" if plan.origin["runs"] == "--runs" else ""
@@ -143,17 +143,17 @@ def close(out: Console, plan: Plan, survey: Survey, records: list[Record]) -> bo
     return True
 
 
-def failures(err: Console, records: Iterable[Record]) -> None:
+def print_failures(err: Console, records: Iterable[Record]) -> None:
     """A line for each run that failed, for those who asked to hear of nothing else."""
     for record in records:
         if record.failure:
             err.print(_line(record))
 
 
-def planned(asked: Plan, survey: Survey) -> dict[str, Any]:
+def plan_dict(asked: Plan, survey: Schedule) -> dict[str, Any]:
     """The resolved plan for a script."""
     values = {name: getattr(asked.options, name) for name in asked.options.__dataclass_fields__}
-    values |= {"profile": asked.profile, "data": asked.root, "runs": asked.runs, "cache": asked.cache}
+    values |= {"profile": asked.profile, "data": asked.data, "runs": asked.runs, "cache": asked.cache}
     expected = _expected(asked, survey)
     return {
         "options": {key: {"value": value, "from": asked.origin.get(key, "default")} for key, value in values.items()},
@@ -169,41 +169,41 @@ def planned(asked: Plan, survey: Survey) -> dict[str, Any]:
             }
             for job in survey.jobs
         ],
-        "found": len(survey.found),
-        "refused": survey.refused,
+        "found": len(survey.existing),
+        "refused": survey.skipped,
         "seconds": expected.seconds,
-        "fits_of_unknown_seconds": expected.unknown,
+        "fits_of_unknown_seconds": expected.n_unknown,
         "disk_bytes": survey.disk,
         "memory_bytes": survey.memory,
     }
 
 
-def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
+def print_plan(out: Console, known: Config, asked: Plan, survey: Schedule) -> None:
     """The resolved plan, where each value came from, the tasks, and estimates of disk and memory."""
     table = Table(title="The plan", title_justify="left")
     for heading in ("what", "value", "from"):
         table.add_column(heading)
     values = {name: getattr(asked.options, name) for name in asked.options.__dataclass_fields__}
-    values |= {"profile": asked.profile, "data": asked.root, "runs": asked.runs, "cache": asked.cache}
+    values |= {"profile": asked.profile, "data": asked.data, "runs": asked.runs, "cache": asked.cache}
     values |= {"weights": asked.weights or "–"} | ({"checkpoint": asked.checkpoint} if asked.checkpoint else {})
     for name, value in values.items():
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         table.add_row(name, escape(shown or "–"), escape(asked.origin.get(name, "default")))
     told = set[str]()
-    for job in {job.run.variant: job for job in survey.jobs}.values():
+    for job in {job.run.group_hash: job for job in survey.jobs}.values():
         for name, value in job.run.settings.items():
-            if job.run.name in told and name not in job.run.swept:
+            if job.run.name in told and name not in job.run.sweep_keys:
                 continue  # of a sweep's further variants, what differs
             table.add_row(f"{job.run.name}.{name}", escape(str(value)), escape(job.origin[f"settings.{name}"]))
         told.add(job.run.name)
     out.print(table)
-    out.print(f"bench.toml: {escape(', '.join(map(str, known.found)))}")
+    out.print(f"bench.toml: {escape(', '.join(map(str, known.files)))}")
     for job in survey.jobs:
         tested = sum(len(tests) for tests in job.task.tests.values())
-        held = sum(len(samples) for samples in job.task.held.values())
+        held = sum(len(samples) for samples in job.task.calibration.values())
         counted = f"{len(job.task.train)} training images, {f'{held} held out, ' if held else ''}{tested} test images"
-        out.print(f"to do: {escape(job.what)}: {counted}")
-    out.print(f"{len(survey.jobs)} fits to do; {len(survey.found)} records stand already.")
+        out.print(f"to do: {escape(job.label)}: {counted}")
+    out.print(f"{len(survey.jobs)} fits to do; {len(survey.existing)} records stand already.")
     expected = _expected(asked, survey)
     out.print(f"Time: {_duration(expected, len(survey.jobs))}.")
     out.print(f"Disk: about {survey.disk / 1e6:.0f} MB.")
@@ -213,8 +213,8 @@ def plan(out: Console, known: Config, asked: Plan, survey: Survey) -> None:
         out.print(f"Memory of {escape(name)}: {f'about {_gigabytes(needed)}' if needed else 'no estimate'}{measured}.")
 
 
-def _expected(asked: Plan, survey: Survey) -> Forecast:
-    return forecast(survey.jobs, Store(asked.runs).walk(), gpu=schedule.device(asked.options) == "cuda")
+def _expected(asked: Plan, survey: Schedule) -> Forecast:
+    return forecast(survey.jobs, Store(asked.runs).records(), gpu=schedule.device(asked.options) == "cuda")
 
 
 def _with_method(command: str, method: str) -> str:
@@ -231,10 +231,10 @@ def _with_method(command: str, method: str) -> str:
 
 def _duration(told: Forecast, jobs: int) -> str:
     """Hours, minutes or seconds of all fits that like ones in the store tell of, and how many they don't."""
-    if told.unknown == jobs:
+    if told.n_unknown == jobs:
         return "no estimate, for the store holds no run with these settings on such a device" if jobs else "none"
     size, unit = next(((s, u) for s, u in ((3600, "hours"), (60, "minutes")) if told.seconds >= s), (1, "seconds"))
-    rest = f", and {told.unknown} fits that no run in the store tells of" if told.unknown else ""
+    rest = f", and {told.n_unknown} fits that no run in the store tells of" if told.n_unknown else ""
     return f"about {told.seconds / size:.1f} {unit} of work, by the runs in the store{rest}"
 
 
@@ -243,7 +243,7 @@ def _gigabytes(count: int) -> str:
 
 
 def _line(record: Record) -> str:
-    over = f", {record.run.over}" if record.run.over else ""
+    over = f", {record.run.sweep_label}" if record.run.sweep_label else ""
     place = f"{record.run.title} {record.category}, seed {record.run.seed}{over}"
     if record.failure:
         return f"[red]{escape(place)} failed:[/red] {escape(record.failure)}"

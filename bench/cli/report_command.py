@@ -7,16 +7,16 @@ import typer
 from rich.markup import escape
 
 from bench import registry
-from bench.cli.console import Json, configured, dump, err, out
+from bench.cli.console import Json, err, load_configuration, out, print_json
 from bench.errors import BenchError
-from bench.report import FOLDER
+from bench.report import FIGURES_FOLDER
 
 if TYPE_CHECKING:
     from bench.store import Store
 
 commands = typer.Typer()
 
-APART = {"audit", "figures", "verify"}
+STANDALONE = {"audit", "figures", "verify"}
 """Reports that are files of their own, beside report.md."""
 
 
@@ -64,9 +64,9 @@ def report(  # noqa: PLR0917  typer makes the options from these
         raise BenchError("--json prints the cells of all tables, for scripts; it goes with --runs only.")
     if against and not verify:
         raise BenchError("--against names what --verify compares with; there is no --verify. Add it.")
-    store = Store(runs or configured().path("runs") or Path("runs"))
+    store = Store(runs or load_configuration().path("runs") or Path("runs"))
     if as_json:
-        dump(rows(groups(store.walk())))
+        print_json(rows(groups(store.records())))
         return
     if verify:
         _verify(store, table, against, to)
@@ -89,7 +89,7 @@ def _render(store: "Store", asked: list[str], table: str, to: Path | None) -> No
     modules = {name: registry.load("reports", name) for name in forms}
     uses = {module.FIGURES for module in modules.values()}
     with err.status("Reading the records ...") as status:
-        records, drawn = list(store.walk()), []
+        records, drawn = list(store.records()), []
         if "inside" in uses or ("beside" in uses and to):
             status.update("Drawing the figures ...")
             drawn = registry.load("reports", "figures").draw(records, store, table)
@@ -100,20 +100,20 @@ def _render(store: "Store", asked: list[str], table: str, to: Path | None) -> No
         return
     stem = f"table{table}" if table.isdigit() else table or "report"
     for name, text in texts.items():
-        path = to / f"{name if name in APART else stem}.{modules[name].SUFFIX}"
+        path = to / f"{name if name in STANDALONE else stem}.{modules[name].SUFFIX}"
         _write(to, {path: text.encode()})
         out.print(f"Written: {escape(str(path))}")
     beside = [figure for figure in drawn if "beside" in uses or figure.kind == "sheet"]  # a page makes sheets smaller
     files = [(f"{figure.name}.{kind}", figure.files[kind]) for figure in beside for kind in figure.files]
-    _write(to, {to / FOLDER / name: content for name, content in files})
+    _write(to, {to / FIGURES_FOLDER / name: content for name, content in files})
     if files:
-        out.print(f"Written: {len(files)} files of figures below {escape(str(to / FOLDER))}")
+        out.print(f"Written: {len(files)} files of figures below {escape(str(to / FIGURES_FOLDER))}")
 
 
 def _verify(store: "Store", table: str, against: Path | None, to: Path | None) -> None:
     """Exit code 1 where a value differs, 2 where nothing could be verified."""
     with err.status("Verifying ..."):
-        text, agrees = registry.load("reports", "verify").verify(list(store.walk()), table, against)
+        text, agrees = registry.load("reports", "verify").verify(list(store.records()), table, against)
     if to is None:
         typer.echo(text, nl=False)
     else:

@@ -12,7 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import registry
-from bench.cli.console import Json, Quiet, complete, configured, dump, out, pairs, talk, waiting
+from bench.cli.console import (
+    Json,
+    Quiet,
+    completer,
+    load_configuration,
+    out,
+    parse_key_values,
+    print_json,
+    spinner,
+    status,
+)
 from bench.config.plan import make_plan
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ Examples:
 def time(  # noqa: PLR0917  typer makes the options from these
     method: Annotated[
         str | None,
-        typer.Option(help="Methods or aliases, separated by commas, or all.", autocompletion=complete("methods")),
+        typer.Option(help="Methods or aliases, separated by commas, or all.", autocompletion=completer("methods")),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="one-for-one, unified or kshot.")] = None,
     k: Annotated[str | None, typer.Option(help="Training images a category under kshot.")] = None,
@@ -65,27 +75,27 @@ def time(  # noqa: PLR0917  typer makes the options from these
     said |= {"preparation": preparation, "device": device, "precision": precision, "threads": threads, "time": True}
     said |= {"compile": compiled}
     plan = make_plan(
-        configured(),
+        load_configuration(),
         registry.names("methods"),
         said=said,
-        settings=pairs("--set", settings or []),
+        settings=parse_key_values("--set", settings or []),
         profile=profile,
         paths={"data": data, "weights": weights, "runs": runs},
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
-    with waiting("Listing the data and looking up what is done ..."):
+    with spinner("Listing the data and looking up what is done ..."):
         from bench.cli import progress_display
         from bench.execution import schedule as walk
 
-        survey = walk.survey(plan, force=force, thorough=True)
-    progress_display.announce(talk, plan, survey)
-    records = [*survey.found, *progress_display.work(talk, plan, survey)]
+        survey = walk.make_schedule(plan, force=force, thorough=True)
+    progress_display.print_header(status, plan, survey)
+    records = [*survey.existing, *progress_display.run_with_progress(status, plan, survey)]
     timed = [record for record in records if "network" in record.latency]
     if as_json:
-        dump([{"title": record.run.title, "category": record.category, **record.latency} for record in timed])
+        print_json([{"title": record.run.title, "category": record.category, **record.latency} for record in timed])
     elif timed:
         out.print(_table(timed))
-    if len(timed) < len(records) or survey.refused:
+    if len(timed) < len(records) or survey.skipped:
         raise typer.Exit(2)
 
 
@@ -93,7 +103,7 @@ def _table(records: Sequence["Record"]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     table.add_column("median ms\n(p5 to p95)", vertical="bottom")
     for record in records:
-        told = record.run.title + (f"\n{record.run.over}" if record.run.over else "")
+        told = record.run.title + (f"\n{record.run.sweep_label}" if record.run.sweep_label else "")
         table.add_column(escape(told), justify="right", vertical="bottom")
     rows: dict[str, list[str]] = {}
     for record in records:

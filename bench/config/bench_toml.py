@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.config.options import Options
-from bench.config.settings import shaped, typed
+from bench.config.settings import parse, validate
 from bench.errors import BenchError
 
 FILE = "bench.toml"
@@ -38,10 +38,10 @@ class Config:
     """
 
     tables: Mapping[str, Any]
-    found: tuple[Path, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        shaped(self.tables, _SHAPE, FILE)
+        validate(self.tables, _SHAPE, FILE)
         for name in self.names("alias"):
             if not _NAME.fullmatch(name):
                 raise BenchError(f"An alias is a folder in the store: letters, digits, _, + and -; '{name}' is not.")
@@ -67,7 +67,7 @@ class Config:
     def methods(self) -> tuple[Path, ...]:
         """The user's own folders of methods, for `registry.add`."""
         given = self.tables.get("paths", {}).get("methods", ())
-        return tuple(expand_user(folder) for folder in typed("paths.methods", given, tuple[str, ...]))
+        return tuple(expand_user(folder) for folder in parse("paths.methods", given, tuple[str, ...]))
 
 
 def load_config(folder: Path | None = None) -> Config:

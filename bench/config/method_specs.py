@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from bench.config.settings import S, known, resolve
-from bench.config.sweep import Over, laid
-from bench.errors import BenchError
+from bench.config.settings import S, resolve
+from bench.config.sweep import Sweep, grid_points
+from bench.errors import BenchError, check_known
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class MethodSpec:
     """A method as the user names it: the file that it is, its title, and its settings, still as TOML or text gave them.
 
     Attributes:
@@ -30,44 +30,46 @@ class Choice:
     title: str
     settings: dict[str, tuple[Any, str]]
     by_category: dict[str, dict[str, tuple[Any, str]]]
-    plain: dict[str, tuple[Any, str]]
-    last: dict[str, tuple[Any, str]]
-    over: Over = field(default_factory=dict)
-    swept: tuple[str, ...] = ()
+    overrides: dict[str, tuple[Any, str]]
+    method_overrides: dict[str, tuple[Any, str]]
+    sweep: Sweep = field(default_factory=dict)
+    sweep_keys: tuple[str, ...] = ()
 
-    def raw(self, category: str) -> dict[str, tuple[Any, str]]:
+    def merged(self, category: str) -> dict[str, tuple[Any, str]]:
         """The settings for one category, or for "all", with every plain --set key."""
-        return self.settings | self.by_category.get(category, {}) | self.plain | self.last
+        return self.settings | self.by_category.get(category, {}) | self.overrides | self.method_overrides
 
-    def resolved(self, kind: type[S], category: str) -> tuple[S, dict[str, str]]:
+    def resolve(self, kind: type[S], category: str) -> tuple[S, dict[str, str]]:
         """The method's Settings for one category, or for "all", and the origin of each value.
 
         A plain --set key that `kind` does not have is meant for another method of the call: `meant` has seen to that.
         """
-        others = self.plain.keys() - _fields(kind) - self.last.keys()
-        return resolve(kind, {key: value for key, value in self.raw(category).items() if key not in others}, self.name)
+        others = self.overrides.keys() - _fields(kind) - self.method_overrides.keys()
+        return resolve(
+            kind, {key: value for key, value in self.merged(category).items() if key not in others}, self.name
+        )
 
-    def variants(self, kind: type[S], *, one_at_a_time: bool) -> "list[Choice]":
+    def variants(self, kind: type[S], *, one_at_a_time: bool) -> "list[MethodSpec]":
         """A choice for each point of the sweep, with every value typed; only itself where nothing is swept."""
-        own = {key.rpartition(".")[2]: found for key, found in self.over.items() if "." in key or key in _fields(kind)}
-        found: dict[str, Choice] = {}
-        for point, swept in laid(own, one_at_a_time=one_at_a_time):
-            variant = replace(self, last=self.last | point, swept=swept)
-            found.setdefault(repr(variant.resolved(kind, "")[0]), variant)  # 2 and 2.0 may be one value
+        own = {key.rpartition(".")[2]: found for key, found in self.sweep.items() if "." in key or key in _fields(kind)}
+        found: dict[str, MethodSpec] = {}
+        for point, swept in grid_points(own, one_at_a_time=one_at_a_time):
+            variant = replace(self, method_overrides=self.method_overrides | point, sweep_keys=swept)
+            found.setdefault(repr(variant.resolve(kind, "")[0]), variant)  # 2 and 2.0 may be one value
         return list(found.values())
 
 
-def meant(choices: Iterable[Choice], kinds: Mapping[str, type]) -> None:
+def check_setting_names(method_specs: Iterable[MethodSpec], kinds: Mapping[str, type]) -> None:
     """Raises BenchError for a plain key of --set or of a sweep that is a setting of none of the methods.
 
     kinds: the Settings by name, of the methods that could be loaded.
     """
     names = sorted({name for kind in kinds.values() for name in _fields(kind)})
-    plain = {key for choice in choices for key in (*choice.plain, *choice.over) if "." not in key}
-    known(sorted(plain), names, f"a setting of {' or '.join(kinds)}")
+    plain = {key for choice in method_specs for key in (*choice.overrides, *choice.sweep) if "." not in key}
+    check_known(sorted(plain), names, f"a setting of {' or '.join(kinds)}")
 
 
-def choices(
+def method_specs(
     tables: Mapping[str, Any],
     asked: Sequence[str],
     *,
@@ -75,7 +77,7 @@ def choices(
     dataset: str,
     layers: Sequence[tuple[Mapping[str, Any], str]],
     settings: Mapping[str, str],
-) -> tuple[Choice, ...]:
+) -> tuple[MethodSpec, ...]:
     """The methods that are asked for by name, "all" being every one of them but the hosts.
 
     tables: of bench.toml. methods: the files there are. dataset: whose categories may have settings of their own.
@@ -92,13 +94,13 @@ def choices(
     renamed = {method for name, method in plainly.items() if method != name}
     every = [name for name in names if name not in renamed and name not in tables.get("host", {})]
     asked = every if "all" in asked else list(asked)
-    known(asked, names, "a method")
+    check_known(asked, names, "a method")
     plain, last = _said(settings, asked)
     sets = [(table.get("set", {}), where) for table, where in layers]
     place = f"category.{dataset}"
     categories = tables.get("category", {}).get(dataset, {})
     for table, where in (*sets, *((table, f"[{place}.{category}]") for category, table in categories.items())):
-        known(table, methods, f"a file in methods/, which is what {where} sets")
+        check_known(table, methods, f"a file in methods/, which is what {where} sets")
     found = []
     for name in asked:
         alias = aliases.get(name, {})
@@ -108,7 +110,7 @@ def choices(
             raw |= _from(table.get(method, {}), where)
         own = {one: _from(table.get(method, {}), f"[{place}.{one}]") for one, table in categories.items()}
         title = str(alias.get("title", name))
-        found.append(Choice(name, method, title, raw, own, plain, last.get(name, {})))
+        found.append(MethodSpec(name, method, title, raw, own, plain, last.get(name, {})))
     return tuple(found)
 
 
@@ -118,7 +120,7 @@ def _hosted(hosts: Mapping[str, str], asked: Iterable[str]) -> dict[str, dict[st
     for name in asked:
         host, colon, model = name.partition(":")
         if colon:
-            known([host], hosts, "a host of another library's models")
+            check_known([host], hosts, "a host of another library's models")
             title = hosts[host].replace("{model}", model)
             found[name] = {"method": host, "title": title, "set": {"model": model}}
     return found

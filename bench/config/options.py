@@ -45,12 +45,12 @@ class Options:
     seed: tuple[int, ...] = (0,)
     limit: int = 0
     selection: Literal["last", "oracle", "both"] = "last"
-    every: int = 10
+    eval_every: int = 10
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     threads: int = 0
-    preparation: Literal["shared", "native"] = "shared"
+    preprocessing: Literal["shared", "native"] = "shared"
     batch: int = 8
     maps: Literal["float16", "float32", "none"] = "float16"
     calibrate: float = 0.0

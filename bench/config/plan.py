@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from bench.config.bench_toml import Config, cache_folder, expand_user
-from bench.config.method_specs import Choice, choices
+from bench.config.method_specs import MethodSpec, method_specs
 from bench.config.options import Options
-from bench.config.settings import known, typed
-from bench.config.sweep import of, values
-from bench.errors import BenchError
+from bench.config.settings import parse
+from bench.config.sweep import for_method, parse_values
+from bench.errors import BenchError, check_known
 
 _LEAST = {"limit": 0, "every": 1, "threads": 0, "batch": 1, "timeout": 0}
 
@@ -34,11 +34,11 @@ class Plan:
 
     options: Options
     origin: dict[str, str]
-    choices: tuple[Choice, ...]
+    method_specs: tuple[MethodSpec, ...]
     profile: str
-    note: str
-    shared: dict[str, Any]
-    root: Path
+    profile_note: str
+    preprocessing: dict[str, Any]
+    data: Path
     runs: Path
     cache: Path
     weights: Path | None
@@ -74,9 +74,11 @@ def make_plan(
     options, origin = _options(tables, said)
     # A campaign's settings go with the profile that it was written for; under another they would mix two sources.
     sets = tables if profile == wanted.get("profile", profile) else tables[:1]
-    swept = {key: (values(key, given), f"campaign {campaign}, over") for key, given in wanted.get("over", {}).items()}
-    swept |= {key: (values(key, given), "--over") for key, given in (over or {}).items()}
-    named = choices(
+    swept = {
+        key: (parse_values(key, given), f"campaign {campaign}, over") for key, given in wanted.get("over", {}).items()
+    }
+    swept |= {key: (parse_values(key, given), "--over") for key, given in (over or {}).items()}
+    named = method_specs(
         config.tables,
         options.method,
         methods=tuple(methods),
@@ -85,7 +87,7 @@ def make_plan(
         settings=settings or {},
     )
     asked = [choice.name for choice in named]
-    named = tuple(replace(choice, over=of(swept, choice.name, settings or {}, asked)) for choice in named)
+    named = tuple(replace(choice, sweep=for_method(swept, choice.name, settings or {}, asked)) for choice in named)
     given = {key: expand_user(path) for key, path in (paths or {}).items() if path is not None}
     runs, cache, weights = (given.get(key) or config.path(key) for key in ("runs", "cache", "weights"))
     data = given.get("data") or config.data(options.dataset)
@@ -96,11 +98,11 @@ def make_plan(
     return Plan(
         options=options,
         origin=origin | {"profile": profile_origin} | ({"checkpoint": "--checkpoint"} if "checkpoint" in given else {}),
-        choices=named,
+        method_specs=named,
         profile=profile,
-        note=chosen.get("note", ""),
-        shared=dict(chosen.get("shared", {})),
-        root=data or cache / options.dataset,
+        profile_note=chosen.get("note", ""),
+        preprocessing=dict(chosen.get("shared", {})),
+        data=data or cache / options.dataset,
         runs=runs or Path("runs"),
         cache=cache,
         weights=weights,
@@ -113,22 +115,22 @@ def make_plan(
 def _options(tables: list[tuple[dict[str, Any], str]], said: Mapping[str, Any]) -> tuple[Options, dict[str, str]]:
     """The options of the tables, then those of the call, laid over each other, and the origin of each."""
     hints = get_type_hints(Options)
-    values: dict[str, Any] = {}
+    parse_values: dict[str, Any] = {}
     origin = dict.fromkeys(hints, "default")
     for table, where in tables:
         for key in (key for key in hints if key in table):
-            values[key] = typed(f"{key} ({where})", table[key], hints[key])
+            parse_values[key] = parse(f"{key} ({where})", table[key], hints[key])
             origin[key] = where
-    known(said, hints, "an option")
+    check_known(said, hints, "an option")
     for key, value in said.items():
         if value is not None:
             origin[key] = f"--{key.replace('_', '-')}"
-            values[key] = typed(origin[key], value, hints[key])
-    for key, value in values.items():
+            parse_values[key] = parse(origin[key], value, hints[key])
+    for key, value in parse_values.items():
         if isinstance(value, tuple):
-            values[key] = tuple(dict.fromkeys(value))  # 0,0 is one seed
+            parse_values[key] = tuple(dict.fromkeys(value))  # 0,0 is one seed
         _in_range(key, value, origin[key])
-    return Options(**values), origin
+    return Options(**parse_values), origin
 
 
 def _in_range(key: str, value: Any, where: str) -> None:
@@ -143,6 +145,6 @@ def _in_range(key: str, value: Any, where: str) -> None:
 
 
 def _entry(config: Config, table: Literal["profile", "campaign"], name: str) -> dict[str, Any]:
-    known([name], config.names(table), f"a {table}")
+    check_known([name], config.names(table), f"a {table}")
     found: dict[str, Any] = config.tables[table][name]
     return found

@@ -2,12 +2,11 @@
 
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bench.errors import BenchError
+from bench.errors import BenchError, check_known, suggestion
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,9 +25,9 @@ def resolve(kind: type[S], raw: Mapping[str, tuple[Any, str]], owner: str) -> tu
     if not is_dataclass(kind):
         raise BenchError(f"The Settings of {owner} are a dataclass; {kind!r} is none. Write @dataclass(frozen=True).")
     hints, names = get_type_hints(kind), [entry.name for entry in fields(kind)]
-    known(raw, names, f"a setting of {owner}")
+    check_known(raw, names, f"a setting of {owner}")
     values = {
-        key: typed(f"{key} ({where})" if where else key, value, hints[key]) for key, (value, where) in raw.items()
+        key: parse(f"{key} ({where})" if where else key, value, hints[key]) for key, (value, where) in raw.items()
     }
     try:
         made = kind(**values)
@@ -37,7 +36,7 @@ def resolve(kind: type[S], raw: Mapping[str, tuple[Any, str]], owner: str) -> tu
     return made, {key: raw[key][1] if key in raw else "default" for key in names}
 
 
-def typed(key: str, value: Any, wanted: Any) -> Any:
+def parse(key: str, value: Any, wanted: Any) -> Any:
     """`value`, from TOML or as text, as the type that `key` is declared with. Raises BenchError where it can't be."""
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin is Literal:
@@ -49,7 +48,7 @@ def typed(key: str, value: Any, wanted: Any) -> Any:
     return _scalar(key, value, wanted)
 
 
-def shaped(value: Any, shape: Any, what: str, place: str = "") -> None:
+def validate(value: Any, shape: Any, what: str, place: str = "") -> None:
     """Raises BenchError where nested tables are not what `shape` says, with the place of what is not.
 
     shape: a table of keys and their shapes, where "*" is any key; or a type; or `object`, which any value has.
@@ -57,28 +56,14 @@ def shaped(value: Any, shape: Any, what: str, place: str = "") -> None:
     """
     if not isinstance(shape, dict):
         if shape is not object:
-            typed(place, value, shape)
+            parse(place, value, shape)
         return
     if not isinstance(value, Mapping):
         raise BenchError(f"[{place}] is a table of {what}; {value!r} is none. Write its keys below a line [{place}].")
     if "*" not in shape:
-        known(value, shape, f"a key of [{place}]" if place else f"a table of {what}")
+        check_known(value, shape, f"a key of [{place}]" if place else f"a table of {what}")
     for key, part in value.items():
-        shaped(part, shape.get(key, shape.get("*")), what, f"{place}.{key}" if place else key)
-
-
-def known(given: Iterable[str], names: Iterable[str], what: str) -> None:
-    """Raises BenchError for the first given key that is none of the names."""
-    names = tuple(names)
-    for key in given:
-        if key not in names:
-            raise BenchError(f"'{key}' is not {what}.{nearest(key, names)} There are: {', '.join(names) or 'none'}.")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the text "Did you mean 'x'?" with a leading space for the closest of the names, "" if none is close."""
-    close = get_close_matches(name, list(names), 1, 0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+        validate(part, shape.get(key, shape.get("*")), what, f"{place}.{key}" if place else key)
 
 
 def _scalar(key: str, value: Any, wanted: Any) -> Any:
@@ -108,7 +93,7 @@ def _one(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
     texts = {str(choice): choice for choice in choices}
     given = str(value).strip()
     if given not in texts:
-        raise BenchError(f"{key} is one of {', '.join(texts)}; '{value}' is not.{nearest(given, texts)}")
+        raise BenchError(f"{key} is one of {', '.join(texts)}; '{value}' is not.{suggestion(given, texts)}")
     return texts[given]
 
 
@@ -117,7 +102,7 @@ def _any_of(key: str, value: Any, kinds: tuple[Any, ...]) -> Any:
     refusals = []
     for kind in sorted(kinds, key=lambda kind: (kind is str, kind is not type(value))):
         try:
-            return typed(key, value, kind)
+            return parse(key, value, kind)
         except BenchError as refusal:
             refusals.append(str(refusal))
     raise BenchError(" Or: ".join(refusals))
@@ -131,4 +116,4 @@ def _several(key: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     each = kinds[:1] * len(parts) if Ellipsis in kinds else kinds
     if len(each) != len(parts):
         raise BenchError(f"{key} takes {len(each)} values separated by commas; {value!r} has {len(parts)}.")
-    return tuple(typed(key, part, kind) for part, kind in zip(parts, each, strict=True))
+    return tuple(parse(key, part, kind) for part, kind in zip(parts, each, strict=True))

@@ -9,14 +9,14 @@ from bench.errors import BenchError
 OPTION = "--over"
 """The origin of what a call sweeps."""
 
-Over = dict[str, tuple[tuple[Any, ...], str]]
+Sweep = dict[str, tuple[tuple[Any, ...], str]]
 """Key of a setting -> (values, origin), still as TOML or text gave them."""
 
 Point = dict[str, tuple[Any, str]]
 """Key -> (value, origin): what one variant of a sweep sets."""
 
 
-def values(key: str, given: Any) -> tuple[Any, ...]:
+def parse_values(key: str, given: Any) -> tuple[Any, ...]:
     """The values of one key: a list of TOML, or text that separates them.
 
     Commas separate, or semicolons where there are some, so that a value may hold commas: "1,2;1,2,3" is two tuples.
@@ -30,13 +30,13 @@ def values(key: str, given: Any) -> tuple[Any, ...]:
     return found
 
 
-def of(over: Over, name: str, settings: Mapping[str, str], names: Sequence[str]) -> Over:
+def for_method(over: Sweep, name: str, settings: Mapping[str, str], names: Sequence[str]) -> Sweep:
     """What of a sweep is meant for the method `name`, one of `names`; "name.key" is for it alone.
 
     settings: --set, key -> text; it ends a campaign's sweep of that key. Raises BenchError where it contradicts the
     --over of the same call, or where --over names none of the methods.
     """
-    found: Over = {}
+    found: Sweep = {}
     for key, (several, where) in sorted(over.items(), key=lambda item: "." in item[0]):  # what is for one alone beats
         owner, dot, rest = key.rpartition(".")
         if dot and owner not in names and where == OPTION:
@@ -48,7 +48,7 @@ def of(over: Over, name: str, settings: Mapping[str, str], names: Sequence[str])
     return found
 
 
-def laid(over: Over, *, one_at_a_time: bool) -> Iterator[tuple[Point, tuple[str, ...]]]:
+def grid_points(over: Sweep, *, one_at_a_time: bool) -> Iterator[tuple[Point, tuple[str, ...]]]:
     """The points of a sweep, each with the settings that tell it from the others.
 
     The product of all values, the last key fastest; or the defaults once, then each key alone. Without keys there is

@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench import environment
 from bench.data import images
 from bench.dataset import Sample
-from bench.errors import BenchError
-from bench import environment
-from bench.execution.method_checks import Finding
+from bench.errors import BenchError, CheckResult
 from bench.method import Preparation
 
 SIDE = 32
@@ -34,7 +33,7 @@ NEAR = 1.5
 ALIKE = 0.99
 """... if their thumbnails also correlate by so much, so that two faint surfaces are not taken for copies."""
 
-WHOLE = 0.95
+MAX_MASK_FRACTION = 0.95
 """The share of an image from which on its mask is suspected of marking the good pixels."""
 
 SHOWN = 5
@@ -52,10 +51,10 @@ class _Seen:
     digest: bytes = b""
     thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(SIDE**2, np.float32))
     unreadable: str = ""
-    misfit: str = ""
+    mask_problem: str = ""
 
 
-def inspect(samples: Sequence[Sample], said: Sequence[str], progress: Callable[[int, int], None]) -> list[Finding]:
+def inspect(samples: Sequence[Sample], said: Sequence[str], progress: Callable[[int, int], None]) -> list[CheckResult]:
     """All findings; `said` is what the listing warned of. Decodes every image and mask once, on all cores."""
     seen = []
     with ThreadPoolExecutor(environment.threads()) as pool:
@@ -65,24 +64,26 @@ def inspect(samples: Sequence[Sample], said: Sequence[str], progress: Callable[[
     whole = [one for one in seen if not one.unreadable]
     return [
         *_counts(samples),
-        *(Finding("The layout and counts are the official ones.", warning, needed=False) for warning in said),
+        *(CheckResult("The layout and counts are the official ones.", warning, required=False) for warning in said),
         _finding("Every image can be read.", [one.unreadable for one in seen if one.unreadable]),
-        _finding("Every mask fits its image and marks a part of it.", [one.misfit for one in seen if one.misfit]),
+        _finding(
+            "Every mask fits its image and marks a part of it.", [one.mask_problem for one in seen if one.mask_problem]
+        ),
         *_doubles(whole),
         _finding("No test image nearly equals a training image.", list(_near(whole)), needed=False),
     ]
 
 
-def _counts(samples: Sequence[Sample]) -> Iterator[Finding]:
+def _counts(samples: Sequence[Sample]) -> Iterator[CheckResult]:
     for category in sorted({sample.category for sample in samples}):
         here = [sample for sample in samples if sample.category == category]
         train = sum(sample.split == "train" for sample in here)
-        good = sum(sample.split == "test" and not sample.anomalous for sample in here)
-        kinds = Counter(sample.defect for sample in here if sample.anomalous)
-        masked = sum(bool(sample.masks) for sample in here if sample.anomalous)
+        good = sum(sample.split == "test" and not sample.is_anomalous for sample in here)
+        kinds = Counter(sample.defect for sample in here if sample.is_anomalous)
+        masked = sum(bool(sample.masks) for sample in here if sample.is_anomalous)
         listed = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
         told = f"{category}: {train} training images, {good} good and {kinds.total()} defective test images"
-        yield Finding(told + (f" ({listed}; {masked} with a mask)" if kinds else ""))
+        yield CheckResult(told + (f" ({listed}; {masked} with a mask)" if kinds else ""))
 
 
 def _look(sample: Sample) -> _Seen:
@@ -92,29 +93,33 @@ def _look(sample: Sample) -> _Seen:
         return _Seen(sample, unreadable=str(error))
     digest = blake2b(f"{image.size}".encode() + image.tobytes()).digest()
     small = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32).ravel()
-    return _Seen(sample, digest, small - small.mean(), misfit=_misfit(sample, image.size))
+    return _Seen(sample, digest, small - small.mean(), mask_problem=_misfit(sample, image.size))
 
 
 def _misfit(sample: Sample, size: tuple[int, int]) -> str:
     if not sample.masks:
         return ""
     try:
-        marked = float(images.defects(sample, Preparation(height=size[1], width=size[0])).mean())
+        marked = float(images.defect_mask(sample, Preparation(height=size[1], width=size[0])).mean())
     except BenchError as error:
         return str(error)
     if not marked:
         return f"the mask of {_name(sample)} marks nothing"
-    return f"the mask of {_name(sample)} marks {marked:.0%} of the image; is it inverted?" if marked > WHOLE else ""
+    return (
+        f"the mask of {_name(sample)} marks {marked:.0%} of the image; is it inverted?"
+        if marked > MAX_MASK_FRACTION
+        else ""
+    )
 
 
-def _doubles(seen: Sequence[_Seen]) -> Iterator[Finding]:
+def _doubles(seen: Sequence[_Seen]) -> Iterator[CheckResult]:
     """Equal images: in train and test, good and defective, twice in one split."""
     groups: dict[bytes, list[Sample]] = defaultdict(list)
     for one in seen:
         groups[one.digest].append(one.sample)
     doubles = [group for group in groups.values() if len(group) > 1]
     leaks = [group for group in doubles if len({sample.split for sample in group}) > 1]
-    torn = [group for group in doubles if len({sample.anomalous for sample in group}) > 1]
+    torn = [group for group in doubles if len({sample.is_anomalous for sample in group}) > 1]
     rest = [group for group in doubles if group not in leaks and group not in torn]
     yield _finding("No image is in train and in test.", [" = ".join(map(_name, group)) for group in leaks])
     yield _finding("No image is both good and defective.", [" = ".join(map(_name, group)) for group in torn])
@@ -142,10 +147,10 @@ def _near(seen: Sequence[_Seen]) -> Iterator[str]:
                 yield f"{_name(one.sample)} ~ {_name(other.sample)} ({distance:.1f} levels)"
 
 
-def _finding(promise: str, broken: list[str], *, needed: bool = True) -> Finding:
+def _finding(promise: str, broken: list[str], *, needed: bool = True) -> CheckResult:
     more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
     told = f"{len(broken)}: {'; '.join(broken[:SHOWN])}{more}" if broken else ""
-    return Finding(promise, told, needed=needed)
+    return CheckResult(promise, told, required=needed)
 
 
 def _name(sample: Sample) -> str:

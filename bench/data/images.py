@@ -40,7 +40,7 @@ class FileImages:
 
     def __init__(self, samples: Sequence[Sample], preparation: Preparation) -> None:
         self.samples = tuple(samples)
-        self.preparation = preparation
+        self.preprocessing = preparation
         self._kept: dict[int, NDArray[np.uint8]] = {}
         height, width = preparation.size
         if min(height, width) < 1 or height > preparation.height or width > preparation.width:
@@ -52,7 +52,7 @@ class FileImages:
     @cached_property
     def digest(self) -> str:
         """Of the files' contents, in order, and of their preparation."""
-        return sha256(f"{contents(self.samples)}{astuple(self.preparation)}".encode()).hexdigest()
+        return sha256(f"{content_hash(self.samples)}{astuple(self.preprocessing)}".encode()).hexdigest()
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -71,11 +71,11 @@ class FileImages:
 
     def masks(self) -> list[NDArray[np.bool_]]:
         """(h, w) a sample, True on defect pixels; all False where the sample has no mask."""
-        return [defects(sample, self.preparation) for sample in self.samples]
+        return [defect_mask(sample, self.preprocessing) for sample in self.samples]
 
     def soft_masks(self) -> list[NDArray[np.uint8]]:
         """(h, w) a sample, the masks as other code resizes them: bilinear, with 1 to 254 along their edges."""
-        return [softened(sample, self.preparation) for sample in self.samples]
+        return [soft_mask(sample, self.preprocessing) for sample in self.samples]
 
     def _stack(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         return np.stack([self._pixels(index) for index in indices])  # (b, 3, h, w)
@@ -85,13 +85,13 @@ class FileImages:
             return self._kept[index]
         path = self.samples[index].image
         with _told(path, "An image"):
-            pixels = _prepared(path, self.preparation)
+            pixels = _prepared(path, self.preprocessing)
         if len(self._kept) < self._room:
             self._kept[index] = pixels
         return pixels
 
 
-def contents(samples: Sequence[Sample]) -> str:
+def content_hash(samples: Sequence[Sample]) -> str:
     """A hash of which files the samples name and of every byte in them, images and masks."""
     whole = sha256()
     for sample in samples:
@@ -129,7 +129,7 @@ def decode(path: Path) -> Image.Image:
         return _colours(image)
 
 
-def defects(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
+def defect_mask(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
     """(h, w), True on the defect pixels of all the sample's masks, prepared as its image but by nearest neighbour.
 
     A mask that reaches above half of its range is cut there, so that soft edges and JPEG's noise do not count; one that
@@ -145,7 +145,7 @@ def defects(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
     return found
 
 
-def softened(sample: Sample, preparation: Preparation) -> NDArray[np.uint8]:
+def soft_mask(sample: Sample, preparation: Preparation) -> NDArray[np.uint8]:
     """(h, w), the masks of `defects` in 255ths after a bilinear resize, the highest of several."""
     found = np.zeros(preparation.size, dtype=np.uint8)
     for path in sample.masks:
@@ -155,7 +155,7 @@ def softened(sample: Sample, preparation: Preparation) -> NDArray[np.uint8]:
     return found
 
 
-class Originals:
+class OriginalResolution:
     """The images of some samples at their own sizes, for metrics there: maps are resized to them, masks never.
 
     What a crop keeps from the input is judged neither there nor here: of each image only the part that its input shows
@@ -165,7 +165,7 @@ class Originals:
     def __init__(self, samples: Sequence[Sample], preparation: Preparation) -> None:
         self.samples = tuple(samples)
         self._sizes = [_size(sample.image) for sample in samples]
-        self._parts = [shown(size, preparation) for size in self._sizes]
+        self._parts = [visible_box(size, preparation) for size in self._sizes]
 
     def map(self, index: int, found: NDArray[np.float32]) -> NDArray[np.float32]:
         """(h, w) the map of an image, resized bilinearly to the part of the image that its input shows."""
@@ -190,7 +190,7 @@ class Originals:
         return found[top:bottom, left:right]
 
 
-def shown(size: tuple[int, int], preparation: Preparation) -> tuple[int, int, int, int]:
+def visible_box(size: tuple[int, int], preparation: Preparation) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of what the input shows of an image of (width, height), in its own whole pixels."""
     width, height = _resized(size, preparation)
     rows, columns = preparation.size

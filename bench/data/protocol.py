@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.evaluation.metrics import least_held
+from bench.evaluation.metrics import min_calibration_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +25,18 @@ class Task:
     name: str
     train: tuple[Sample, ...]
     tests: dict[str, tuple[Sample, ...]]
-    held: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
+    calibration: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
 
 
 Protocol = Callable[[Sequence[Sample], int, int], list[Task]]
 """Called with (samples, k, seed); a protocol that does not draw ignores the last two."""
 
 
-def limited(samples: Iterable[Sample], limit: int) -> list[Sample]:
+def subsample(samples: Iterable[Sample], limit: int) -> list[Sample]:
     """At most `limit` training, good test and defect test images a category, evenly spread over the sorted names."""
     groups: dict[tuple[str, str, bool], list[Sample]] = {}
     for sample in sorted(samples, key=_order):
-        groups.setdefault((sample.category, sample.split, sample.anomalous), []).append(sample)
+        groups.setdefault((sample.category, sample.split, sample.is_anomalous), []).append(sample)
     kept: list[Sample] = []
     for group in groups.values():
         count = min(limit, len(group))
@@ -51,7 +51,7 @@ def one_for_one(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Ta
         raise BenchError("A protocol needs images; there is none. Look at the data set's folder and at --category.")
     for category in sorted({sample.category for sample in samples}):
         own = sorted((sample for sample in samples if sample.category == category), key=_order)
-        train = tuple(sample for sample in own if sample.split == "train" and not sample.anomalous)
+        train = tuple(sample for sample in own if sample.split == "train" and not sample.is_anomalous)
         test = tuple(sample for sample in own if sample.split == "test")
         if not train or not test:
             part = "training" if not train else "test"
@@ -91,7 +91,7 @@ def k_shot(samples: Sequence[Sample], k: int, seed: int) -> list[Task]:
     return tasks
 
 
-def held_out(task: Task, rate: float, seed: int) -> Task:
+def split_calibration(task: Task, rate: float, seed: int) -> Task:
     """The task with good images of each category taken out of training, to set a threshold at a false positive rate.
 
     A fifth of them, or as many as the rate needs where that is more, drawn as `k_shot` draws: the same on every machine
@@ -100,7 +100,7 @@ def held_out(task: Task, rate: float, seed: int) -> Task:
     held: dict[str, tuple[Sample, ...]] = {}
     for category in task.tests:
         own = [sample for sample in task.train if sample.category == category]
-        count, most = max(least_held(rate), len(own) // 5), len(own) // 2
+        count, most = max(min_calibration_images(rate), len(own) // 5), len(own) // 2
         if count > most:
             allowed = f", or allow a rate of {math.ceil(100 / (most + 1)) / 100:g} or more" if most else ""
             raise BenchError(
@@ -110,7 +110,7 @@ def held_out(task: Task, rate: float, seed: int) -> Task:
         drawn = sorted(own, key=lambda sample: _lot(f"held/{seed}", sample))[:count]
         held[category] = tuple(sorted(drawn, key=_order))
     out = {sample for samples in held.values() for sample in samples}
-    return replace(task, train=tuple(sample for sample in task.train if sample not in out), held=held)
+    return replace(task, train=tuple(sample for sample in task.train if sample not in out), calibration=held)
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({"one-for-one": one_for_one, "unified": unified, "kshot": k_shot})

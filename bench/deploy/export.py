@@ -30,16 +30,16 @@ from torch import Tensor, nn
 from bench.data.images import FileImages, decode
 from bench.dataset import Sample
 from bench.deploy.onnx_preprocessing import IMAGE, OPSET, PREPARED, preparation_graph
-from bench.deploy.saved_model import Kept
+from bench.deploy.saved_model import SavedModel
 from bench.errors import BenchError
 from bench.method import Method
 
 SCORE, MAP = "score", "map"
 
-NETWORK = 1e-3
+NETWORK_TOLERANCE = 1e-3
 """By so much, of the largest value, may the method's answers in ONNX Runtime differ on the same prepared image."""
 
-WHOLE = 2e-2
+END_TO_END_TOLERANCE = 2e-2
 """The same for the whole graph, where a pixel in a thousand may be resized to the next of 256 values."""
 
 
@@ -53,7 +53,7 @@ class Exported:
     images: int
 
 
-def export(kept: Kept, to: Path, images: Sequence[Path]) -> Exported:
+def export(kept: SavedModel, to: Path, images: Sequence[Path]) -> Exported:
     """Writes the run as ONNX and compares it with the method on the images.
 
     Raises BenchError where the method can't be written so, answers otherwise, or `to` can't be written to.
@@ -61,7 +61,7 @@ def export(kept: Kept, to: Path, images: Sequence[Path]) -> Exported:
     if kept.method.setup.precision != "float32":
         raise BenchError(f"A run in float32 can be exported; this is in {kept.method.setup.precision}. Make another.")
     network = _network(kept)
-    whole = compose.merge_models(preparation_graph(kept.preparation), network, [(PREPARED, PREPARED)])
+    whole = compose.merge_models(preparation_graph(kept.preprocessing), network, [(PREPARED, PREPARED)])
     onnx.helper.set_model_props(whole, _told(kept))
     onnx.checker.check_model(whole)
     found = _compared(kept, network, whole, images, to)
@@ -85,8 +85,8 @@ class _Asked(nn.Module):
         return found.scores, found.maps
 
 
-def _network(kept: Kept) -> onnx.ModelProto:
-    rows, columns = kept.preparation.size
+def _network(kept: SavedModel) -> onnx.ModelProto:
+    rows, columns = kept.preprocessing.size
     example = torch.rand(1, 3, rows, columns)
     try:
         with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
@@ -131,7 +131,7 @@ def _reason(error: Exception) -> str:
 
 
 def _compared(
-    kept: Kept, network: onnx.ModelProto, whole: onnx.ModelProto, images: Sequence[Path], to: Path
+    kept: SavedModel, network: onnx.ModelProto, whole: onnx.ModelProto, images: Sequence[Path], to: Path
 ) -> Exported:
     """The differences on the images; BenchError where they are too large."""
     alone, together = (
@@ -140,16 +140,16 @@ def _compared(
     )
     apart = np.zeros(2)
     for path in images:
-        (prepared,) = FileImages([Sample(path, kept.record.category, "test")], kept.preparation).batches(1)
+        (prepared,) = FileImages([Sample(path, kept.record.category, "test")], kept.preprocessing).batches(1)
         with torch.no_grad():
             wanted = kept.method.predict(prepared)
         expected = [wanted.scores.numpy(), wanted.maps.numpy()]
         told = alone.run([SCORE, MAP], {PREPARED: prepared.numpy()})
         seen = together.run([SCORE, MAP], {IMAGE: np.asarray(decode(path))})
         apart = np.maximum(apart, [_apart(told, expected), _apart(seen, expected)])
-    if not (apart[0] <= NETWORK and apart[1] <= WHOLE):  # NaN is neither
+    if not (apart[0] <= NETWORK_TOLERANCE and apart[1] <= END_TO_END_TOLERANCE):  # NaN is neither
         raise BenchError(
-            f"An exported run answers as the method does, but for {NETWORK:.1%} ({WHOLE:.0%} with the resize); "
+            f"An exported run answers as the method does, but for {NETWORK_TOLERANCE:.1%} ({END_TO_END_TOLERANCE:.0%} with the resize); "
             f"{kept.record.run.name} differs by {apart[0]:.2%} ({apart[1]:.2%}). Nothing was written."
         )
     return Exported(to, float(apart[0]), float(apart[1]), len(images))
@@ -160,7 +160,7 @@ def _apart(found: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.f
     return max(float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-12)) for one, other in pairs)
 
 
-def _told(kept: Kept) -> dict[str, str]:
+def _told(kept: SavedModel) -> dict[str, str]:
     """What the file tells of itself."""
     record = kept.record
     told = {

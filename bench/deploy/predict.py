@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from bench.data.images import FileImages, decode, shown
+from bench.data.images import FileImages, decode, visible_box
 from bench.dataset import Sample
-from bench.deploy.saved_model import DEPTH, Kept
+from bench.deploy.saved_model import RECORD_DEPTH, SavedModel
 from bench.errors import BenchError
-from bench.execution.fit import check
+from bench.execution.fit import check_prediction
 from bench.store import Store
 
 COLOURS = "inferno"
 CONTOUR = (0, 255, 120)
-HIGHEST = 0.999
+COLOR_QUANTILE = 0.999
 """The brightest colour stands for this quantile of the run's own test maps, the darkest for their median."""
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class ImagePrediction:
     """What the method said of one image: a row of scores.csv.
 
     Attributes:
@@ -47,16 +47,16 @@ class Verdict:
     score: float | None = None
     threshold: float | None = None
     defective: bool | None = None
-    highest: float | None = None
-    area: float | None = None
+    max_pixel_score: float | None = None
+    anomalous_fraction: float | None = None
     map: str = ""
-    picture: str = ""
+    overlay: str = ""
     error: str = ""
 
 
 def predict(
-    kept: Kept, named: Sequence[tuple[Path, Path]], out: Path, progress: Callable[[int, int], None]
-) -> list[Verdict]:
+    kept: SavedModel, named: Sequence[tuple[Path, Path]], out: Path, progress: Callable[[int, int], None]
+) -> list[ImagePrediction]:
     """Judges the images, each `named` with its place below `out`, and writes scores.csv, maps/ and pictures/.
 
     An image that can't be read is a verdict with an error. Raises BenchError where `out` can't be written to.
@@ -72,7 +72,7 @@ def predict(
             if not verdicts[done].error:
                 picture = _picture(kept, path, np.load(verdicts[done].map), scale)
                 saved = _saved(picture, out / "pictures" / f"{place}.png")
-                verdicts[done] = replace(verdicts[done], picture=saved)
+                verdicts[done] = replace(verdicts[done], overlay=saved)
             progress(len(named) + done + 1, total)
         _table(verdicts, out / "scores.csv")
     except OSError as error:
@@ -80,47 +80,47 @@ def predict(
     return verdicts
 
 
-def _judged(kept: Kept, path: Path, to: Path) -> Verdict:
+def _judged(kept: SavedModel, path: Path, to: Path) -> ImagePrediction:
     record = kept.record
     try:
-        (given,) = FileImages([Sample(path, record.category, "test")], kept.preparation).batches(1)
+        (given,) = FileImages([Sample(path, record.category, "test")], kept.preprocessing).batches(1)
     except BenchError as error:
-        return Verdict(image=str(path), error=str(error))
+        return ImagePrediction(image=str(path), error=str(error))
     given = given.to(kept.method.setup.device)
     with torch.no_grad():
         found = kept.method.predict(given)
-    check(found, given)
+    check_prediction(found, given)
     score, maps = float(found.scores[0]), found.maps[0].float().cpu().numpy()
     to.parent.mkdir(parents=True, exist_ok=True)
     np.save(to, maps)
     limit, pixel_limit = record.threshold, record.pixel_threshold
-    return Verdict(
+    return ImagePrediction(
         image=str(path),
         score=score,
         threshold=limit,
         defective=None if limit is None else score > limit,
-        highest=float(maps.max()),
-        area=None if pixel_limit is None else float((maps > pixel_limit).mean()),
+        max_pixel_score=float(maps.max()),
+        anomalous_fraction=None if pixel_limit is None else float((maps > pixel_limit).mean()),
         map=str(to),
     )
 
 
-def _scale(kept: Kept, verdicts: Sequence[Verdict]) -> tuple[float, float]:
+def _scale(kept: SavedModel, verdicts: Sequence[ImagePrediction]) -> tuple[float, float]:
     """What the darkest and the brightest colour stand for: alike for all calls where the run's test maps were kept."""
     try:
-        maps = Store(kept.path.parents[DEPTH - 1]).answers(kept.record).maps
+        maps = Store(kept.path.parents[RECORD_DEPTH - 1]).predictions(kept.record).maps
     except BenchError:
         maps = None
     if maps is None:
         maps = np.stack([np.load(verdict.map) for verdict in verdicts if verdict.map][:64] or [np.zeros((1, 1))])
-    low, high = np.quantile(maps, (0.5, HIGHEST))
+    low, high = np.quantile(maps, (0.5, COLOR_QUANTILE))
     return float(low), float(max(high, low + 1e-12))
 
 
-def _picture(kept: Kept, path: Path, found: Floats, scale: tuple[float, float]) -> Image.Image:
+def _picture(kept: SavedModel, path: Path, found: Floats, scale: tuple[float, float]) -> Image.Image:
     """The image at its own size, the more coloured the more anomalous; what a crop cut off stays as it is."""
     image = decode(path)
-    left, top, right, bottom = shown(image.size, kept.preparation)
+    left, top, right, bottom = visible_box(image.size, kept.preprocessing)
     maps = np.asarray(Image.fromarray(found).resize((right - left, bottom - top), Image.Resampling.BILINEAR))
     share = ((maps - scale[0]) / (scale[1] - scale[0])).clip(0, 1)[..., None]  # (h, w, 1)
     pixels = np.array(image, dtype=np.float64)
@@ -140,9 +140,9 @@ def _saved(picture: Image.Image, to: Path) -> str:
     return str(to)
 
 
-def _table(verdicts: Sequence[Verdict], to: Path) -> None:
+def _table(verdicts: Sequence[ImagePrediction], to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     with to.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [entry.name for entry in fields(Verdict)])
+        writer = csv.DictWriter(file, [entry.name for entry in fields(ImagePrediction)])
         writer.writeheader()
         writer.writerows(asdict(verdict) for verdict in verdicts)

@@ -10,23 +10,22 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from bench import registry
+from bench import environment, registry
 from bench.config.settings import resolve
 from bench.errors import BenchError
-from bench import environment
-from bench.execution.job import source
+from bench.execution.job import source_hash
 from bench.method import Method, Precision, Preparation, Setup
 from bench.record import Record
 from bench.store import Store
 
 _log = logging.getLogger(__name__)
 
-DEPTH = 6
+RECORD_DEPTH = 6
 """A record lies so many levels below its store: data set, protocol, name, hash, seed, file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SavedModel:
     """A fitted method and the record of its run; `path` is the record's."""
 
     path: Path
@@ -34,9 +33,9 @@ class Kept:
     method: Method
 
     @property
-    def preparation(self) -> Preparation:
+    def preprocessing(self) -> Preparation:
         """How a file becomes an input of the method."""
-        return Preparation(**self.record.run.preparation)
+        return Preparation(**self.record.run.preprocessing)
 
 
 def find(run: str, runs: Path, category: str | None = None) -> Path:
@@ -66,16 +65,16 @@ def find(run: str, runs: Path, category: str | None = None) -> Path:
     return kept[0]
 
 
-def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Kept:
+def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> SavedModel:
     """The fitted method whose record lies at `path`.
 
     Raises BenchError where the record or the model can't be read, where backbone weights are not those of the fit, or
     where the method's file has changed so that the model does not fit it any more.
     """
     path = path.resolve()
-    if len(path.parents) < DEPTH:
-        raise BenchError(f"A record lies {DEPTH} levels below its store; {path} does not. Name one below runs/.")
-    records = list(Store(path.parents[DEPTH - 1]).walk(path))
+    if len(path.parents) < RECORD_DEPTH:
+        raise BenchError(f"A record lies {RECORD_DEPTH} levels below its store; {path} does not. Name one below runs/.")
+    records = list(Store(path.parents[RECORD_DEPTH - 1]).records(path))
     if not records:
         raise BenchError(f"{path} is no record that can be read; the line above says why. Run it again with --force.")
     (record,) = records
@@ -83,19 +82,21 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Kept:
     module = registry.load("methods", run.method)
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, run.name)
     inputs = module.METHOD.inputs(settings, weights)
-    had = {name: value for name, value in run.inputs.items() if name != "checkpoint"}  # which the kept model replaces
+    had = {
+        name: value for name, value in run.file_hashes.items() if name != "checkpoint"
+    }  # which the kept model replaces
     if inputs != had:
         raise BenchError(
             f"A kept model goes with the weights of its fit; {run.name} had {had}, here are {inputs}. "
             "Name the folder that holds them with --weights."
         )
-    if record.source != source(module):
+    if record.source_hash != source_hash(module):
         _log.warning("The file of %s has changed since this run; its answers may differ.", run.method)
     precision: Precision = run.precision  # type: ignore[assignment]  # the config has checked it
-    seed = environment.seed_of(run.seed, "all" if run.protocol == "unified" else record.category)
+    seed = environment.derive_seed(run.seed, "all" if run.protocol == "unified" else record.category)
     environment.seed_everything(seed)
     method: Method = module.METHOD(
-        settings, Setup(Preparation(**run.preparation).size, on, seed, weights, cache / "features", precision)
+        settings, Setup(Preparation(**run.preprocessing).size, on, seed, weights, cache / "features", precision)
     )
     model = path.with_suffix(".safetensors")
     try:
@@ -103,12 +104,12 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Kept:
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise BenchError(f"{model} must be what {run.method} restores; it is not: {told}. Run it again.") from error
-    return Kept(path, record, method)
+    return SavedModel(path, record, method)
 
 
-def pictures(kept: Kept) -> list[Path]:
+def pictures(kept: SavedModel) -> list[Path]:
     """The prepared images that were stored with the record. Raises BenchError where there are none."""
-    views = Store(kept.path.parents[DEPTH - 1]).views(kept.record)
+    views = Store(kept.path.parents[RECORD_DEPTH - 1]).views(kept.record)
     found = [path for name, path in views.items() if name.endswith(".image")]
     if not found:
         raise BenchError(f"Answers are compared on images; none lie beside {kept.path}. Name some with --images.")

@@ -23,13 +23,13 @@ Counts = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Places = NDArray[np.intp]
 
-EXACT = 1 << 21
+MAX_EXACT_SCORES = 1 << 21
 """Up to how many defect pixels all their scores are held, however many normal pixels there are."""
 
 BUCKETS = 1 << 18
 """Into how many the range of the defect scores is cut, at most; more cost cache misses, fewer cost sorting."""
 
-HELD = 1 << 22
+SORT_BUFFER = 1 << 22
 """How many pixels that share a bucket with a defect score wait until they are sorted, at least."""
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
@@ -48,12 +48,12 @@ class Curve:
         normals: (...) how many normal items there are.
     """
 
-    found: Array
-    overlap: Floats
-    above: Array
-    level: Array
-    mixed: Bools
-    normals: Array
+    tp: Array
+    region_share: Floats
+    fp: Array
+    tied_negatives: Array
+    approximate: Bools
+    n_negatives: Array
 
 
 def image_curve(scores: Array, anomalous: Bools) -> Curve:
@@ -74,7 +74,7 @@ def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools], hold: int = 0) ->
     hold: how many defect scores are thresholds at most, 0 for EXACT: a line that is only drawn needs few.
     Raises: BenchError where a value is not finite or a map and its mask differ in size.
     """
-    thresholds = _thresholds(maps, masks, hold or EXACT)
+    thresholds = _thresholds(maps, masks, hold or MAX_EXACT_SCORES)
     counter = _Counter(thresholds)
     found = np.zeros(2 * thresholds.size + 1, dtype=np.int64)
     overlap, regions = np.zeros(found.size), 0
@@ -86,7 +86,7 @@ def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools], hold: int = 0) ->
         scores.append(inside)
         shares.append(share)
         regions, waiting = regions + count, waiting + inside.size
-        if number == len(masks) - 1 or waiting > EXACT:
+        if number == len(masks) - 1 or waiting > MAX_EXACT_SCORES:
             part = _group(np.concatenate(scores), np.concatenate(shares), thresholds)
             found, overlap = found + part[0], overlap + part[1]
             scores, shares, waiting = scores[:1], shares[:1], 0
@@ -94,12 +94,12 @@ def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools], hold: int = 0) ->
     normals = (_spans(counter.pixels - above - level, level, counter.pixels) - found)[::-1]
     kept = np.flatnonzero(found[::-1])
     return Curve(
-        found=found[::-1][kept],
-        overlap=overlap[::-1][kept] / regions,
-        above=(np.cumsum(normals) - normals)[kept],
-        level=normals[kept],
-        mixed=kept % 2 == 0,
-        normals=np.asarray(normals.sum()),
+        tp=found[::-1][kept],
+        region_share=overlap[::-1][kept] / regions,
+        fp=(np.cumsum(normals) - normals)[kept],
+        tied_negatives=normals[kept],
+        approximate=kept % 2 == 0,
+        n_negatives=np.asarray(normals.sum()),
     )
 
 
@@ -222,7 +222,7 @@ class _Counter:
             return
         self._held.append(scores.compress(self._shared[index]))
         self._waiting += self._held[-1].size
-        if self._waiting > max(HELD, 4 * self.values.size):
+        if self._waiting > max(SORT_BUFFER, 4 * self.values.size):
             self._sort()
 
     def counts(self) -> tuple[Counts, Counts]:

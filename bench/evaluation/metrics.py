@@ -23,7 +23,7 @@ LIMITS = (0.05, 0.3)
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Evaluation:
     """What one category scored.
 
     Attributes:
@@ -34,8 +34,8 @@ class Judgement:
     """
 
     values: dict[str, float]
-    missing: dict[str, str]
-    error: float = 0.0
+    undefined: dict[str, str]
+    error_bound: float = 0.0
 
 
 def auroc(scores: Array, anomalous: Bools) -> float:
@@ -43,7 +43,7 @@ def auroc(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return float(curve_auroc(image_curve(*both_classes(scores, anomalous))))
+    return float(curve_auroc(image_curve(*require_both_classes(scores, anomalous))))
 
 
 def average_precision(scores: Array, anomalous: Bools) -> float:
@@ -51,7 +51,7 @@ def average_precision(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return float(curve_precision(image_curve(*both_classes(scores, anomalous))))
+    return float(curve_precision(image_curve(*require_both_classes(scores, anomalous))))
 
 
 def f1_max(scores: Array, anomalous: Bools) -> float:
@@ -59,17 +59,17 @@ def f1_max(scores: Array, anomalous: Bools) -> float:
 
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    return float(curve_f1(image_curve(*both_classes(scores, anomalous))))
+    return float(curve_f1(image_curve(*require_both_classes(scores, anomalous))))
 
 
-def judge(
+def evaluate(
     scores: Array,
     anomalous: Bools,
     maps: Sequence[Array] | None,
     masks: Sequence[Bools] | None,
     *,
     fpr_limits: Sequence[float] = LIMITS,
-) -> Judgement:
+) -> Evaluation:
     """All metrics of one category, on raw scores.
 
     Pixel metrics pool all pixels of all images; those outside the masks are normal, in defective images as well.
@@ -95,15 +95,15 @@ def judge(
     else:
         missing |= dict.fromkeys(IMAGE_NAMES, "no good images" if anomalous.any() else "no defective images")
     if maps is None or masks is None:
-        return Judgement(values, missing | dict.fromkeys(pixel_names, "no maps" if maps is None else "no masks"))
-    check_one_each(scores, maps, masks)
+        return Evaluation(values, missing | dict.fromkeys(pixel_names, "no maps" if maps is None else "no masks"))
+    check_lengths(scores, maps, masks)
     curve = pixel_curve(maps, masks)
-    if not curve.found.size or not curve.normals:
-        reason = "no normal pixels" if curve.found.size else "no defect pixels"
-        return Judgement(values, missing | dict.fromkeys(pixel_names, reason))
-    areas = [float(curve_area(curve, curve.overlap, limit)) for limit in fpr_limits]
+    if not curve.tp.size or not curve.n_negatives:
+        reason = "no normal pixels" if curve.tp.size else "no defect pixels"
+        return Evaluation(values, missing | dict.fromkeys(pixel_names, reason))
+    areas = [float(curve_area(curve, curve.region_share, limit)) for limit in fpr_limits]
     values |= zip(pixel_names, [*_three(curve), *areas], strict=True)
-    return Judgement(values, missing, curve_error(curve, fpr_limits))
+    return Evaluation(values, missing, curve_error(curve, fpr_limits))
 
 
 def threshold_at(normals: Array, rate: float) -> float:
@@ -117,7 +117,7 @@ def threshold_at(normals: Array, rate: float) -> float:
     Raises: BenchError where a score is not finite, or where n < 1 / rate - 1, so that no score would do.
     """
     normals = _checked(normals, np.zeros(np.shape(normals), dtype=bool))
-    needed = least_held(rate)
+    needed = min_calibration_images(rate)
     if normals.size < needed:
         raise BenchError(
             f"A false positive rate of {rate:g} needs {needed} good images held out of training, there are "
@@ -127,7 +127,7 @@ def threshold_at(normals: Array, rate: float) -> float:
     return float(np.sort(normals)[rank - 1])
 
 
-def least_held(rate: float) -> int:
+def min_calibration_images(rate: float) -> int:
     """How many good images `threshold_at` needs for a rate. Raises: BenchError where it is not between 0 and 1."""
     if not 0 < rate < 1:
         raise BenchError(f"A false positive rate lies between 0 and 1; this is {rate}. Give 0.1.")
@@ -141,12 +141,12 @@ def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str,
     Precision and F1 are 0 where nothing is called defective.
     Raises: BenchError where a score is not finite, or where either class is empty.
     """
-    scores, anomalous = both_classes(scores, anomalous)
-    found = of_decisions(scores > threshold, anomalous, np.ones(scores.size))
+    scores, anomalous = require_both_classes(scores, anomalous)
+    found = binary_metrics(scores > threshold, anomalous, np.ones(scores.size))
     return {name: float(value) for name, value in found.items()}
 
 
-def of_decisions(called: Bools, anomalous: Bools, weights: Floats) -> dict[str, Floats]:
+def binary_metrics(called: Bools, anomalous: Bools, weights: Floats) -> dict[str, Floats]:
     """THRESHOLD_NAMES (...) of (n,) decisions about images that count as often as `weights` (..., n) say."""
     hits, calls, defects, goods = (weights @ chosen for chosen in (called & anomalous, called, anomalous, ~anomalous))
     values = hits / np.maximum(calls, 1), hits / defects, 2 * hits / (calls + defects), (calls - hits) / goods
@@ -158,7 +158,7 @@ def of_decisions(called: Bools, anomalous: Bools, weights: Floats) -> dict[str, 
 
 def curve_auroc(curve: Curve) -> Floats:
     """AUROC of each curve."""
-    return curve_area(curve, curve.found / curve.found.sum(axis=-1, keepdims=True), 1.0)
+    return curve_area(curve, curve.tp / curve.tp.sum(axis=-1, keepdims=True), 1.0)
 
 
 def curve_area(curve: Curve, weights: Floats, limit: float) -> Floats:
@@ -167,10 +167,10 @@ def curve_area(curve: Curve, weights: Floats, limit: float) -> Floats:
     The share rises in a straight line from `start` to `stop`, while ties pass. `weights` (..., u) sum to 1: the
     curve's overlap gives AUPRO.
     """
-    normals = curve.normals[..., None]
-    start, stop = curve.above / normals, (curve.above + curve.level) / normals
+    normals = curve.n_negatives[..., None]
+    start, stop = curve.fp / normals, (curve.fp + curve.tied_negatives) / normals
     ramp = np.clip(limit, start, stop) - start  # how much of it lies below the limit
-    width = np.where(curve.level > 0, stop - start, 1.0)
+    width = np.where(curve.tied_negatives > 0, stop - start, 1.0)
     covered = ramp**2 / (2 * width) + np.maximum(limit - stop, 0.0)
     area: Floats = np.sum(weights * covered, axis=-1) / limit
     return area
@@ -178,32 +178,32 @@ def curve_area(curve: Curve, weights: Floats, limit: float) -> Floats:
 
 def curve_precision(curve: Curve) -> Floats:
     """Average precision of each curve."""
-    hits = np.cumsum(curve.found, axis=-1)
-    precision = hits / np.maximum(hits + curve.above + curve.level, 1)
-    average: Floats = np.sum(curve.found * precision, axis=-1) / hits[..., -1]
+    hits = np.cumsum(curve.tp, axis=-1)
+    precision = hits / np.maximum(hits + curve.fp + curve.tied_negatives, 1)
+    average: Floats = np.sum(curve.tp * precision, axis=-1) / hits[..., -1]
     return average
 
 
 def curve_f1(curve: Curve) -> Floats:
     """F1-max of each curve."""
-    hits = np.cumsum(curve.found, axis=-1)
-    best: Floats = np.max(2 * hits / (hits + curve.above + curve.level + hits[..., -1:]), axis=-1)
+    hits = np.cumsum(curve.tp, axis=-1)
+    best: Floats = np.max(2 * hits / (hits + curve.fp + curve.tied_negatives + hits[..., -1:]), axis=-1)
     return best
 
 
 def curve_error(curve: Curve, limits: Sequence[float]) -> float:
     """How far any order of the items inside the mixed groups could move any metric of any curve."""
-    if not curve.mixed.any():
+    if not curve.approximate.any():
         return 0.0
-    mixed = np.flatnonzero(curve.mixed)
-    hits, stop = np.cumsum(curve.found, axis=-1), curve.above + curve.level
-    shares = curve.found / hits[..., -1:]
-    best = hits / np.maximum(hits + curve.above, 1)  # the precision with all defects of a group before its normal items
-    worst = (hits - curve.found + 1) / (hits - curve.found + 1 + stop)
-    f1 = np.max((2 * hits / (hits + curve.above + hits[..., -1:]))[..., mixed], axis=-1)
+    mixed = np.flatnonzero(curve.approximate)
+    hits, stop = np.cumsum(curve.tp, axis=-1), curve.fp + curve.tied_negatives
+    shares = curve.tp / hits[..., -1:]
+    best = hits / np.maximum(hits + curve.fp, 1)  # the precision with all defects of a group before its normal items
+    worst = (hits - curve.tp + 1) / (hits - curve.tp + 1 + stop)
+    f1 = np.max((2 * hits / (hits + curve.fp + hits[..., -1:]))[..., mixed], axis=-1)
     moves = [np.max(np.sum((shares * (best - worst))[..., mixed], axis=-1)), np.max(f1 - curve_f1(curve))]
-    for weights, limit in [(shares, 1.0), *((curve.overlap, limit) for limit in limits)]:
-        start, end = (ends[..., mixed] / curve.normals[..., None] for ends in (curve.above, stop))
+    for weights, limit in [(shares, 1.0), *((curve.region_share, limit) for limit in limits)]:
+        start, end = (ends[..., mixed] / curve.n_negatives[..., None] for ends in (curve.fp, stop))
         lost = np.where(end > limit, np.maximum(limit - start, 0), (end - start) / 2)  # against the straight line
         moves.append(np.max(np.sum(weights[..., mixed] * lost, axis=-1)) / limit)
     return float(max(moves))
@@ -225,7 +225,7 @@ def _checked(scores: Array, anomalous: Bools) -> Array:
     return scores
 
 
-def both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
+def require_both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
     """The arguments as arrays. Raises: BenchError where they are not (n,) finite scores of good and defective ones."""
     anomalous = np.asarray(anomalous, dtype=bool)
     scores = _checked(scores, anomalous)
@@ -234,7 +234,7 @@ def both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
     return scores, anomalous
 
 
-def check_one_each(scores: Array, maps: Sequence[Array], masks: Sequence[Bools]) -> None:
+def check_lengths(scores: Array, maps: Sequence[Array], masks: Sequence[Bools]) -> None:
     """Raises: BenchError where there are not as many scores as maps and masks."""
     if not len(scores) == len(maps) == len(masks):
         raise BenchError(

@@ -21,17 +21,17 @@ from bench.evaluation.metrics import (
     LIMITS,
     PIXEL_NAMES,
     aupro_name,
-    both_classes,
-    check_one_each,
+    binary_metrics,
+    check_lengths,
     curve_area,
     curve_auroc,
     curve_error,
     curve_f1,
     curve_precision,
-    of_decisions,
+    require_both_classes,
 )
 
-HOLD = 2048
+N_THRESHOLDS = 2048
 """How many defect scores the resampled pixel metrics are counted at; `Draws.error` tells what that costs."""
 
 CELLS = 1 << 21
@@ -45,7 +45,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class BootstrapSamples:
     """What the metrics of one category would have been with other test images.
 
     Attributes:
@@ -65,13 +65,13 @@ class Draws:
 class Interval:
     """A number and where the middle `confidence` of its draws lie: percentiles of the bootstrap, or Student's t."""
 
-    middle: float
+    estimate: float
     low: float
     high: float
     confidence: float
 
 
-def resample(
+def bootstrap(
     scores: Array,
     anomalous: Bools,
     maps: Sequence[Array] | None,
@@ -82,7 +82,7 @@ def resample(
     fpr_limits: Sequence[float] = LIMITS,
     draws: int = 1000,
     seed: int | Sequence[int] = 0,
-) -> Draws:
+) -> BootstrapSamples:
     """The metrics of `draws` test sets, drawn with replacement from the images of one category.
 
     Whole images are drawn, since the pixels of one are not independent; as many good and as many defective ones as
@@ -93,30 +93,30 @@ def resample(
 
     known: (n,) the images whose pixels count; None: all.  threshold: of the scores, for `metrics.at_threshold`.
     """
-    scores, anomalous = both_classes(scores, anomalous)
+    scores, anomalous = require_both_classes(scores, anomalous)
     start = seed if isinstance(seed, int) else tuple(seed)
     weights = _weights(anomalous.tobytes(), draws, start).astype(float)  # (draws, n)
     good, defective = int(np.count_nonzero(~anomalous)), int(np.count_nonzero(anomalous))
     values, _ = _judged(_of_images(scores, anomalous), weights, IMAGE_NAMES, ())
     if threshold is not None:
-        values |= of_decisions(scores > threshold, anomalous, weights)
+        values |= binary_metrics(scores > threshold, anomalous, weights)
     if maps is None or masks is None:
-        return Draws(values, 0.0, good, defective)
-    check_one_each(scores, maps, masks)
-    hold = min(HOLD, max(CELLS // scores.size, 64))
+        return BootstrapSamples(values, 0.0, good, defective)
+    check_lengths(scores, maps, masks)
+    hold = min(N_THRESHOLDS, max(CELLS // scores.size, 64))
     counted = [index for index in range(scores.size) if known is None or known[index]]
     counts = image_counts([maps[i] for i in counted], [masks[i] for i in counted], hold)
     if not counts.regions.any() or not counts.normals.any():
-        return Draws(values, 0.0, good, defective)
+        return BootstrapSamples(values, 0.0, good, defective)
     names = (*PIXEL_NAMES, *map(aupro_name, fpr_limits))
     pixels, error = _judged(counts, weights[:, counted], names, fpr_limits)
-    return Draws(values | pixels, error, good, defective)
+    return BootstrapSamples(values | pixels, error, good, defective)
 
 
-def mean_of(categories: Sequence[Draws]) -> Draws:
+def mean_over_categories(categories: Sequence[BootstrapSamples]) -> BootstrapSamples:
     """The draws of the plain mean over categories, each drawn from its own seed; of the metrics that all have."""
     names = [name for name in categories[0].values if all(name in draws.values for draws in categories)]
-    return Draws(
+    return BootstrapSamples(
         {name: np.mean([draws.values[name] for draws in categories], axis=0) for name in names},
         max(draws.error for draws in categories),
         sum(draws.good for draws in categories),
@@ -124,7 +124,7 @@ def mean_of(categories: Sequence[Draws]) -> Draws:
     )
 
 
-def intervals(draws: Draws, *, confidence: float = 0.95) -> dict[str, Interval]:
+def intervals(draws: BootstrapSamples, *, confidence: float = 0.95) -> dict[str, Interval]:
     """For each metric the median of its draws and the percentiles that leave out the same share on either side.
 
     A draw without any defect pixel has no pixel metrics and is left out; so is a metric that no draw has.
@@ -132,7 +132,7 @@ def intervals(draws: Draws, *, confidence: float = 0.95) -> dict[str, Interval]:
     return _percentiles(draws.values, confidence)
 
 
-def differences(first: Draws, second: Draws, *, confidence: float = 0.95) -> dict[str, Interval]:
+def differences(first: BootstrapSamples, second: BootstrapSamples, *, confidence: float = 0.95) -> dict[str, Interval]:
     """The paired difference first - second of each metric that both have, on the same drawn images.
 
     Raises: BenchError where the two were not drawn from sets of the same sizes, equally often.
@@ -190,14 +190,14 @@ def _judged(
         weight = weights[block]  # (b, n)
         passed = weight @ normals  # (b, g)
         curve = Curve(
-            found=weight @ found[:, kept],
-            overlap=weight @ overlap[:, kept] / (weight @ counts.regions)[:, None],
-            above=(np.cumsum(passed, axis=1) - passed)[:, kept],
-            level=passed[:, kept],
-            mixed=counts.mixed[kept],
-            normals=passed.sum(axis=1),
+            tp=weight @ found[:, kept],
+            region_share=weight @ overlap[:, kept] / (weight @ counts.regions)[:, None],
+            fp=(np.cumsum(passed, axis=1) - passed)[:, kept],
+            tied_negatives=passed[:, kept],
+            approximate=counts.mixed[kept],
+            n_negatives=passed.sum(axis=1),
         )
-        areas = [curve_area(curve, curve.overlap, limit) for limit in limits]
+        areas = [curve_area(curve, curve.region_share, limit) for limit in limits]
         values[:, block] = [curve_auroc(curve), curve_precision(curve), curve_f1(curve), *areas]
         error = max(error, curve_error(curve, limits))
     return dict(zip(names, values, strict=True)), error
@@ -207,7 +207,7 @@ def _judged(
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class SeedSummary:
     """How a number varies over seeds or draws.
 
     Attributes:
@@ -223,16 +223,16 @@ class Spread:
     runs: int
 
 
-def spread(values: Sequence[float], *, confidence: float = 0.95) -> Spread:
+def summarize_seeds(values: Sequence[float], *, confidence: float = 0.95) -> SeedSummary:
     """Mean, standard deviation and t interval of the same number from several runs. Raises: BenchError of none."""
     if not len(values):
         raise BenchError("A spread is of one run at least; there are none. Run the bench first.")
     mean, runs = float(np.mean(values)), len(values)
     if runs == 1:
-        return Spread(mean, None, None, runs)
+        return SeedSummary(mean, None, None, runs)
     std = float(np.std(values, ddof=1))
     half = float(stats.t.ppf((1 + confidence) / 2, runs - 1)) * std / runs**0.5
-    return Spread(mean, std, Interval(mean, mean - half, mean + half, confidence), runs)
+    return SeedSummary(mean, std, Interval(mean, mean - half, mean + half, confidence), runs)
 
 
 # --- Which categories -----------------------------------------------------------------------------------------------
@@ -255,11 +255,11 @@ class Comparison:
     first: str
     second: str
     difference: float
-    won: int
-    lost: int
+    wins: int
+    losses: int
     categories: int
     p: float
-    corrected: float
+    p_holm: float
     tests: int
 
 
@@ -365,12 +365,12 @@ def conclude(comparison: Comparison, *, images: Interval | None = None, seeds: i
     images: of the mean difference first - second over drawn test images, by `differences`.  seeds: runs a method.
     """
     first, second, points = comparison.first, comparison.second, comparison.difference * 100
-    tested = f"p = {comparison.p:.2g}, {comparison.corrected:.2g} after Holm's correction for {comparison.tests}"
-    won = f"higher in {comparison.won}, lower in {comparison.lost} of {comparison.categories} categories"
+    tested = f"p = {comparison.p:.2g}, {comparison.p_holm:.2g} after Holm's correction for {comparison.tests}"
+    won = f"higher in {comparison.wins}, lower in {comparison.losses} of {comparison.categories} categories"
     told = [f"{first} lies {points:+.1f} points from {second} on average: {won} (Wilcoxon signed-rank {tested})."]
     if comparison.tests * 2.0 ** (1 - comparison.categories) > alpha:
         told.append("With so few categories this test can't show any difference, however large.")
-    elif comparison.corrected <= alpha:
+    elif comparison.p_holm <= alpha:
         told.append("That is more than chance among categories explains.")
     else:
         told.append("No difference is shown over categories; that does not show that they are equal.")

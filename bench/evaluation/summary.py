@@ -102,13 +102,13 @@ def groups(records: Iterable[Record]) -> list[Group]:
     found: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         run = record.run
-        over = "/".join(_sortable(run.settings.get(name)) for name in run.swept)
-        key = (run.dataset, run.protocol, f"{run.k:06d}", run.title, run.name, over, run.variant, record.selection)
+        over = "/".join(_sortable(run.settings.get(name)) for name in run.sweep_keys)
+        key = (run.dataset, run.protocol, f"{run.k:06d}", run.title, run.name, over, run.group_hash, record.selection)
         found.setdefault(key, []).append(record)
     return [_group(members) for _, members in sorted(found.items())]
 
 
-def plain(record: Record) -> dict[str, Any]:
+def to_dict(record: Record) -> dict[str, Any]:
     """What a script wants to know of a record: what it is, its metrics (fractions), its times; or why it failed."""
     run = record.run
     return {
@@ -117,7 +117,7 @@ def plain(record: Record) -> dict[str, Any]:
         "k": run.k,
         "name": run.name,
         "title": run.title,
-        "over": {name: run.settings[name] for name in run.swept},
+        "over": {name: run.settings[name] for name in run.sweep_keys},
         "seed": run.seed,
         "category": record.category,
         "selection": record.selection,
@@ -142,15 +142,15 @@ def _row(group: Group, category: str) -> dict[str, Any]:
         "k": run.k,
         "name": run.name,
         "title": run.title,
-        "variant": run.variant,
+        "variant": run.group_hash,
         "selection": group.selection,
         "category": category,
         "cells": {name: asdict(cell) for name, cell in cells.items() if cell is not None},
-        "marks": marks(group),
+        "marks": table_notes(group),
     }
 
 
-def counted(records: Sized) -> str:
+def count_label(records: Sized) -> str:
     """How many records there are: "1 record", "2 records"."""
     return f"{len(records)} record{'' if len(records) == 1 else 's'}"
 
@@ -181,7 +181,7 @@ def topics(found: Iterable[Group]) -> dict[str, list[Group]]:
     return by_topic
 
 
-def named(members: Sequence[Group]) -> dict[str, Group]:
+def unique_names(members: Sequence[Group]) -> dict[str, Group]:
     """Each group by a name of its own: the title, with what a sweep varied, or, where needed, its name and variant."""
     found: dict[str, Group] = {}
     for group in members:
@@ -189,10 +189,10 @@ def named(members: Sequence[Group]) -> dict[str, Group]:
         twins = [each.first.run for each in members if each is not group and each.selection == group.selection]
         same = [twin for twin in twins if twin.title == run.title]
         title = _title(group)
-        if run.over and all(twin.over != run.over for twin in same):
-            title += f" [{run.over}]"
+        if run.sweep_label and all(twin.sweep_label != run.sweep_label for twin in same):
+            title += f" [{run.sweep_label}]"
         elif any(twin.name == run.name for twin in same):
-            title += f" [{run.name} {run.variant}]"
+            title += f" [{run.name} {run.group_hash}]"
         elif same:
             title += f" [{run.name}]"
         found[title] = group
@@ -208,14 +208,14 @@ def _title(group: Group) -> str:
     return group.first.run.title + (" (oracle)" if group.selection == "oracle" else "")
 
 
-def machine(group: Group) -> str:
+def latency_device(group: Group) -> str:
     """What the latency was measured on."""
     places = {_place(record) for record in group.records.values() if record.latency}
     where = " and ".join(sorted(places)) or "not measured"
     return f"latency: batch 1, network to map and score, {where}"
 
 
-def marks(group: Group) -> list[str]:
+def table_notes(group: Group) -> list[str]:
     """What a reader must know of the group: its caveats, and the metrics that it lacks."""
     return [*caveats(group), *_missing(group)]
 
@@ -224,7 +224,7 @@ def caveats(group: Group) -> list[str]:
     """What a reader must know beside every number of the group."""
     run = group.first.run
     found = ["synthetic data"] if run.synthetic else []
-    found += [run.note] if run.note else []
+    found += [run.profile_note] if run.profile_note else []
     found += [f"limited to {run.limit} images a kind"] if run.limit else []
     found += [_calibrated(run)] if run.calibrate else []
     found += ["pixel metrics at original resolution"] if run.resolution == "original" else []
@@ -232,16 +232,16 @@ def caveats(group: Group) -> list[str]:
     found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
     found += [f"in {run.precision}"] if run.precision != "float32" else []
     found += ["compiled"] if run.compile else []
-    found += [f"over: {run.over}"] if run.swept else []
-    found += ["released checkpoint, not trained here"] if run.released else []
+    found += [f"over: {run.sweep_label}"] if run.sweep_keys else []
+    found += ["released checkpoint, not trained here"] if run.is_released_checkpoint else []
     found += [_own_preparation(run)] if group.first.origin.get("preparation") == "--preparation" else []
     changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
     found += [f"set: {', '.join(f'{name}={run.settings[name]}' for name in changed)}"] if changed else []
-    found += [f"random weights in {run.settings.get('backbone', 'it')}"] if "random" in run.inputs.values() else []
+    found += [f"random weights in {run.settings.get('backbone', 'it')}"] if "random" in run.file_hashes.values() else []
     return found
 
 
-def columns(group: Group) -> dict[str, str]:
+def table_metrics(group: Group) -> dict[str, str]:
     """The metrics that a table of the group shows, with their headings."""
     return METRICS | (CALIBRATED if group.first.run.calibrate else {})
 
@@ -252,7 +252,7 @@ def _calibrated(run: Run) -> str:
 
 def _error(group: Group) -> list[str]:
     """What counting the pixels of a huge set in groups may cost."""
-    error = max((record.error for record in group.records.values()), default=0.0)
+    error = max((record.metric_error_bound for record in group.records.values()), default=0.0)
     return [f"pixel metrics exact to {error:.0e}"] if error else []
 
 
@@ -261,12 +261,12 @@ def _sortable(value: Any) -> str:
 
 
 def _own_preparation(run: Run) -> str:
-    told = run.preparation
+    told = run.preprocessing
     crop = f", centre {told['crop']}" if told.get("crop") else ""
     return f"prepared to {told.get('height')} x {told.get('width')}, {told.get('resample')}{crop}"
 
 
-def why(group: Group, categories: Sequence[str], metric: str) -> list[str]:
+def missing_reasons(group: Group, categories: Sequence[str], metric: str) -> list[str]:
     """Why there is no such mean, in sentences: categories failed, are not done, or lack the metric for some reason."""
     found: list[str] = []
     lacking: dict[str, list[str]] = {}  # by reason
@@ -278,7 +278,7 @@ def why(group: Group, categories: Sequence[str], metric: str) -> list[str]:
             told = f"failed in {own}, seed {seeds}: {failures[0].failure.splitlines()[0]}" if failures else ""
             found.append(told or f"{own} is not done")
         elif all(_value(record, metric) is None for record in records):
-            lacking.setdefault(records[0].missing.get(metric, "not measured"), []).append(own)
+            lacking.setdefault(records[0].undefined_metrics.get(metric, "not measured"), []).append(own)
     found += [f"no {HEADINGS.get(metric, metric)} in {', '.join(own)}: {reason}" for reason, own in lacking.items()]
     return found or ["no seed has all categories"]
 
@@ -287,16 +287,16 @@ def _missing(group: Group) -> list[str]:
     """The metrics that some categories lack, with the reason: their mean can't be had."""
     found = []
     for (category, _), record in sorted(group.records.items()):
-        for name in (name for name in METRICS if name in record.missing):
+        for name in (name for name in METRICS if name in record.undefined_metrics):
             level = "image" if name.startswith("image_") else "pixel"
-            found.append(f"no {level} metrics in {category} ({record.missing[name]})")
+            found.append(f"no {level} metrics in {category} ({record.undefined_metrics[name]})")
     return list(dict.fromkeys(found))
 
 
 def _place(record: Record) -> str:
-    count = record.machine.get("threads")
-    threads = "" if "cuda" in record.machine else f", {count} thread{'' if count == 1 else 's'}"
-    return f"{record.machine.get('device')}{threads}"
+    count = record.environment.get("threads")
+    threads = "" if "cuda" in record.environment else f", {count} thread{'' if count == 1 else 's'}"
+    return f"{record.environment.get('device')}{threads}"
 
 
 def _group(members: list[Record]) -> Group:

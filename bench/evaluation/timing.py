@@ -25,7 +25,7 @@ from bench.method import Method
 WINDOW = 5
 """Passes whose medians tell whether a warm-up has settled."""
 
-AGREE = 0.05
+WARMUP_TOLERANCE = 0.05
 """How far, as a fraction, the medians of two successive windows may lie apart for that."""
 
 PARTS = {
@@ -47,7 +47,7 @@ class Clock:
         """Adds the time of the block to the phase."""
         return self._counted(phase, 1)
 
-    def stopped(self, phase: str) -> AbstractContextManager[None]:
+    def excluded(self, phase: str) -> AbstractContextManager[None]:
         """Takes the time of the block off the phase that runs around it."""
         return self._counted(phase, -1)
 
@@ -86,7 +86,7 @@ def milliseconds(act: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def spread(samples: Sequence[float]) -> dict[str, float | list[float]]:
+def percentiles(samples: Sequence[float]) -> dict[str, float | list[float]]:
     """The median, the 5th and 95th percentile, and every sample, in milliseconds."""
     low, middle, high = (float(value) for value in np.percentile(samples, [5, 50, 95]))
     return {"median_ms": middle, "p5_ms": low, "p95_ms": high, "samples_ms": list(samples)}
@@ -106,10 +106,10 @@ def latency(
         return method.predict(images[i % len(images)][None])
 
     _asked(judge, range(warmup), images.device, least=1, budget=budget)
-    return spread(_asked(judge, range(passes), images.device, least=3, budget=budget))
+    return percentiles(_asked(judge, range(passes), images.device, least=3, budget=budget))
 
 
-def thorough(
+def profile(
     method: Method,
     reads: Sequence[Callable[[], Tensor]],
     device: torch.device,
@@ -207,9 +207,9 @@ def _steady(act: Callable[[int], object], device: torch.device, *, passes: int, 
         before += _asked(act, window, device, least=1, budget=budget)
         if len(before) >= 2 * WINDOW:
             earlier, later = (float(np.median(part)) for part in (before[-2 * WINDOW : -WINDOW], before[-WINDOW:]))
-            settled = abs(later - earlier) <= AGREE * earlier
+            settled = abs(later - earlier) <= WARMUP_TOLERANCE * earlier
     samples = _asked(act, range(passes), device, least=3, budget=budget)
-    return {**spread(samples), "warmup": len(before), "settled": settled}
+    return {**percentiles(samples), "warmup": len(before), "settled": settled}
 
 
 def _asked(

@@ -12,29 +12,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.data.images import FileImages, Originals
+from bench.data.images import FileImages, OriginalResolution
 from bench.data.protocol import Task
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.evaluation import metrics
 from bench.evaluation.curves import Bools, Floats
-from bench.evaluation.metrics import Judgement
+from bench.evaluation.metrics import Evaluation
 from bench.evaluation.timing import Clock
 from bench.method import Method, Prediction, Progress
-from bench.record import Answers, Maps, Resolution, Selection
+from bench.record import Maps, Predictions, Resolution, Selection
 
 V = TypeVar("V")
 
 _log = logging.getLogger(__name__)
 
-Rule = Literal["last", "oracle", "both"]
+SelectionRule = Literal["last", "oracle", "both"]
 """Which epoch is reported: the last, the best on the test set (marked wherever it is shown), or each in a record."""
 
 VIEWS_RULE = "the defect images of highest, median and lowest score, and the good image of highest score"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CategoryPrediction:
     """What a fitted method said of one category.
 
     Attributes:
@@ -50,7 +50,7 @@ class Answer:
     selection: Selection
     epoch: int
     seconds: float
-    answers: Answers
+    predictions: Predictions
     thresholds: tuple[float, float] | None = None
 
 
@@ -68,7 +68,7 @@ class Fit:
         load: Callable[[Sequence[Sample]], FileImages],
         device: torch.device,
         *,
-        rule: Rule,
+        rule: SelectionRule,
         every: int,
         batch: int,
         maps: Maps,
@@ -76,14 +76,14 @@ class Fit:
         resolution: Resolution = "input",
     ) -> None:
         self.train = load(task.train)
-        self.held = {category: load(samples) for category, samples in task.held.items()}
+        self.calibration = {category: load(samples) for category, samples in task.calibration.items()}
         self.tests = {category: load(samples) for category, samples in task.tests.items()}
         self.method = make()
         self.losses: list[float] = []
         self.curves: dict[str, list[dict[str, float]]] = {category: [] for category in task.tests}
-        self._truth = {category: truth(images) for category, images in self.tests.items()}
+        self._truth = {category: ground_truth(images) for category, images in self.tests.items()}
         self._originals = {
-            category: Originals(images.samples, images.preparation) if resolution == "original" else None
+            category: OriginalResolution(images.samples, images.preprocessing) if resolution == "original" else None
             for category, images in self.tests.items()
         }
         self.device = device
@@ -91,16 +91,16 @@ class Fit:
         self._rule, self._every, self._batch, self._maps, self._calibrate = rule, every, batch, maps, calibrate
         self._epoch = 0
         self._halved = False
-        self._best: list[Answer] = []
+        self._best: list[CategoryPrediction] = []
         self._best_merit = (-1.0, -1.0)
 
-    def answers(self, progress: Progress) -> Iterator[Answer]:
+    def answers(self, progress: Progress) -> Iterator[CategoryPrediction]:
         """Fits, then yields an answer a category, and the oracle's beside it where it was asked for."""
         iterative = self.method.iterative
         clock = Clock(self.device)
 
         def watched(done: int, total: int, loss: float | None) -> None:
-            with clock.stopped("fit"):
+            with clock.excluded("fit"):
                 # Work without a loss after epochs with one, as on a decoder for the eye, changes no prediction.
                 trained = iterative and (loss is not None or not self.losses)
                 self._epoch = done if trained else self._epoch
@@ -122,40 +122,40 @@ class Fit:
             yield from map(self._calibrated, self._ask("last"))
         yield from self._best
 
-    def asked(self) -> Iterator[Answer]:
+    def asked(self) -> Iterator[CategoryPrediction]:
         """An answer a category, of a method that is fitted already."""
         yield from map(self._calibrated, self._ask("last"))
 
-    def judge(self, answer: Answer) -> Judgement:
+    def evaluate(self, answer: CategoryPrediction) -> Evaluation:
         """The metrics of an answer of this fit, at the resolution and with the threshold that were asked for."""
         threshold = answer.thresholds[0] if answer.thresholds else None
-        return judge(answer.answers, threshold=threshold, originals=self._originals[answer.category])
+        return evaluate_category(answer.predictions, threshold=threshold, originals=self._originals[answer.category])
 
     def _look(self) -> None:
         """Repeats the authors' rule: the best sum of image and pixel AUROC on the test set, ties by the sum of APs."""
         found = list(self._ask("oracle"))
-        points = [self.judge(answer).values for answer in found]
+        points = [self.evaluate(answer).values for answer in found]
         for answer, point in zip(found, points, strict=True):
             self.curves[answer.category].append({"epoch": float(self._epoch), **point})
         merit = (_mean_sum(points, "auroc"), _mean_sum(points, "ap"))
         if merit > self._best_merit:
             self._best, self._best_merit = list(map(self._calibrated, found)), merit
 
-    def _ask(self, selection: Selection) -> Iterator[Answer]:
+    def _ask(self, selection: Selection) -> Iterator[CategoryPrediction]:
         for category, images in self.tests.items():
             clock = Clock(self.device)
             scores, maps = zip(*self._predicted(images, clock), strict=True)
             said = self._truth[category](np.concatenate(scores), np.concatenate(maps)).rounded(self._maps)
-            yield Answer(category, selection, self._epoch, clock.seconds["predict"], said)
+            yield CategoryPrediction(category, selection, self._epoch, clock.seconds["predict"], said)
 
-    def _calibrated(self, answer: Answer) -> Answer:
+    def _calibrated(self, answer: CategoryPrediction) -> CategoryPrediction:
         """With the thresholds that the images held out of training set: of their scores, and of their highest pixels.
 
         Neither is rounded, nor are the scores that it is held against.
         """
-        if not self.held:
+        if not self.calibration:
             return answer
-        found = self._predicted(self.held[answer.category], Clock(self.device))
+        found = self._predicted(self.calibration[answer.category], Clock(self.device))
         scores, highest = zip(*((scores, maps.max(axis=(1, 2))) for scores, maps in found), strict=True)
         image, pixel = (metrics.threshold_at(np.concatenate(of), self._calibrate) for of in (scores, highest))
         return replace(answer, thresholds=(image, pixel))
@@ -179,7 +179,7 @@ class Fit:
             given = batch.to(self.device)
             with clock("predict"), torch.no_grad():
                 found = self.method.predict(given)
-            check(found, given)
+            check_prediction(found, given)
             yield found.scores.double().cpu().numpy(), found.maps.float().cpu().numpy()
 
 
@@ -187,7 +187,7 @@ def _mean_sum(points: list[dict[str, float]], name: str) -> float:
     return float(np.mean([point.get(f"image_{name}", 0.0) + point.get(f"pixel_{name}", 0.0) for point in points]))
 
 
-def check(found: Prediction, images: torch.Tensor) -> None:
+def check_prediction(found: Prediction, images: torch.Tensor) -> None:
     """Raises BenchError where a prediction breaks the contract: (b,) scores, (b, h, w) maps, all finite."""
     count, _, height, width = images.shape
     if found.scores.shape != (count,) or found.maps.shape != (count, height, width):
@@ -200,26 +200,28 @@ def check(found: Prediction, images: torch.Tensor) -> None:
         raise BenchError("A method's scores and maps are finite; this one answered NaN or infinity. Mend its predict.")
 
 
-def judge(answers: Answers, *, threshold: float | None = None, originals: Originals | None = None) -> Judgement:
+def evaluate_category(
+    answers: Predictions, *, threshold: float | None = None, originals: OriginalResolution | None = None
+) -> Evaluation:
     """The metrics of one category. Defect images without a mask count for the image metrics only.
 
     threshold: of the scores, at which precision and the like are told. originals: judge the pixels of the images' own
     files, one image in memory at a time; None: those of the input.
     """
-    image = metrics.judge(answers.scores, answers.anomalous, None, None)
+    image = metrics.evaluate(answers.scores, answers.is_anomalous, None, None)
     if threshold is not None and "image_auroc" in image.values:
-        image.values.update(metrics.at_threshold(answers.scores, answers.anomalous, threshold))
+        image.values.update(metrics.at_threshold(answers.scores, answers.is_anomalous, threshold))
     elif threshold is not None:
-        image.missing.update(dict.fromkeys(metrics.THRESHOLD_NAMES, image.missing["image_auroc"]))
-    known = np.flatnonzero(answers.known)
+        image.undefined.update(dict.fromkeys(metrics.THRESHOLD_NAMES, image.undefined["image_auroc"]))
+    known = np.flatnonzero(answers.has_pixel_labels)
     if not known.size:
         return image
     maps, masks = _pixels(answers, known, originals)
-    pixel = metrics.judge(answers.scores[known], answers.anomalous[known], maps, masks)
-    return Judgement(
+    pixel = metrics.evaluate(answers.scores[known], answers.is_anomalous[known], maps, masks)
+    return Evaluation(
         _named(pixel.values, image=False) | _named(image.values, image=True),
-        _named(pixel.missing, image=False) | _named(image.missing, image=True),
-        pixel.error,
+        _named(pixel.undefined, image=False) | _named(image.undefined, image=True),
+        pixel.error_bound,
     )
 
 
@@ -237,7 +239,7 @@ class _Asked(Sequence[V]):
 
 
 def _pixels(
-    answers: Answers, known: NDArray[np.intp], originals: Originals | None
+    answers: Predictions, known: NDArray[np.intp], originals: OriginalResolution | None
 ) -> tuple[Sequence[NDArray[np.float32]] | None, Sequence[Bools]]:
     """The maps, where there are any, and the masks of the images whose pixel truth is known."""
     found, masks = answers.maps, answers.masks
@@ -247,11 +249,11 @@ def _pixels(
     return (None if found is None else _Asked(known, lambda i: originals.map(i, found[i]))), at_original
 
 
-def cases(answers: Answers) -> dict[str, int]:
+def representative_images(answers: Predictions) -> dict[str, int]:
     """Which images reports show, by VIEWS_RULE: name -> index."""
     order = np.argsort(answers.scores, kind="stable").tolist()
-    defect = [i for i in order if answers.anomalous[i]]
-    good = [i for i in order if not answers.anomalous[i]]
+    defect = [i for i in order if answers.is_anomalous[i]]
+    good = [i for i in order if not answers.is_anomalous[i]]
     found = {"worst": defect[0], "median": defect[len(defect) // 2], "best": defect[-1]} if defect else {}
     return found | ({"good": good[-1]} if good else {})
 
@@ -260,14 +262,14 @@ def _named(found: dict[str, V], *, image: bool) -> dict[str, V]:
     return {name: value for name, value in found.items() if name.startswith("image_") == image}
 
 
-def truth(images: FileImages) -> Callable[..., Answers]:
+def ground_truth(images: FileImages) -> Callable[..., Predictions]:
     """What is known of the images before any method is asked: the function from (scores, maps) to their Answers."""
     samples = images.samples
     files = tuple(f"{sample.defect}/{sample.image.name}" for sample in samples)
     defects = tuple(sample.defect for sample in samples)
-    known = np.array([bool(sample.masks) or not sample.anomalous for sample in samples])
+    known = np.array([bool(sample.masks) or not sample.is_anomalous for sample in samples])
     masks, soft = np.stack(images.masks()), np.stack(images.soft_masks())
-    return lambda scores, maps: Answers(files, defects, scores, maps, masks, known, soft)
+    return lambda scores, maps: Predictions(files, defects, scores, maps, masks, known, soft)
 
 
 @contextmanager

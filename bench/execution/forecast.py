@@ -20,7 +20,7 @@ class Forecast:
     """
 
     seconds: float = 0.0
-    unknown: int = 0
+    n_unknown: int = 0
     memory: dict[str, int] = field(default_factory=dict)
 
 
@@ -42,10 +42,10 @@ def forecast(jobs: Sequence[Job], records: Iterable[Record], *, gpu: bool) -> Fo
     """
     known: dict[str, _Times] = {}
     for record in records:
-        if record.selection == "last" and "fit" in record.seconds and ("cuda" in record.machine) == gpu:
+        if record.selection == "last" and "fit" in record.seconds and ("cuda" in record.environment) == gpu:
             times = known.setdefault(_kind(record.run), _Times())
-            times.fit.append(record.seconds["fit"] / max(len(record.train), 1))
-            times.tests.append((record.seconds["predict"] + record.seconds["judge"]) / max(len(record.tests), 1))
+            times.fit.append(record.seconds["fit"] / max(len(record.train_files), 1))
+            times.tests.append((record.seconds["predict"] + record.seconds["judge"]) / max(len(record.test_files), 1))
             times.epochs = max(times.epochs, record.epoch)
             times.memory = max(times.memory, record.memory.get("device", record.memory.get("host", 0)))
     seconds, unknown, memory = 0.0, 0, dict[str, int]()
@@ -54,7 +54,7 @@ def forecast(jobs: Sequence[Job], records: Iterable[Record], *, gpu: bool) -> Fo
         if found is None:
             unknown += 1
             continue
-        looks = -(-found.epochs // job.every) if job.rule != "last" else 0
+        looks = -(-found.epochs // job.eval_every) if job.selection != "last" else 0
         tested = sum(len(tests) for tests in job.task.tests.values())
         seconds += median(found.fit) * len(job.task.train) + median(found.tests) * tested * (1 + looks)
         memory[job.run.name] = max(memory.get(job.run.name, 0), found.memory)
@@ -62,4 +62,4 @@ def forecast(jobs: Sequence[Job], records: Iterable[Record], *, gpu: bool) -> Fo
 
 
 def _kind(run: Run) -> str:
-    return json.dumps([run.method, run.settings, run.preparation, run.precision], sort_keys=True)
+    return json.dumps([run.method, run.settings, run.preprocessing, run.precision], sort_keys=True)

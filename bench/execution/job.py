@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bench import registry
+from bench import environment, registry
 from bench.config.settings import resolve
 from bench.data.images import FileImages, read
 from bench.data.protocol import Task
@@ -30,15 +30,14 @@ from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.evaluation import timing
 from bench.evaluation.timing import Clock
-from bench import environment
-from bench.execution.fit import Answer, Fit, Rule, cases
+from bench.execution.fit import CategoryPrediction, Fit, SelectionRule, representative_images
 from bench.method import Method, Precision, Preparation, Setup
-from bench.record import Answers, Maps, Record, Run, Selection
+from bench.record import Maps, Predictions, Record, Run, Selection
 
-Watch = Callable[[str, str, int, int, float | None], None]
+ProgressCallback = Callable[[str, str, int, int, float | None], None]
 """Called as `watch(what, phase, done, total, loss)` while a job runs."""
 
-TIMED = 8
+TIMING_IMAGES = 8
 """Test images that a measurement of time takes in turn."""
 
 _log = logging.getLogger(__name__)
@@ -60,9 +59,9 @@ class Job:
 
     run: Run
     task: Task
-    data: str
-    rule: Rule
-    every: int
+    data_digest: str
+    selection: SelectionRule
+    eval_every: int
     batch: int
     maps: Maps
     keep_model: bool
@@ -75,15 +74,15 @@ class Job:
     command: str
     warnings: tuple[str, ...] = ()
     checkpoint: Path | None = None
-    thorough: bool = False
-    kept: Record | None = None
-    model: Path | None = None
+    full_timing: bool = False
+    existing_record: Record | None = None
+    saved_model: Path | None = None
 
     @property
-    def what(self) -> str:
+    def label(self) -> str:
         """What a person calls it: "AMI-Net bottle, seed 0"."""
         k = f" k={self.run.k}" if self.run.k else ""
-        over = f", {self.run.over}" if self.run.over else ""
+        over = f", {self.run.sweep_label}" if self.run.sweep_label else ""
         return f"{self.run.title} {self.task.name}{k}, seed {self.run.seed}{over}"
 
 
@@ -92,45 +91,51 @@ class Outcome:
     """A record and what lies beside it: raw answers, pictures by name, the fitted method as safetensors."""
 
     record: Record
-    answers: Answers | None = None
+    predictions: Predictions | None = None
     views: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     model: bytes | None = None
 
 
-Done = tuple[Job, Sequence[Outcome]]
+JobResult = tuple[Job, Sequence[Outcome]]
 """What every executor yields: a job, and its outcomes."""
 
 
-def local(jobs: Iterable[Job], watch: Watch) -> Iterator[Done]:
+def run_locally(jobs: Iterable[Job], watch: ProgressCallback) -> Iterator[JobResult]:
     """The outcomes of each job, one job after the other, in this process."""
     for job in jobs:
-        yield job, work(job, watch)
+        yield job, run_job(job, watch)
 
 
-def work(job: Job, watch: Watch) -> list[Outcome]:
+def run_job(job: Job, watch: ProgressCallback) -> list[Outcome]:
     """Fits and judges; an outcome a category and selection. What goes wrong becomes failed records, never a crash."""
     started = datetime.now(UTC)
-    with heard() as warnings:
+    with capture_warnings() as warnings:
         try:
             blank = _blank(job, started)
-            outcomes = [_timed(job, job.kept, job.model)] if job.kept and job.model else _do(job, blank, watch)
+            outcomes = (
+                [_timed(job, job.existing_record, job.saved_model)]
+                if job.existing_record and job.saved_model
+                else _do(job, blank, watch)
+            )
             said = [*job.warnings, *warnings]
             outcomes = [replace(outcome, record=replace(outcome.record, warnings=said)) for outcome in outcomes]
             for outcome in outcomes:
                 outcome.record.to_json()  # what can't be written is this run's failure, and told by its field
                 spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in outcome.record.seconds.items())
-                _log.info("%s: %s", job.what, spent)
+                _log.info("%s: %s", job.label, spent)
         except (Exception, SystemExit) as error:  # noqa: BLE001  one run must not take the others along
             lines = traceback.format_exception(error, limit=-3)
             reason = str(error) if isinstance(error, BenchError) else "".join(lines).strip()
-            return failed(job, reason, warnings, started)
+            return failure_outcomes(job, reason, warnings, started)
     return outcomes
 
 
-def failed(job: Job, reason: str, warnings: Sequence[str] = (), started: datetime | None = None) -> list[Outcome]:
+def failure_outcomes(
+    job: Job, reason: str, warnings: Sequence[str] = (), started: datetime | None = None
+) -> list[Outcome]:
     """The outcomes of a job that came to nothing: a record a category, with the reason."""
     blank = _blank(job, started or datetime.now(UTC))
-    selection: Selection = "oracle" if job.rule == "oracle" else "last"
+    selection: Selection = "oracle" if job.selection == "oracle" else "last"
     record = replace(blank, failure=reason, selection=selection, warnings=[*job.warnings, *warnings])
     return [Outcome(replace(record, category=category)) for category in job.task.tests]
 
@@ -140,8 +145,8 @@ def _blank(job: Job, started: datetime) -> Record:
     return Record(
         run=job.run,
         category=job.task.name,
-        data=job.data,
-        train=[] if job.checkpoint else [_told(sample) for sample in job.task.train],
+        data_digest=job.data_digest,
+        train_files=[] if job.checkpoint else [_told(sample) for sample in job.task.train],
         origin=job.origin,
         command=job.command,
         commit=environment.commit(),
@@ -149,9 +154,9 @@ def _blank(job: Job, started: datetime) -> Record:
     )
 
 
-def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
-    module, setup, make = made(job)
-    device, preparation = setup.device, Preparation(**job.run.preparation)
+def _do(job: Job, blank: Record, watch: ProgressCallback) -> list[Outcome]:
+    module, setup, make = build_method(job)
+    device, preparation = setup.device, Preparation(**job.run.preprocessing)
 
     def load(samples: Sequence[Sample]) -> FileImages:
         return FileImages(samples, preparation)
@@ -162,22 +167,22 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
         make,
         load,
         device,
-        rule=job.rule,
-        every=job.every,
+        rule=job.selection,
+        every=job.eval_every,
         batch=job.batch,
         maps=job.maps,
         calibrate=job.run.calibrate,
         resolution=job.run.resolution,
     )
-    trained = fit.answers(lambda done, total, loss: watch(job.what, "fit", done, total, loss))
+    trained = fit.answers(lambda done, total, loss: watch(job.label, "fit", done, total, loss))
     answers = list(fit.asked() if job.checkpoint else trained)
     shared = replace(
         blank,
         losses=fit.losses,
         memory=environment.peak_memory(device),
-        facts=fit.method.facts(),
-        machine=environment.describe(device),
-        source=source(module),
+        method_info=fit.method.facts(),
+        environment=environment.describe(device),
+        source_hash=source_hash(module),
     )
     model = None
     if job.keep_model:
@@ -185,20 +190,20 @@ def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
         model = save({name: value.detach().cpu().clone().contiguous() for name, value in state})
     outcomes = []
     for done, answer in enumerate(answers):
-        watch(job.what, "judge", done, len(answers), None)
+        watch(job.label, "judge", done, len(answers), None)
         outcomes.append(_judged(job, shared, fit, answer, model))
     return outcomes
 
 
-def made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
+def build_method(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
     """The method's file, what it is given, and how to make it; threads and seeds are set."""
     if job.threads:
         torch.set_num_threads(job.threads)
-    seed = environment.seed_of(job.run.seed, job.task.name)
+    seed = environment.derive_seed(job.run.seed, job.task.name)
     environment.seed_everything(seed)
     module = registry.load("methods", job.run.method)
     precision: Precision = job.run.precision  # type: ignore[assignment]  # the config has checked it
-    size, device = Preparation(**job.run.preparation).size, environment.device(job.device)
+    size, device = Preparation(**job.run.preprocessing).size, environment.device(job.device)
     if environment.emulates(device, precision):
         _log.warning("This processor only emulates %s, which is far slower than float32.", precision)
     setup = Setup(size, device, seed, job.weights, job.cache / "features", precision, job.run.compile)
@@ -209,10 +214,10 @@ def made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
 
 def _timed(job: Job, kept: Record, model: Path) -> Outcome:
     """The record with all times of its stored model."""
-    _, setup, make = made(job)
+    _, setup, make = build_method(job)
     method = make()
     method.restore(load_file(model))
-    images = FileImages(job.task.tests[kept.category], Preparation(**job.run.preparation))
+    images = FileImages(job.task.tests[kept.category], Preparation(**job.run.preprocessing))
     with torch.no_grad():
         return Outcome(replace(kept, latency=_latency(job, method, images, setup.device)))
 
@@ -224,35 +229,35 @@ def _released(kind: type[Method], job: Job, settings: Any, setup: Setup) -> Meth
     return kind.from_checkpoint(path, settings, setup)
 
 
-def _judged(job: Job, shared: Record, fit: Fit, answer: Answer, model: bytes | None) -> Outcome:
+def _judged(job: Job, shared: Record, fit: Fit, answer: CategoryPrediction, model: bytes | None) -> Outcome:
     clock = Clock(torch.device("cpu"))
     with clock("judge"):
-        found = fit.judge(answer)
+        found = fit.evaluate(answer)
     last = answer.selection == "last"
     threshold, pixel_threshold = answer.thresholds or (None, None)
-    shown = cases(answer.answers)
+    shown = representative_images(answer.predictions)
     record = replace(
         shared,
         category=answer.category,
         selection=answer.selection,
-        every=0 if last else job.every,
+        eval_every=0 if last else job.eval_every,
         epoch=answer.epoch,
         metrics=found.values,
-        missing=found.missing,
+        undefined_metrics=found.undefined,
         threshold=threshold,
         pixel_threshold=pixel_threshold,
-        error=found.error,
-        curve=fit.curves[answer.category],
+        metric_error_bound=found.error_bound,
+        metrics_by_epoch=fit.curves[answer.category],
         seconds=({} if job.checkpoint else {"fit": fit.seconds}) | {"predict": answer.seconds} | clock.seconds,
-        tests=[_told(sample) for sample in fit.tests[answer.category].samples],
-        held=[_told(sample) for sample in job.task.held.get(answer.category, ())],
-        stored={"views": {case: answer.answers.files[index] for case, index in shown.items()} if last else {}},
+        test_files=[_told(sample) for sample in fit.tests[answer.category].samples],
+        calibration_files=[_told(sample) for sample in job.task.calibration.get(answer.category, ())],
+        artifacts={"views": {case: answer.predictions.files[index] for case, index in shown.items()} if last else {}},
     )
     if not last:  # the method has gone on since that epoch: no picture or latency of it can be had
-        return Outcome(record, answer.answers)
+        return Outcome(record, answer.predictions)
     with torch.no_grad():
         record, views = _beside(job, record, fit, shown)
-    return Outcome(record, answer.answers, views, model)
+    return Outcome(record, answer.predictions, views, model)
 
 
 def _beside(job: Job, record: Record, fit: Fit, shown: dict[str, int]) -> tuple[Record, dict[str, NDArray[np.uint8]]]:
@@ -264,17 +269,17 @@ def _beside(job: Job, record: Record, fit: Fit, shown: dict[str, int]) -> tuple[
         if job.time:
             record = replace(record, latency=_latency(job, fit.method, tests, fit.device))
     except Exception as error:  # noqa: BLE001  the metrics stand whatever happens here
-        _log.warning("%s: no pictures or no latency of it: %s: %s", job.what, type(error).__name__, error)
+        _log.warning("%s: no pictures or no latency of it: %s: %s", job.label, type(error).__name__, error)
     return record, views
 
 
 def _latency(job: Job, method: Method, tests: FileImages, device: torch.device) -> dict[str, Any]:
     """As far as the job asks for it, on test images from all over the set."""
-    some = torch.linspace(0, len(tests) - 1, min(TIMED, len(tests))).round().int()
-    if not job.thorough:
-        return dict(timing.latency(method, torch.cat(list(tests.batches(TIMED, some))).to(device)))
-    reads = [partial(read, tests.samples[i], tests.preparation) for i in some.tolist()]
-    found = timing.thorough(method, reads, device)
+    some = torch.linspace(0, len(tests) - 1, min(TIMING_IMAGES, len(tests))).round().int()
+    if not job.full_timing:
+        return dict(timing.latency(method, torch.cat(list(tests.batches(TIMING_IMAGES, some))).to(device)))
+    reads = [partial(read, tests.samples[i], tests.preprocessing) for i in some.tolist()]
+    found = timing.profile(method, reads, device)
     return found | {"machine": environment.describe(device)}
 
 
@@ -293,13 +298,13 @@ def _told(sample: Sample) -> str:
     return f"{sample.category}/{sample.split}/{sample.defect}/{sample.image.name}"
 
 
-def source(module: ModuleType) -> str:
+def source_hash(module: ModuleType) -> str:
     """The hash of a plug-in's file."""
     return sha256(Path(module.__file__ or "").read_bytes()).hexdigest()
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
+def capture_warnings() -> Iterator[list[str]]:
     """What bench and its plug-ins warn of inside the block."""
     said: list[str] = []
 

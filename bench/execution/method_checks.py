@@ -6,7 +6,6 @@ The images are drawn here and tiny: the checks ask whether a method keeps its pr
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -14,20 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import BenchError
 from bench.environment import seed_everything
+from bench.errors import BenchError, CheckResult
 from bench.method import Method, Prediction, Setup
 
 SIZE = (64, 64)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A promise, and what breaks it with the mend; "" where it is kept. `needed` is False for what may be absent."""
-
-    promise: str
-    broken: str = ""
-    needed: bool = True
 
 
 class Drawn:
@@ -52,14 +42,14 @@ class Drawn:
         yield from (walked[start : start + size] for start in range(0, len(walked), size))
 
 
-def shape_of(module: ModuleType) -> list[Finding]:
+def shape_of(module: ModuleType) -> list[CheckResult]:
     """Whether the file defines what a method file defines."""
     settings, kind = getattr(module, "Settings", None), getattr(module, "METHOD", None)
-    found = [Finding("The file defines Settings, a frozen dataclass with a default for every field.")]
+    found = [CheckResult("The file defines Settings, a frozen dataclass with a default for every field.")]
     if not (isinstance(settings, type) and dataclasses.is_dataclass(settings)):
-        found = [Finding(found[0].promise, "there is none; write `@dataclass(frozen=True) class Settings:`")]
+        found = [CheckResult(found[0].requirement, "there is none; write `@dataclass(frozen=True) class Settings:`")]
     elif not settings.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        found = [Finding(found[0].promise, "it can be changed; write `@dataclass(frozen=True)`")]
+        found = [CheckResult(found[0].requirement, "it can be changed; write `@dataclass(frozen=True)`")]
     else:
         without = [
             entry.name
@@ -67,18 +57,18 @@ def shape_of(module: ModuleType) -> list[Finding]:
             if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         ]
         if without:
-            found = [Finding(found[0].promise, f"no default for {', '.join(without)}; give each one")]
+            found = [CheckResult(found[0].requirement, f"no default for {', '.join(without)}; give each one")]
     promise = "The file defines METHOD, a subclass of bench.method.Method with fit, predict, state and restore."
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        return [*found, Finding(promise, "there is none; end the file with `METHOD = YourClass`")]
+        return [*found, CheckResult(promise, "there is none; end the file with `METHOD = YourClass`")]
     lacking = sorted(kind.__abstractmethods__)
-    return [*found, Finding(promise, f"it lacks {', '.join(lacking)}; write them" if lacking else "")]
+    return [*found, CheckResult(promise, f"it lacks {', '.join(lacking)}; write them" if lacking else "")]
 
 
-def check(module: ModuleType, settings: Any) -> list[Finding]:
+def check(module: ModuleType, settings: Any) -> list[CheckResult]:
     """Every promise, checked in order on the CPU; a promise that can't be checked because another broke says so."""
     found = shape_of(module)
-    if any(finding.broken for finding in found):
+    if any(finding.problem for finding in found):
         return found
     trial = _Trial(module, settings)
     promises: list[tuple[str, Callable[[], str]]] = [
@@ -98,9 +88,9 @@ def check(module: ModuleType, settings: Any) -> list[Finding]:
     ]
     for promise, ask in promises:
         try:
-            found.append(Finding(promise, ask()))
+            found.append(CheckResult(promise, ask()))
         except Exception as error:  # noqa: BLE001  a stranger's code may raise anything
-            found.append(Finding(promise, f"{type(error).__name__}: {error}"))
+            found.append(CheckResult(promise, f"{type(error).__name__}: {error}"))
     return found
 
 

@@ -14,16 +14,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from bench import registry
+from bench import environment, registry
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench import environment
-from bench.execution.job import Done, Job, Outcome, Watch, failed, work
+from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, failure_outcomes, run_job
 
-TRIES = 3
+MAX_ATTEMPTS = 3
 """How often a fit is begun whose worker dies; each time on another node where there is one."""
 
-LOOK = 0.5
+POLL_SECONDS = 0.5
 """Seconds between two looks at how far the tasks are."""
 
 _log = logging.getLogger(__name__)
@@ -41,9 +40,15 @@ class _Task:
     stopped: bool = False
 
 
-def spread(
-    jobs: Sequence[Job], watch: Watch, *, address: str = "", gpus: float = 1.0, timeout: float = 0, ship: bool = False
-) -> Iterator[Done]:
+def run_on_ray(
+    jobs: Sequence[Job],
+    watch: ProgressCallback,
+    *,
+    address: str = "",
+    gpus: float = 1.0,
+    timeout: float = 0,
+    ship: bool = False,
+) -> Iterator[JobResult]:
     """The outcomes of each job as it finishes, in any order.
 
     address: "auto" or "ray://host:10001" of a cluster that runs; "" starts one on this machine. gpus: that a task on
@@ -56,13 +61,13 @@ def spread(
     if ours:
         _connect(ray, address)
     try:
-        yield from _Walk(ray, [fitted_to_a_task(job) for job in jobs], watch, gpus, timeout, ship=ship).outcomes()
+        yield from _Walk(ray, [resolve_resources(job) for job in jobs], watch, gpus, timeout, ship=ship).outcomes()
     finally:
         if ours:
             ray.shutdown()
 
 
-def fitted_to_a_task(job: Job) -> Job:
+def resolve_resources(job: Job) -> Job:
     """The job as a task does it: on the device that Ray gives it, on as many threads as it asks for, one by default."""
     cuda = environment.device("auto").type == "cuda" if job.device == "auto" else job.device.startswith("cuda")
     return replace(job, device="cuda" if cuda else "cpu", threads=job.threads or 1)
@@ -71,9 +76,13 @@ def fitted_to_a_task(job: Job) -> Job:
 class _Walk:
     """All tasks of one call, from their submission to their outcomes."""
 
-    def __init__(self, ray: Any, jobs: Sequence[Job], watch: Watch, gpus: float, timeout: float, *, ship: bool) -> None:
+    def __init__(
+        self, ray: Any, jobs: Sequence[Job], watch: ProgressCallback, gpus: float, timeout: float, *, ship: bool
+    ) -> None:
         self._ray, self._watch, self._gpus, self._timeout = ray, watch, gpus, timeout
-        self._folders = registry.folders("methods")[1:]  # those that were added; a node has the shipped one itself
+        self._folders = registry.plugin_folders("methods")[
+            1:
+        ]  # those that were added; a node has the shipped one itself
         self._shipped = _shipped(ray, jobs) if ship else {}
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
@@ -86,11 +95,11 @@ class _Walk:
         for number, job in enumerate(jobs):
             self._submit(_Task(job, number), "SPREAD")
 
-    def outcomes(self) -> Iterator[Done]:
+    def outcomes(self) -> Iterator[JobResult]:
         ray = self._ray
         try:
             while self._running:
-                ready, _ = ray.wait(list(self._running), timeout=LOOK)
+                ready, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
                 self._look()
                 for ref in ready:
                     task = self._running.pop(ref)
@@ -124,7 +133,7 @@ class _Walk:
         remote = self._ray.remote(_task).options(
             num_cpus=asked["CPU"], num_gpus=asked.get("GPU", 0), max_retries=0, scheduling_strategy=strategy
         )
-        files = self._shipped.get(task.job.data)
+        files = self._shipped.get(task.job.data_digest)
         ref = remote.remote(task.job, self._board, task.number, self._folders, files)
         self._running[ref] = task
 
@@ -149,11 +158,11 @@ class _Walk:
             found: Sequence[Outcome] = ray.get(ref)
         except ray.exceptions.RayError as error:
             if task.stopped:
-                return failed(task.job, f"Stopped after --timeout {self._timeout:g} seconds. Raise it.")
+                return failure_outcomes(task.job, f"Stopped after --timeout {self._timeout:g} seconds. Raise it.")
             reason = " ".join(str(error).split())[:500]
-            if isinstance(error, ray.exceptions.RayTaskError) or task.tries == TRIES:
-                return failed(task.job, f"Its worker failed, {task.tries} times in all: {reason}")
-            _log.warning("%s: its worker died and it begins again: %s", task.job.what, reason)
+            if isinstance(error, ray.exceptions.RayTaskError) or task.tries == MAX_ATTEMPTS:
+                return failure_outcomes(task.job, f"Its worker failed, {task.tries} times in all: {reason}")
+            _log.warning("%s: its worker died and it begins again: %s", task.job.label, reason)
             others = self._nodes(self._demanded(task.job), but=task.node)
             strategies = ray.util.scheduling_strategies
             elsewhere = strategies.NodeAffinitySchedulingStrategy(others[0], soft=True) if others else "SPREAD"
@@ -185,16 +194,16 @@ def _task(job: Job, board: Any, number: int, folders: Sequence[Path], files: dic
 
     def watch(*told: Any) -> None:
         nonlocal last
-        if time.monotonic() - last > LOOK:
+        if time.monotonic() - last > POLL_SECONDS:
             last = time.monotonic()
             board.tell.remote(number, node, told)
 
     try:
         for folder in folders:
-            registry.add("methods", folder)
-        return work(_unpacked(job, files) if files is not None else _at_hand(job), watch)
+            registry.add_folder("methods", folder)
+        return run_job(_unpacked(job, files) if files is not None else _at_hand(job), watch)
     except BenchError as error:
-        return failed(job, str(error))
+        return failure_outcomes(job, str(error))
 
 
 def _ray() -> Any:
@@ -222,7 +231,7 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _files(job: Job) -> set[Path]:
-    others = (*job.task.tests.values(), *job.task.held.values())
+    others = (*job.task.tests.values(), *job.task.calibration.values())
     samples = (*job.task.train, *(sample for samples in others for sample in samples))
     return {path for sample in samples for path in (sample.image, *sample.masks)}
 
@@ -231,13 +240,13 @@ def _shipped(ray: Any, jobs: Sequence[Job]) -> dict[str, Any]:
     """The contents of the jobs' files in the cluster's object store, once for all jobs on the same data."""
     paths: dict[str, set[Path]] = {}
     for job in jobs:
-        paths.setdefault(job.data, set()).update(_files(job))
+        paths.setdefault(job.data_digest, set()).update(_files(job))
     return {data: ray.put({str(path): path.read_bytes() for path in some}) for data, some in paths.items()}
 
 
 def _unpacked(job: Job, files: dict[str, bytes]) -> Job:
     """The job on files of this node, written there from what was shipped, once for all jobs on the same data."""
-    root = job.cache / "shipped" / job.data
+    root = job.cache / "shipped" / job.data_digest
 
     def here(path: Path) -> Path:
         parent = sha256(str(path.parent).encode(errors="surrogateescape")).hexdigest()[:12]
@@ -256,9 +265,9 @@ def _unpacked(job: Job, files: dict[str, bytes]) -> Job:
 
     tests, held = (
         {category: moved(samples) for category, samples in by_category.items()}
-        for by_category in (job.task.tests, job.task.held)
+        for by_category in (job.task.tests, job.task.calibration)
     )
-    return replace(job, task=replace(job.task, train=moved(job.task.train), tests=tests, held=held))
+    return replace(job, task=replace(job.task, train=moved(job.task.train), tests=tests, calibration=held))
 
 
 def _at_hand(job: Job) -> Job:

@@ -8,17 +8,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bench import registry
-from bench.config.method_specs import Choice, meant
+from bench import environment, registry
+from bench.config.method_specs import MethodSpec, check_setting_names
 from bench.config.options import Options
 from bench.config.plan import Plan
-from bench.config.settings import known, resolve
+from bench.config.settings import resolve
 from bench.data import images
-from bench.data.protocol import PROTOCOLS, Task, held_out, limited
+from bench.data.protocol import PROTOCOLS, Task, split_calibration, subsample
 from bench.dataset import Sample
-from bench.errors import BenchError
-from bench import environment
-from bench.execution.job import Done, Job, Outcome, Watch, heard, local, source
+from bench.errors import BenchError, check_known
+from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, capture_warnings, run_locally, source_hash
 from bench.method import Method, Preparation
 from bench.record import Record, Run, Selection
 from bench.store import Store
@@ -29,7 +28,7 @@ MAP_BYTES = {"float16": 2, "float32": 4, "none": 0}
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Schedule:
     """What a plan comes to, before anything is fitted.
 
     Attributes:
@@ -41,17 +40,17 @@ class Survey:
     """
 
     jobs: tuple[Job, ...]
-    found: tuple[Record, ...]
-    refused: dict[str, str]
+    existing: tuple[Record, ...]
+    skipped: dict[str, str]
     disk: int
     memory: dict[str, int]
 
 
-def run(plan: Plan, survey: Survey, watch: Watch) -> Iterator[Record]:
+def run_schedule(plan: Plan, schedule: Schedule, watch: ProgressCallback) -> Iterator[Record]:
     """Does the survey's jobs and yields each record when it stands in the store."""
     store = Store(plan.runs)
-    for job, outcomes in _executed(plan, survey.jobs, watch):
-        watch(job.what, "done", 1, 1, None)
+    for job, outcomes in _executed(plan, schedule.jobs, watch):
+        watch(job.label, "done", 1, 1, None)
         refused: list[str] = []
         for outcome in outcomes:
             try:
@@ -68,41 +67,41 @@ def _saved(store: Store, outcome: Outcome, plan: Plan) -> Record:
     """The outcome's record as it stands in the store; what was measured is not given up for a failure."""
     record = outcome.record
     if record.failure:
-        standing = store.find(record.run, record.data, record.category, record.selection)
+        standing = store.get(record.run, record.data_digest, record.category, record.selection)
         if standing and not standing.failure:
             return record
-    if outcome.answers is None and not record.failure:
-        return store.amend(record)  # only its times are new
-    return store.save(record, outcome.answers, maps=plan.options.maps, views=outcome.views, model=outcome.model)
+    if outcome.predictions is None and not record.failure:
+        return store.update(record)  # only its times are new
+    return store.save(record, outcome.predictions, maps=plan.options.maps, views=outcome.views, model=outcome.model)
 
 
-def _executed(plan: Plan, jobs: tuple[Job, ...], watch: Watch) -> Iterator[Done]:
+def _executed(plan: Plan, jobs: tuple[Job, ...], watch: ProgressCallback) -> Iterator[JobResult]:
     """The jobs, done by the executor that the plan names."""
     options = plan.options
     if options.executor == "ray":
-        from bench.execution.ray_executor import spread
+        from bench.execution.ray_executor import run_on_ray
 
         share, ship = options.gpus_per_task, options.ship_data
-        done = spread(jobs, watch, address=options.address, gpus=share, timeout=options.timeout, ship=ship)
+        done = run_on_ray(jobs, watch, address=options.address, gpus=share, timeout=options.timeout, ship=ship)
         yield from _told(done)
     elif options.executor == "process" or options.timeout:
-        from bench.execution.subprocess_executor import apart
+        from bench.execution.subprocess_executor import run_in_subprocess
 
-        yield from _told(apart(jobs, watch, timeout=options.timeout))
+        yield from _told(run_in_subprocess(jobs, watch, timeout=options.timeout))
     else:
-        yield from local(jobs, watch)
+        yield from run_locally(jobs, watch)
 
 
-def _told(done: Iterator[Done]) -> Iterator[Done]:
+def _told(done: Iterator[JobResult]) -> Iterator[JobResult]:
     """The same, with a word of what was warned of in another process, where nobody has heard it."""
     for job, outcomes in done:
         for warning in dict.fromkeys(said for outcome in outcomes for said in outcome.record.warnings):
             if warning not in job.warnings:
-                _log.warning("%s: %s", job.what, warning)
+                _log.warning("%s: %s", job.label, warning)
         yield job, outcomes
 
 
-def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bool = False) -> Survey:
+def make_schedule(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bool = False) -> Schedule:
     """Lists the samples, draws the tasks, and looks up what is done.
 
     force: do it all again. retry: do only those again that failed. thorough: time all of one model a method, the first
@@ -115,8 +114,10 @@ def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bo
         raise BenchError("No image is known to be held out of a released checkpoint's training. Leave --calibrate out.")
     methods, refused = _methods(plan)
     module = registry.load("datasets", options.dataset)
-    with heard() as said:  # of counts that aren't the official ones, missing masks and the like: records keep it
-        samples = _chosen(plan, module.samples(plan.root))
+    with (
+        capture_warnings() as said
+    ):  # of counts that aren't the official ones, missing masks and the like: records keep it
+        samples = _chosen(plan, module.samples(plan.data))
     tasks = [(k, seed, task) for k in _ks(plan) for seed in options.seed for task in _draw(plan, samples, k, seed)]
     tasks = tasks[:1] if thorough else tasks
     digests = _digests({task.name: task for _, _, task in tasks}, samples, refused)
@@ -124,9 +125,9 @@ def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bo
     _log.info("%d samples, %d task(s); listed and hashed in %.2f s", len(samples), len(tasks), perf_counter() - began)
     if plan.checkpoint and plan.checkpoint.is_file() and len(digests) > 1:
         raise BenchError(f"--checkpoint {plan.checkpoint} is one model; this plan has {len(digests)}. Give a folder.")
-    dataset = options.dataset if options.dataset != "folder" else f"folder-{plan.root.resolve().name}"
+    dataset = options.dataset if options.dataset != "folder" else f"folder-{plan.data.resolve().name}"
     store = Store(plan.runs)
-    failed = {_place(record.run, record.category) for record in store.walk() if record.failure} if retry else set()
+    failed = {_place(record.run, record.category) for record in store.records() if record.failure} if retry else set()
     jobs: list[Job] = []
     found: list[Record] = []
     memory: dict[str, int] = {}
@@ -136,9 +137,9 @@ def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bo
         for k, seed, task in tasks:
             data = digests[task.name]
             job = method.job(task, dataset=dataset, synthetic=module.SYNTHETIC, k=k, seed=seed, data=data)
-            job = _to_time(store, job) if thorough and not force else replace(job, thorough=thorough)
+            job = _to_time(store, job) if thorough and not force else replace(job, full_timing=thorough)
             done = [] if force else _done(store, job, kind, iterative=method.kind.iterative)
-            if any(record.source != method.source for record in done):
+            if any(record.source_hash != method.source_hash for record in done):
                 changed.add(name)
             found += done
             if not done and (not retry or any(_place(job.run, category) in failed for category in task.tests)):
@@ -148,22 +149,22 @@ def survey(plan: Plan, *, force: bool = False, retry: bool = False, thorough: bo
         _log.warning("The file of %s has changed since its records were made; --force makes them again.", name)
     disk = sum(_disk(job) for job in jobs)
     if jobs:
-        store.ready(disk)
-    return Survey(tuple(jobs), tuple(found), refused, disk, memory)
+        store.check_writable(disk)
+    return Schedule(tuple(jobs), tuple(found), refused, disk, memory)
 
 
 class _Method:
     """A method as one plan uses it: its class, and the settings of each task resolved."""
 
-    def __init__(self, plan: Plan, choice: Choice) -> None:
+    def __init__(self, plan: Plan, choice: MethodSpec) -> None:
         self.plan = plan
         self.choice = choice
         self.module = registry.load("methods", choice.method)
         self.kind: type[Method] = self.module.METHOD
-        self.source = source(self.module)
-        raw = {key: (value, f"profile {plan.profile}") for key, value in plan.shared.items()}
+        self.source_hash = source_hash(self.module)
+        raw = {key: (value, f"profile {plan.profile}") for key, value in plan.preprocessing.items()}
         shared, _ = resolve(Preparation, raw, "the profile's shared preparation")
-        self.preparation = self.kind.native if plan.options.preparation == "native" else shared
+        self.preprocessing = self.kind.native if plan.options.preprocessing == "native" else shared
         self._hashes: dict[str, dict[str, str]] = {}
         self._digests: dict[Path, str] = {}
         if plan.checkpoint:
@@ -175,7 +176,7 @@ class _Method:
 
     def settings(self, category: str) -> tuple[Any, dict[str, str]]:
         """The method's Settings for a category, or for "all", and the origin of each value."""
-        return self.choice.resolved(self.module.Settings, category)
+        return self.choice.resolve(self.module.Settings, category)
 
     def job(self, task: Task, *, dataset: str, synthetic: bool, k: int, seed: int, data: str) -> Job:
         """The job that fits this method on the task."""
@@ -193,28 +194,28 @@ class _Method:
             method=self.choice.method,
             title=self.choice.title,
             settings=_plain(settings),
-            preparation=asdict(self.preparation),
+            preprocessing=asdict(self.preprocessing),
             precision=options.precision,
-            inputs=self._inputs(settings),
+            file_hashes=self._inputs(settings),
             profile=plan.profile,
-            note=plan.note,
+            profile_note=plan.profile_note,
             calibrate=options.calibrate,
             resolution=options.resolution,
             compile=options.compile,
-            swept=list(self.choice.swept),
+            sweep_keys=list(self.choice.sweep_keys),
         )
-        common = replace(told, settings=_plain(shared), inputs=self._inputs(shared))
+        common = replace(told, settings=_plain(shared), file_hashes=self._inputs(shared))
         checkpoint = self._checkpoint(task)
         if checkpoint and plan.checkpoint:  # the file tells the runs apart, the folder the tables
-            told = replace(told, inputs=told.inputs | {"checkpoint": self._digest(checkpoint)})
-            common = replace(common, inputs=common.inputs | {"checkpoint": plan.checkpoint.name})
+            told = replace(told, file_hashes=told.file_hashes | {"checkpoint": self._digest(checkpoint)})
+            common = replace(common, file_hashes=common.file_hashes | {"checkpoint": plan.checkpoint.name})
         return Job(
             # One model for all categories is another one where the categories are others.
-            run=replace(told, variant=common.key(data if options.protocol == "unified" else "")),
+            run=replace(told, group_hash=common.key(data if options.protocol == "unified" else "")),
             task=task,
-            data=data,
-            rule="last" if checkpoint else options.selection,
-            every=options.every,
+            data_digest=data,
+            selection="last" if checkpoint else options.selection,
+            eval_every=options.eval_every,
             batch=options.batch,
             maps=options.maps,
             keep_model=options.keep_model,
@@ -258,14 +259,14 @@ class _Method:
 
     def memory(self, task: Task) -> int:
         """The method's own estimate of the peak bytes of that fit; 0 where it has none."""
-        return self.kind.memory(self.settings(task.name)[0], self.preparation.size, len(task.train)) or 0
+        return self.kind.memory(self.settings(task.name)[0], self.preprocessing.size, len(task.train)) or 0
 
 
 def _methods(plan: Plan) -> tuple[list[_Method], dict[str, str]]:
     """The methods that can run here, and why the others can't. Raises BenchError where none can."""
     found: list[_Method] = []
     refused: dict[str, str] = {}
-    for choice in plan.choices:
+    for choice in plan.method_specs:
         try:
             kind = registry.load("methods", choice.method).Settings
             variants = choice.variants(kind, one_at_a_time=plan.options.one_at_a_time)
@@ -276,7 +277,11 @@ def _methods(plan: Plan) -> tuple[list[_Method], dict[str, str]]:
             try:
                 found.append(_Method(plan, variant))
             except BenchError as refusal:
-                point = (f"{key}={variant.last[key][0]}" for key in variant.swept if key in variant.last)
+                point = (
+                    f"{key}={variant.method_overrides[key][0]}"
+                    for key in variant.sweep_keys
+                    if key in variant.method_overrides
+                )
                 refused[" ".join([choice.name, *point])] = str(refusal)
     if not found and len(set(refused.values())) == 1:
         raise BenchError(next(iter(refused.values())))
@@ -284,17 +289,17 @@ def _methods(plan: Plan) -> tuple[list[_Method], dict[str, str]]:
         _log.warning("%s is left out: %s", name, reason)
     if not found:
         raise BenchError(f"None of the methods can run here: {', '.join(refused)}. The lines above say why.")
-    meant(plan.choices, {method.choice.name: method.module.Settings for method in found})
+    check_setting_names(plan.method_specs, {method.choice.name: method.module.Settings for method in found})
     return found, refused
 
 
 def _chosen(plan: Plan, samples: list[Sample]) -> list[Sample]:
     """The samples of the plan's categories, in the plan's number."""
     options = plan.options
-    known(options.category, sorted({sample.category for sample in samples}), f"a category of {options.dataset}")
+    check_known(options.category, sorted({sample.category for sample in samples}), f"a category of {options.dataset}")
     if options.category:
         samples = [sample for sample in samples if sample.category in options.category]
-    return limited(samples, options.limit) if options.limit else samples
+    return subsample(samples, options.limit) if options.limit else samples
 
 
 def _ks(plan: Plan) -> tuple[int, ...]:
@@ -302,10 +307,10 @@ def _ks(plan: Plan) -> tuple[int, ...]:
 
 
 def _draw(plan: Plan, samples: list[Sample], k: int, seed: int) -> list[Task]:
-    known([plan.options.protocol], PROTOCOLS, "a protocol")
+    check_known([plan.options.protocol], PROTOCOLS, "a protocol")
     tasks = PROTOCOLS[plan.options.protocol](samples, k, seed)
     rate = plan.options.calibrate
-    return [held_out(task, rate, seed) for task in tasks] if rate else tasks
+    return [split_calibration(task, rate, seed) for task in tasks] if rate else tasks
 
 
 def device(options: Options) -> str:
@@ -325,7 +330,7 @@ def _digests(tasks: dict[str, Task], samples: list[Sample], refused: dict[str, s
     found: dict[str, str] = {}
     for name, task in tasks.items():
         try:
-            found[name] = images.contents([sample for sample in samples if sample.category in task.tests])
+            found[name] = images.content_hash([sample for sample in samples if sample.category in task.tests])
         except BenchError as refusal:
             if len(tasks) == 1:
                 raise
@@ -338,60 +343,64 @@ def _digests(tasks: dict[str, Task], samples: list[Sample], refused: dict[str, s
 
 def _place(run: Run, category: str) -> tuple[Any, ...]:
     """What a failed record and the job that repeats it share: all but files, which may have been mended."""
-    key = replace(run, inputs={}).key("")
-    return (run.dataset, run.protocol, run.k, run.seed, run.name, run.released, key, category)
+    key = replace(run, file_hashes={}).key("")
+    return (run.dataset, run.protocol, run.k, run.seed, run.name, run.is_released_checkpoint, key, category)
 
 
 def _done(store: Store, job: Job, kind: str, *, iterative: bool) -> list[Record]:
     """The records of the job if all of them stand in the store unfailed; else none."""
-    asked: tuple[Selection, ...] = ("last", "oracle") if job.rule == "both" else (job.rule,)
+    asked: tuple[Selection, ...] = ("last", "oracle") if job.selection == "both" else (job.selection,)
     found = []
     for selection in asked if iterative else ("last",):
         for category in job.task.tests:
-            record = store.find(job.run, job.data, category, selection)
+            record = store.get(job.run, job.data_digest, category, selection)
             if record is None or record.failure or not _as_asked(record, job, kind):
                 return []
             found.append(record)
-    title, swept = job.run.title, job.run.swept  # as this call names it
-    return [replace(record, run=replace(record.run, title=title, swept=swept)) for record in found]
+    title, swept = job.run.title, job.run.sweep_keys  # as this call names it
+    return [replace(record, run=replace(record.run, title=title, sweep_keys=swept)) for record in found]
 
 
 def _to_time(store: Store, job: Job) -> Job:
     """The job as one that times everything: of the model that stands in the store, where one does."""
-    job = replace(job, thorough=True)
+    job = replace(job, full_timing=True)
     category = next(iter(job.task.tests))
-    record = store.find(job.run, job.data, category, "last")
-    if len(job.task.tests) > 1 or record is None or record.failure or not record.stored.get("model"):
+    record = store.get(job.run, job.data_digest, category, "last")
+    if len(job.task.tests) > 1 or record is None or record.failure or not record.artifacts.get("model"):
         return job
-    return replace(job, kept=record, model=store.path(job.run, job.data, category, "last").with_suffix(".safetensors"))
+    return replace(
+        job,
+        existing_record=record,
+        saved_model=store.path(job.run, job.data_digest, category, "last").with_suffix(".safetensors"),
+    )
 
 
 def _as_asked(record: Record, job: Job, kind: str) -> bool:
     """Whether all that the job would store stands beside the record."""
-    if record.stored.get("maps") != job.maps:
+    if record.artifacts.get("maps") != job.maps:
         return False
     if record.selection == "oracle":
-        return record.every == job.every
-    if job.thorough and "network" not in record.latency:
+        return record.eval_every == job.eval_every
+    if job.full_timing and "network" not in record.latency:
         return False
-    if job.keep_model and not record.stored.get("model"):
+    if job.keep_model and not record.artifacts.get("model"):
         return False
     return not job.time or (bool(record.latency) and _same_clock(record, job, kind))
 
 
 def _same_clock(record: Record, job: Job, kind: str) -> bool:
     """Whether the latency was measured where the job would measure it: on such a device, with as many threads."""
-    on_gpu = "cuda" in record.machine
+    on_gpu = "cuda" in record.environment
     if kind == "cuda" or on_gpu:
         return kind == "cuda" and on_gpu
-    return record.machine.get("threads") == (job.threads or environment.threads())
+    return record.environment.get("threads") == (job.threads or environment.threads())
 
 
 def _disk(job: Job) -> int:
     """Estimated bytes of the answers: maps, packed masks and four cases of pictures a category."""
-    height, width = Preparation(**job.run.preparation).size
+    height, width = Preparation(**job.run.preprocessing).size
     pixels, count = height * width, sum(len(tests) for tests in job.task.tests.values())
-    both = 2 if job.rule == "both" else 1
+    both = 2 if job.selection == "both" else 1
     return both * count * pixels * MAP_BYTES[job.maps] + count * pixels // 8 + len(job.task.tests) * 4 * 3 * pixels
 
 

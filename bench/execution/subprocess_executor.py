@@ -16,20 +16,20 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from bench import registry
-from bench.execution.job import Done, Job, Outcome, Watch, failed, work
+from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, failure_outcomes, run_job
 
 TRACE_LINES = 6
 """How many lines of a dead child's traceback a record keeps."""
 
 
-def apart(jobs: Iterable[Job], watch: Watch, *, timeout: float = 0) -> Iterator[Done]:
+def run_in_subprocess(jobs: Iterable[Job], watch: ProgressCallback, *, timeout: float = 0) -> Iterator[JobResult]:
     """The outcomes of each job, done in a child process and stopped after `timeout` seconds (0: never)."""
     child: _Child | None = None
     try:
         for job in jobs:
             if child is None or not child.alive:
                 child = _Child()
-            yield job, child.work(job, watch, timeout)
+            yield job, child.run_job(job, watch, timeout)
     finally:
         if child is not None:
             child.end()
@@ -43,7 +43,9 @@ class _Child:
         with NamedTemporaryFile(prefix="maskbench-", suffix=".trace", delete=False) as file:
             self._trace = Path(file.name)
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, registry.folders("methods")[1:], self._trace))
+        self._process = context.Process(
+            target=_serve, args=(theirs, registry.plugin_folders("methods")[1:], self._trace)
+        )
         self._process.start()
         theirs.close()  # so that the pipe ends when the child does
 
@@ -51,27 +53,27 @@ class _Child:
     def alive(self) -> bool:
         return self._process.is_alive()
 
-    def work(self, job: Job, watch: Watch, timeout: float) -> Sequence[Outcome]:
+    def run_job(self, job: Job, watch: ProgressCallback, timeout: float) -> Sequence[Outcome]:
         """The job's outcomes; failed ones where the child dies of it or needs longer than `timeout` seconds."""
         end, phase = 0.0, "start"
         try:
             self._pipe.send(job)
             while True:
                 if end and not self._pipe.poll(max(0.0, end - time.monotonic())):
-                    return failed(job, self._stopped(timeout, phase))
+                    return failure_outcomes(job, self._stopped(timeout, phase))
                 told = self._pipe.recv()
                 if isinstance(told, list):
                     return told
                 if told == "begun":  # what it takes to start a process is no part of the job's time
                     end = time.monotonic() + timeout if timeout else 0.0
                 elif end and time.monotonic() > end:
-                    return failed(job, self._stopped(timeout, phase))
+                    return failure_outcomes(job, self._stopped(timeout, phase))
                 else:
                     phase = told[1]
                     watch(*told)
         except (EOFError, OSError):
             self._process.join()
-            return failed(job, self._died(phase))
+            return failure_outcomes(job, self._died(phase))
 
     def end(self) -> None:
         """Ends the child, whatever it does."""
@@ -113,9 +115,9 @@ def _serve(pipe: Connection, folders: Sequence[Path], trace: Path) -> None:
     faulthandler.enable(file)
     faulthandler.register(signal.SIGUSR1, file)
     for folder in folders:
-        registry.add("methods", folder)
+        registry.add_folder("methods", folder)
     with suppress(EOFError, BrokenPipeError):
         while True:
             job = pipe.recv()
             pipe.send("begun")
-            pipe.send(work(job, lambda *told: pipe.send(told)))
+            pipe.send(run_job(job, lambda *told: pipe.send(told)))
