@@ -37,7 +37,7 @@ def _repeatable() -> Iterator[None]:
 @pytest.fixture
 def data() -> Path:
     """The reference answers that are committed with the tests."""
-    return ROOT / "tests" / "data"
+    return ROOT / "tests" / "reference_data"
 
 
 @pytest.fixture
@@ -111,12 +111,12 @@ def _simulated(store: Store, method: str, category: str, seed: int, merit: float
             "method": method.lower(),
             "title": method,
             "settings": {"width": 8},
-            "preparation": {"height": 24, "width": 24},
+            "preprocessing": {"height": 24, "width": 24},
             "precision": "float32",
-            "inputs": {},
+            "file_hashes": {},
             "profile": "code",
-            "note": "",
-            "variant": "v",
+            "profile_note": "",
+            "group_hash": "v",
             **changed,
         }
     )

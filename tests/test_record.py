@@ -188,7 +188,7 @@ def test_a_run_that_is_no_table_is_refused(run: Any) -> None:
         read(run=run)
 
 
-@pytest.mark.parametrize("changed", [{"seed": None}, {"synthetic": 1}, {"settings": []}, {"inputs": {"a": 1}}])
+@pytest.mark.parametrize("changed", [{"seed": None}, {"synthetic": 1}, {"settings": []}, {"file_hashes": {"a": 1}}])
 def test_a_run_with_a_value_of_another_type_is_refused(changed: dict[str, Any]) -> None:
     (name,) = changed
     with pytest.raises(BenchError, match=f"In a run, {name} is "):
@@ -215,14 +215,14 @@ def test_the_key_covers_what_decides_the_answers_and_nothing_else() -> None:
     changed = [
         {"settings": RUN.settings | {"lr": 2e-3}},
         {"method": "memory"},
-        {"preparation": {"height": 32, "width": 64}},
+        {"preprocessing": {"height": 32, "width": 64}},
         {"precision": "bfloat16"},
-        {"inputs": {"resnet18": "cd34"}},
+        {"file_hashes": {"resnet18": "cd34"}},
         {"limit": 5},
     ]
     keys = {replace(RUN, **each).key("d1") for each in changed} | {RUN.key("d1"), RUN.key("d2")}
     assert len(keys) == len(changed) + 2
-    told = {"title": "x", "note": "x", "profile": "x", "variant": "x", "seed": 7, "name": "x"}
+    told = {"title": "x", "profile_note": "x", "profile": "x", "group_hash": "x", "seed": 7, "name": "x"}
     assert replace(RUN, **told).key("d1") == RUN.key("d1")
 
 

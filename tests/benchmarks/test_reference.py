@@ -10,7 +10,7 @@ import torch
 
 from bench.methods.parts.backbone import Backbone
 
-REFERENCE = Path(__file__).resolve().parent.parent / "benchmarks" / "reference"
+REFERENCE = Path(__file__).resolve().parents[2] / "benchmarks" / "reference"
 
 
 def reference(name: str) -> ModuleType:
@@ -28,7 +28,9 @@ def aminet() -> torch.nn.Module:
     mean, std = (values.flatten().tolist() for values in (backbone.mean, backbone.std))
     build = reference("aminet").AMINet
     network = build(backbone.network, 176, width=48, depth=2, clusters=4, mean=mean, std=std)
-    released = torch.load(Path(__file__).parent / "data" / "aminet_released_form.pth", weights_only=True)["state_dict"]
+    released = torch.load(
+        Path(__file__).resolve().parents[1] / "reference_data" / "aminet_released_form.pth", weights_only=True
+    )["state_dict"]
     own = {key.removeprefix("Roncon_model."): value for key, value in released.items() if key.startswith("Roncon")}
     lacking = network.load_state_dict(own, strict=False)
     assert not lacking.unexpected_keys

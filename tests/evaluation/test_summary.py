@@ -119,7 +119,7 @@ def test_latency_is_a_cell_like_any_other() -> None:
         {"k": 4},
         {"name": "alias"},
         {"title": "Other"},
-        {"variant": "v2"},
+        {"group_hash": "v2"},
         {"selection": "oracle"},
     ],
     ids=str,
@@ -130,7 +130,7 @@ def test_what_differs_is_never_averaged(changed: dict[str, object]) -> None:
 
 
 def test_oracle_and_last_of_one_fit_stand_apart() -> None:
-    found = groups([record("bolt", 0, 0.5), record("bolt", 0, 0.75, selection="oracle", every=10)])
+    found = groups([record("bolt", 0, 0.5), record("bolt", 0, 0.75, selection="oracle", eval_every=10)])
     assert [(group.selection, group.cell("bolt", "image_auroc").mean) for group in found] == [
         ("last", 0.5),
         ("oracle", 0.75),
@@ -174,7 +174,7 @@ def test_milliseconds_have_three_digits() -> None:
 
 def test_marks_say_all_that_a_reader_must_know() -> None:
     assert table_notes(only([record("bolt")])) == []
-    told = {"synthetic": True, "note": "small profile", "limit": 5, "inputs": {"net": "random"}}
+    told = {"synthetic": True, "profile_note": "small profile", "limit": 5, "file_hashes": {"net": "random"}}
     group = only([record("bolt", protocol="kshot", k=4, **told)])
     assert table_notes(group) == [
         "synthetic data",
@@ -187,20 +187,20 @@ def test_marks_say_all_that_a_reader_must_know() -> None:
 
 def test_the_machine_is_told_with_its_threads_where_it_is_a_processor() -> None:
     timed = {"median_ms": 2.0}
-    on_cpu = record("bolt", machine={"device": "Xeon", "threads": 2}, latency=timed)
+    on_cpu = record("bolt", environment={"device": "Xeon", "threads": 2}, latency=timed)
     assert latency_device(only([on_cpu])) == "latency: batch 1, network to map and score, Xeon, 2 threads"
-    on_gpu = record("tile", machine={"device": "H100", "threads": 2, "cuda": "13"}, latency=timed)
+    on_gpu = record("tile", environment={"device": "H100", "threads": 2, "cuda": "13"}, latency=timed)
     assert latency_device(only([on_gpu])) == "latency: batch 1, network to map and score, H100"
     assert latency_device(only([on_cpu, on_gpu])).endswith("H100 and Xeon, 2 threads")
     assert latency_device(only([record("bolt")])).endswith("not measured")
 
 
 def test_what_the_call_set_and_what_is_missing_is_marked() -> None:
-    origin = {"settings.epochs": "--set", "settings.width": "default", "preparation": "--preparation"}
+    origin = {"settings.epochs": "--set", "settings.width": "default", "preprocessing": "--preparation"}
     prepared = {"height": 256, "width": 256, "resample": "bilinear", "crop": 224}
-    run = {"settings": {"epochs": 1, "width": 8}, "preparation": prepared, "precision": "bfloat16"}
+    run = {"settings": {"epochs": 1, "width": 8}, "preprocessing": prepared, "precision": "bfloat16"}
     missing = {"pixel_auroc": "no masks", "aupro_30": "no masks"}
-    assert table_notes(only([record("bolt", origin=origin, missing=missing, **run)])) == [
+    assert table_notes(only([record("bolt", origin=origin, undefined_metrics=missing, **run)])) == [
         "in bfloat16",
         "prepared to 256 x 256, bilinear, centre 224",
         "set: epochs=1",
@@ -209,7 +209,7 @@ def test_what_the_call_set_and_what_is_missing_is_marked() -> None:
 
 
 def test_a_calibrated_run_and_one_at_original_resolution_say_so() -> None:
-    group = only([record("bolt", calibrate=0.1, resolution="original", error=2e-6), record("nut", calibrate=0.1,
+    group = only([record("bolt", calibrate=0.1, resolution="original", metric_error_bound=2e-6), record("nut", calibrate=0.1,
                   resolution="original")])  # fmt: skip
     assert table_notes(group) == [
         "threshold for a false positive rate of 0.1, set by good images held out of training",
@@ -222,7 +222,7 @@ def test_a_calibrated_run_and_one_at_original_resolution_say_so() -> None:
 
 def test_categories_that_lack_a_metric_for_one_reason_share_a_sentence() -> None:
     untimed = [record(name, 0, 0.5) for name in ("bolt", "gear")]
-    bare = record("tile", 0, 0.5, missing={"latency": "no GPU"})
+    bare = record("tile", 0, 0.5, undefined_metrics={"latency": "no GPU"})
     group = only([*untimed, bare, record("nut", failure="out of memory\nat line 3")])
     assert missing_reasons(group, ["bolt", "gear", "nut", "tile", "wire"], LATENCY) == [
         "failed in nut, seed 0: out of memory",

@@ -17,7 +17,7 @@ from bench.execution.job import Job, run_locally
 from bench.record import Record
 from bench.store import Store
 
-ODD = Path(__file__).parent / "odd"
+ODD = Path(__file__).resolve().parents[1] / "plugins"
 
 
 @pytest.fixture(autouse=True)

@@ -84,7 +84,7 @@ def test_visa_follows_its_one_class_split(visa_root: Path, caplog) -> None:
 
 
 def test_a_class_index_in_a_visa_mask_is_defect(visa_root: Path) -> None:
-    (defective,) = (sample for sample in visa.samples(visa_root) if sample.anomalous)
+    (defective,) = (sample for sample in visa.samples(visa_root) if sample.is_anomalous)
     assert np.argwhere(defect_mask(defective, NATIVE)).tolist() == [[1, 2]]
 
 

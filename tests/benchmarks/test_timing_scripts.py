@@ -10,7 +10,7 @@ import torch
 
 from bench.evaluation import timing
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def _learned(module: ModuleType) -> int:
     """Trainable numbers of the small AMI-Net."""
     settings = module.aminet.Settings(backbone="random:resnet18", width=32, heads=2, depth=1, patch=2, jitter=True)
     setup = module.Setup((64, 64), torch.device("cpu"), 0)
-    return int(module.aminet.AMINet(settings, setup).facts()["trainable_parameters"])
+    return int(module.aminet.AMINet(settings, setup).method_info()["trainable_parameters"])
 
 
 def test_a_floor_is_the_larger_of_computing_and_moving(script) -> None:

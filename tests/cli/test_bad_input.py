@@ -26,7 +26,7 @@ from bench.errors import BenchError
 from bench.execution import schedule
 from bench.store import Store
 
-ODD = Path(__file__).parent / "odd"
+ODD = Path(__file__).resolve().parents[1] / "plugins"
 RUN = ("run", "--dataset", "folder", "--data", "parts", "--profile", "check", "--no-time", "--threads", "1",
        "--protocol", "one-for-one")  # fmt: skip
 

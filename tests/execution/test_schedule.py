@@ -122,10 +122,10 @@ def test_every_method_sees_the_same_draw(parts: Path) -> None:
 
 
 def test_the_oracle_writes_its_own_record(parts: Path) -> None:
-    plan = planned(parts, method="aminet", selection="both", every=1, category="bolt", protocol="kshot", k=2)
+    plan = planned(parts, method="aminet", selection="both", eval_every=1, category="bolt", protocol="kshot", k=2)
     assert [(record.selection, record.eval_every) for record in ran(plan)] == [("last", 0), ("oracle", 1)]
     assert schedule.make_schedule(plan).jobs == ()
-    other = planned(parts, method="aminet", selection="both", every=2, category="bolt", protocol="kshot", k=2)
+    other = planned(parts, method="aminet", selection="both", eval_every=2, category="bolt", protocol="kshot", k=2)
     assert len(schedule.make_schedule(other).jobs) == 1
 
 

@@ -121,7 +121,7 @@ def test_each_epochs_threshold_is_set_by_the_images_held_out(task: Task) -> None
 
 def test_without_defects_there_is_no_precision_and_the_record_says_why(task: Task) -> None:
     good = {"part": tuple(sample for sample in task.tests["part"] if not sample.is_anomalous)}
-    fit, (last,) = fitted(replace(task, tests=good, calibration={"part": task.train[1:]}), "last", calibrate=0.5)
+    fit, (last,) = fitted(replace(task, test_files=good, calibration={"part": task.train[1:]}), "last", calibrate=0.5)
     assert fit.evaluate(last).undefined["image_fpr"] == "no defective images"
 
 

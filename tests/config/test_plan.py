@@ -24,7 +24,7 @@ METHODS = ("floor", "inpaint", "memory")
 TABLES: dict[str, Any] = {
     "paths": {"runs": "results", "data": {"real": "~/real"}, "methods": ["mine", "~/ours"]},
     "profile": {
-        "demo": {"note": "small", "dataset": "drawn", "k": [4], "set": {"inpaint": {"lr": 1}}},
+        "demo": {"profile_note": "small", "dataset": "drawn", "k": [4], "set": {"inpaint": {"lr": 1}}},
         "paper": {"dataset": "real", "set": {"inpaint": {"lr": 2, "width": 768, "depth": 8}}},
     },
     "campaign": {
@@ -179,7 +179,7 @@ def test_a_wrong_value_of_a_setting_tells_where_it_stands() -> None:
         ({"profile": {"mine": {"seeds": [0]}}}, r"'seeds' is not a key of \[profile\.mine\]\. Did you mean 'seed'"),
         ({"profile": {"mine": {"about": "x"}}}, r"'about' is not a key of \[profile\.mine\]"),
         ({"profile": {"mine": 3}}, r"\[profile\.mine\] is a table"),
-        ({"profile": {"mine": {"note": 3}}}, r"profile\.mine\.note is text"),
+        ({"profile": {"mine": {"profile_note": 3}}}, r"profile\.mine\.note is text"),
         ({"profile": {"mine": {"set": {"inpaint": 3}}}}, r"\[profile\.mine\.set\.inpaint\] is a table"),
         ({"campaign": {"mine": {"shared": {}}}}, r"'shared' is not a key of \[campaign\.mine\]"),
         ({"campaign": {"mine": {"profile": ["demo"]}}}, r"campaign\.mine\.profile is text"),
@@ -342,7 +342,7 @@ def test_every_shipped_profile_and_campaign_makes_a_plan(tmp_path: Path) -> None
     for profile in shipped.names("profile"):
         assert (
             make_plan(shipped, methods, said={}, profile=profile).profile_note
-            == shipped.tables["profile"][profile]["note"]
+            == shipped.tables["profile"][profile]["profile_note"]
         )
     for campaign in shipped.names("campaign"):
         assert make_plan(shipped, methods, said={}, campaign=campaign).campaign == campaign

@@ -85,7 +85,7 @@ def patches_of(method: AMINet, images: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def released() -> tuple[AMINet, Tensor, dict[str, np.ndarray]]:
-    data = Path(__file__).parent / "data"
+    data = Path(__file__).resolve().parents[1] / "reference_data"
     settings = Settings(backbone="tf_efficientnet_lite0", width=48, depth=2, clusters=4)
     method = from_released_checkpoint(data / "aminet_released_form.pth", settings, Setup((256, 256), CPU, seed=0))
     with np.load(data / "aminet_reference.npz") as file:

@@ -15,7 +15,7 @@ from bench.execution import schedule
 from bench.record import Record
 from bench.store import Store
 
-FIXTURE = Path(__file__).parent / "data" / "aminet_released_form.pth"
+FIXTURE = Path(__file__).resolve().parents[1] / "reference_data" / "aminet_released_form.pth"
 SIZES = {"width": "48", "heads": "12", "depth": "2", "clusters": "4", "backbone": "tf_efficientnet_lite0"}
 
 

@@ -103,7 +103,7 @@ def test_a_run_killed_fifty_times_ends_as_an_undisturbed_one(parts: Path, tmp_pa
 def test_ctrl_c_keeps_what_is_finished_whoever_executes(parts: Path, executor: str) -> None:
     if executor == "ray":
         pytest.importorskip("ray", reason="needs Ray: pip install 'maskbench[ray]'")
-    odd = Path(__file__).parent / "odd"
+    odd = Path(__file__).resolve().parents[1] / "plugins"
     (parts.parent / "bench.toml").write_text(f'[paths]\nmethods = ["{odd}"]\ncache = "cache"\n', "utf-8")
     words = [sys.executable, "-m", "bench", "run", "--dataset", "folder", "--data", "parts", "--profile", "check",
              "--protocol", "one-for-one", "--category", "bolt", "--no-time", "--threads", "1", "--method",

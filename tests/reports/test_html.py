@@ -57,7 +57,14 @@ class Elements(HTMLParser):
 
 
 def test_whatever_a_name_holds_is_text(simulate: Simulate) -> None:
-    changed = {"title": ODD, "name": "a", "note": ODD, "profile": ODD, "settings": {ODD: ODD}, "inputs": {ODD: ODD}}
+    changed = {
+        "title": ODD,
+        "name": "a",
+        "profile_note": ODD,
+        "profile": ODD,
+        "settings": {ODD: ODD},
+        "file_hashes": {ODD: ODD},
+    }
     store = simulate(("<b>bolt</b>", '"><i>'), ("A",), **changed)
     for record in list(store.records()):
         told = {"facts": {ODD: ODD}, "machine": {ODD: ODD}, "command": ODD, "warnings": [ODD], "commit": ODD}

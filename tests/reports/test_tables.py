@@ -252,7 +252,7 @@ def test_the_last_epoch_of_a_method_that_chose_on_the_test_set_is_not_verified()
 
 
 @pytest.mark.parametrize(
-    "changed", [{"note": "demo"}, {"limit": 3}, {"synthetic": True}, {"inputs": {"net": "random"}}]
+    "changed", [{"profile_note": "demo"}, {"limit": 3}, {"synthetic": True}, {"file_hashes": {"net": "random"}}]
 )
 def test_reduced_runs_verify_nothing(changed: dict[str, object]) -> None:
     assert {each.agrees for each in judged(whole(selection="oracle", **changed))} == {None}

@@ -94,7 +94,7 @@ def test_the_set_is_drawn_once_and_listed_in_the_common_layout(tmp_path: Path) -
     assert len(found) == sum(2 + len(defects) for _, defects in demo.PRODUCTS.values())
     assert [folder.name for folder in root.iterdir()] == [f"drawing-{demo.VERSION}"]
     for sample in found:
-        assert len(sample.masks) == sample.anomalous
+        assert len(sample.masks) == sample.is_anomalous
         with Image.open(sample.image) as image:
             assert (image.size, image.mode, image.format) == ((256, 256), "RGB", "PNG")
         for mask in sample.masks:

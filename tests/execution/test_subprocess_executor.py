@@ -16,7 +16,7 @@ from bench.execution.job import Job, failure_outcomes, run_locally
 from bench.record import Record
 from bench.store import Store
 
-ODD = Path(__file__).parent / "odd"
+ODD = Path(__file__).resolve().parents[1] / "plugins"
 TIMED = {"seconds", "latency", "memory", "started"}
 
 

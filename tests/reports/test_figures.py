@@ -50,7 +50,9 @@ def figures(store: Store) -> list[Figure]:
 def test_every_figure_is_drawn_in_three_formats_and_sheets_as_photographs(simulate: Simulate) -> None:
     simulate(("bolt", "cap", "disc"), ("A", "B", "C"), (0, 1), protocol="kshot", k=2)
     simulate(("bolt", "cap", "disc"), ("A", "B", "C"), (0, 1), protocol="kshot", k=4)
-    store = simulate(("bolt", "cap", "disc"), ("A",), (0, 1), protocol="kshot", k=4, settings={"width": 9}, variant="w")
+    store = simulate(
+        ("bolt", "cap", "disc"), ("A",), (0, 1), protocol="kshot", k=4, settings={"width": 9}, group_hash="w"
+    )
     found = figures(store)
     kinds = {figure.kind for figure in found if figure.files}
     assert kinds == {"speed", "k", "heat", "ranks", "ablation", "epochs", "roc", "pro", "scores", "sheet"}
@@ -97,10 +99,10 @@ def test_a_command_asked_again_has_each_option_once() -> None:
 
 
 def test_an_ablation_needs_runs_that_differ_in_one_setting_alone(simulate: Simulate) -> None:
-    simulate(("bolt",), ("A",), settings={"width": 8, "depth": 1}, variant="1")
-    simulate(("bolt",), ("A",), settings={"width": 4, "depth": 1}, variant="2")
-    store = simulate(("bolt",), ("A",), settings={"width": 2, "depth": 3}, variant="3")
-    simulate(("bolt",), ("A",), settings={"width": 16, "depth": 1}, calibrate=0.1, variant="4")
+    simulate(("bolt",), ("A",), settings={"width": 8, "depth": 1}, group_hash="1")
+    simulate(("bolt",), ("A",), settings={"width": 4, "depth": 1}, group_hash="2")
+    store = simulate(("bolt",), ("A",), settings={"width": 2, "depth": 3}, group_hash="3")
+    simulate(("bolt",), ("A",), settings={"width": 16, "depth": 1}, calibrate=0.1, group_hash="4")
     panels = comparisons._swept(groups(store.records()))
     assert [(setting, [value for value, _ in own]) for _, setting, own in panels] == [("width", [4, 8])]
 
@@ -166,7 +168,7 @@ def test_cases_have_the_rank_of_their_score_and_a_hundredth_of_normal_pixels_lie
     (each,) = evidence.gathered(groups(store.records()), store).values()
     by_name = {case.name: case for case in each.cases}
     assert list(by_name) == ["best", "median", "worst", "good"]
-    assert by_name["best"].score == each.scores[each.anomalous].max()
+    assert by_name["best"].score == each.scores[each.is_anomalous].max()
     assert by_name["worst"].place == 1 + int((each.scores > by_name["worst"].score).sum())
     assert by_name["good"].mask is not None
     assert not by_name["good"].mask.any()

@@ -95,7 +95,7 @@ def test_the_official_counts_of_mvtec_have_the_published_sums() -> None:
 
 
 def test_the_counts_of_mvtec_are_those_of_the_published_table() -> None:
-    table = Path(__file__).parent.parent / "reports" / "published" / "mvtec_ad_counts.csv"
+    table = Path(__file__).resolve().parents[2] / "reports" / "published" / "mvtec_ad_counts.csv"
     rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
     assert {row[0]: tuple(map(int, row[1:4])) for row in rows if row[0] != "total"} == mvtec.COUNTS
 
@@ -138,7 +138,7 @@ def test_own_images_may_have_any_usual_extension_in_any_case(tmp_path: Path) -> 
     put(tmp_path, "lid/ground_truth/dent/e_mask.PNG", "lid/ground_truth/dent/f.bmp", "lid/ground_truth/dent/g_mask.tif")
     found = folder.samples(tmp_path)
     assert [sample.image.name for sample in found if sample.split == "train"] == ["a.PNG", "b.Jpeg", "c.TIF", "d.webp"]
-    masks = {sample.image.name: [mask.name for mask in sample.masks] for sample in found if sample.anomalous}
+    masks = {sample.image.name: [mask.name for mask in sample.masks] for sample in found if sample.is_anomalous}
     assert masks == {"e.JPG": ["e_mask.PNG"], "f.tiff": ["f.bmp"], "g.png": ["g_mask.tif"]}
 
 
@@ -296,7 +296,7 @@ def test_real_inspection_images_are_found(shared: Path, caplog) -> None:
     found = folder.samples(root)
     tally = {name: sum(sample.category == name for sample in found) for name in {sample.category for sample in found}}
     assert tally == {"bottle": 292, "capsule": 338, "kolektorsdd": 399, "magnetic_tile": 1340, "tire": 322}
-    assert all(bool(sample.masks) == sample.anomalous for sample in found)
+    assert all(bool(sample.masks) == sample.is_anomalous for sample in found)
     assert warnings(caplog) == []
     mvtec.samples(root / "mvtec")
     assert "capsule: officially 219 train, 23 good test" in warnings(caplog)[0]

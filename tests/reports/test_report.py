@@ -282,7 +282,7 @@ def test_a_metric_that_a_category_lacks_has_no_mean_gap(store: Store) -> None:
 
 def test_in_a_sweep_each_gap_is_of_a_point_that_is_named(store: Store) -> None:
     for clusters in (2, 3):
-        point = {"settings": {"clusters": clusters}, "swept": ("clusters",), "variant": f"v{clusters}"}
+        point = {"settings": {"clusters": clusters}, "swept": ("clusters",), "group_hash": f"v{clusters}"}
         for selection, every in (("last", 0), ("oracle", 10)):
             save(store, "A", "bolt", 1, selection=selection, every=every, **point)
     text = rendered(store)
