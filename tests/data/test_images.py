@@ -251,7 +251,7 @@ def test_every_size_becomes_the_size_of_the_preparation(
     assert (found.height, found.width) == preparation.size
 
 
-@pytest.mark.parametrize("preprocessing", [Preparation(0, 4), Preparation(4, -1), Preparation(4, 4, crop=5)])
+@pytest.mark.parametrize("preparation", [Preparation(0, 4), Preparation(4, -1), Preparation(4, 4, crop=5)])
 def test_a_preparation_that_makes_no_image_is_refused(preparation: Preparation) -> None:
     with pytest.raises(BenchError, match="at least 1 x 1"):
         FileImages([], preparation)
@@ -351,7 +351,7 @@ def test_a_softened_mask_at_its_own_size_is_the_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "preprocessing", "part"),
+    ("size", "preparation", "part"),
     [
         ((900, 700), Preparation(256, 256), (0, 0, 900, 700)),
         ((8, 4), Preparation(4, 4, keep_aspect=True), (2, 0, 6, 4)),
