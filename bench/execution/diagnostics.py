@@ -73,7 +73,7 @@ def _sound(module: ModuleType, root: Path, progress: Callable[[int, int], None])
         samples = module.samples(root)
     categories = len({sample.category for sample in samples})
     told = f"{module.TITLE}: {len(samples)} images in {categories} categor{'y' if categories == 1 else 'ies'}, {root}"
-    return [CheckResult(told), *dataset_checks.inspect(samples, said, progress)]
+    return [CheckResult(told), *dataset_checks.check_dataset(samples, said, progress)]
 
 
 def _reader(folder: Path) -> ModuleType:
