@@ -14,7 +14,7 @@ from bench.config import Options, Plan
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.executor import Done, Job, Outcome, Watch, heard, local, source
-from bench.method import Method, Preparation
+from bench.method import Method, Preprocessing
 from bench.protocol import PROTOCOLS, Task, held_out, limited
 from bench.record import Record, Run, Selection
 from bench.settings import known, resolve
@@ -159,7 +159,7 @@ class _Method:
         self.kind: type[Method] = self.module.METHOD
         self.source = source(self.module)
         raw = {key: (value, f"profile {plan.profile}") for key, value in plan.shared.items()}
-        shared, _ = resolve(Preparation, raw, "the profile's shared preparation")
+        shared, _ = resolve(Preprocessing, raw, "the profile's shared preparation")
         self.preparation = self.kind.native if plan.options.preparation == "native" else shared
         self._hashes: dict[str, dict[str, str]] = {}
         self._digests: dict[Path, str] = {}
@@ -386,7 +386,7 @@ def _same_clock(record: Record, job: Job, kind: str) -> bool:
 
 def _disk(job: Job) -> int:
     """Estimated bytes of the answers: maps, packed masks and four cases of pictures a category."""
-    height, width = Preparation(**job.run.preparation).size
+    height, width = Preprocessing(**job.run.preparation).size
     pixels, count = height * width, sum(len(tests) for tests in job.task.tests.values())
     both = 2 if job.rule == "both" else 1
     return both * count * pixels * MAP_BYTES[job.maps] + count * pixels // 8 + len(job.task.tests) * 4 * 3 * pixels

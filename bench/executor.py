@@ -26,7 +26,7 @@ from bench import machine, registry, timing
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.images import FileImages, read
-from bench.method import Method, Precision, Preparation, Setup
+from bench.method import Method, Precision, Preprocessing, Setup
 from bench.protocol import Task
 from bench.record import Answers, Maps, Record, Run, Selection
 from bench.runner import Answer, Fit, Rule, cases
@@ -149,7 +149,7 @@ def _blank(job: Job, started: datetime) -> Record:
 
 def _do(job: Job, blank: Record, watch: Watch) -> list[Outcome]:
     module, setup, make = made(job)
-    device, preparation = setup.device, Preparation(**job.run.preparation)
+    device, preparation = setup.device, Preprocessing(**job.run.preparation)
 
     def load(samples: Sequence[Sample]) -> FileImages:
         return FileImages(samples, preparation)
@@ -196,7 +196,7 @@ def made(job: Job) -> tuple[ModuleType, Setup, Callable[[], Method]]:
     machine.seed_everything(seed)
     module = registry.load("methods", job.run.method)
     precision: Precision = job.run.precision  # type: ignore[assignment]  # the config has checked it
-    size, device = Preparation(**job.run.preparation).size, machine.device(job.device)
+    size, device = Preprocessing(**job.run.preparation).size, machine.device(job.device)
     if machine.emulates(device, precision):
         _log.warning("This processor only emulates %s, which is far slower than float32.", precision)
     setup = Setup(size, device, seed, job.weights, job.cache / "features", precision, job.run.compile)
@@ -210,7 +210,7 @@ def _timed(job: Job, kept: Record, model: Path) -> Outcome:
     _, setup, make = made(job)
     method = make()
     method.restore(load_file(model))
-    images = FileImages(job.task.tests[kept.category], Preparation(**job.run.preparation))
+    images = FileImages(job.task.tests[kept.category], Preprocessing(**job.run.preparation))
     with torch.no_grad():
         return Outcome(replace(kept, latency=_latency(job, method, images, setup.device)))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bench.errors import BenchError
-from bench.method import Preparation, Resample
+from bench.method import Preprocessing, Resample
 
 OPSET = 18
 IMAGE, PREPARED = "image", "prepared"
@@ -40,7 +40,7 @@ class _Graph:
         return name
 
 
-def preparation_graph(preparation: Preparation) -> onnx.ModelProto:
+def preparation_graph(preparation: Preprocessing) -> onnx.ModelProto:
     """`image` (H, W, 3) uint8 RGB of any size -> `prepared` (1, 3, h, w) float32 in [0, 1], as `images.prepare`.
 
     Raises BenchError for nearest neighbours, whose choice hangs on how Pillow sums up its steps.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.method import Preparation, Resample
+from bench.method import Preprocessing, Resample
 
 KEPT_BYTES = 2 << 30
 """Decoded images are kept in memory, as bytes, up to so much a task; the rest is decoded again at each walk."""
@@ -38,7 +38,7 @@ class FileImages:
     Meets `bench.method.Images`; each file is decoded once while the budget lasts.
     """
 
-    def __init__(self, samples: Sequence[Sample], preparation: Preparation) -> None:
+    def __init__(self, samples: Sequence[Sample], preparation: Preprocessing) -> None:
         self.samples = tuple(samples)
         self.preparation = preparation
         self._kept: dict[int, NDArray[np.uint8]] = {}
@@ -103,13 +103,13 @@ def contents(samples: Sequence[Sample]) -> str:
     return whole.hexdigest()
 
 
-def read(sample: Sample, preparation: Preparation) -> Tensor:
+def read(sample: Sample, preparation: Preprocessing) -> Tensor:
     """(1, 3, h, w) RGB in [0, 1]: the sample's file, decoded and prepared anew."""
     with _told(sample.image, "An image"):
         return _tensor(_prepared(sample.image, preparation)[None])
 
 
-def _prepared(path: Path, preparation: Preparation) -> NDArray[np.uint8]:
+def _prepared(path: Path, preparation: Preprocessing) -> NDArray[np.uint8]:
     """(3, h, w): channels are brought to the front once, not at each walk."""
     return np.asarray(prepare(decode(path), preparation)).transpose(2, 0, 1).copy()
 
@@ -129,7 +129,7 @@ def decode(path: Path) -> Image.Image:
         return _colours(image)
 
 
-def defects(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
+def defects(sample: Sample, preparation: Preprocessing) -> NDArray[np.bool_]:
     """(h, w), True on the defect pixels of all the sample's masks, prepared as its image but by nearest neighbour.
 
     A mask that reaches above half of its range is cut there, so that soft edges and JPEG's noise do not count; one that
@@ -145,7 +145,7 @@ def defects(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
     return found
 
 
-def softened(sample: Sample, preparation: Preparation) -> NDArray[np.uint8]:
+def softened(sample: Sample, preparation: Preprocessing) -> NDArray[np.uint8]:
     """(h, w), the masks of `defects` in 255ths after a bilinear resize, the highest of several."""
     found = np.zeros(preparation.size, dtype=np.uint8)
     for path in sample.masks:
@@ -162,7 +162,7 @@ class Originals:
     counts, in whole pixels.
     """
 
-    def __init__(self, samples: Sequence[Sample], preparation: Preparation) -> None:
+    def __init__(self, samples: Sequence[Sample], preparation: Preprocessing) -> None:
         self.samples = tuple(samples)
         self._sizes = [_size(sample.image) for sample in samples]
         self._parts = [shown(size, preparation) for size in self._sizes]
@@ -190,7 +190,7 @@ class Originals:
         return found[top:bottom, left:right]
 
 
-def shown(size: tuple[int, int], preparation: Preparation) -> tuple[int, int, int, int]:
+def shown(size: tuple[int, int], preparation: Preprocessing) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of what the input shows of an image of (width, height), in its own whole pixels."""
     width, height = _resized(size, preparation)
     rows, columns = preparation.size
@@ -203,7 +203,7 @@ def shown(size: tuple[int, int], preparation: Preparation) -> tuple[int, int, in
     return left, top, right, bottom
 
 
-def prepare(image: Image.Image, preparation: Preparation, resample: Resample | None = None) -> Image.Image:
+def prepare(image: Image.Image, preparation: Preprocessing, resample: Resample | None = None) -> Image.Image:
     """Resizes and cuts as the preparation says; `resample` overrides its filter (masks: "nearest").
 
     Raises ValueError where an image is so long and thin that keeping its aspect would make it huge.
@@ -223,7 +223,7 @@ def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).float().div_(255)
 
 
-def _resized(size: tuple[int, int], preparation: Preparation) -> tuple[int, int]:
+def _resized(size: tuple[int, int], preparation: Preprocessing) -> tuple[int, int]:
     """(width, height) before anything is cut out. Raises ValueError as `prepare` does."""
     width, height = preparation.width, preparation.height
     if preparation.keep_aspect:

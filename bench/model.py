@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from bench import machine, registry
 from bench.errors import BenchError
 from bench.executor import source
-from bench.method import Method, Precision, Preparation, Setup
+from bench.method import Method, Precision, Preprocessing, Setup
 from bench.record import Record
 from bench.settings import resolve
 from bench.store import Store
@@ -33,9 +33,9 @@ class Kept:
     method: Method
 
     @property
-    def preparation(self) -> Preparation:
+    def preparation(self) -> Preprocessing:
         """How a file becomes an input of the method."""
-        return Preparation(**self.record.run.preparation)
+        return Preprocessing(**self.record.run.preparation)
 
 
 def find(run: str, runs: Path, category: str | None = None) -> Path:
@@ -94,7 +94,7 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Kept:
     seed = machine.seed_of(run.seed, "all" if run.protocol == "unified" else record.category)
     machine.seed_everything(seed)
     method: Method = module.METHOD(
-        settings, Setup(Preparation(**run.preparation).size, on, seed, weights, cache / "features", precision)
+        settings, Setup(Preprocessing(**run.preparation).size, on, seed, weights, cache / "features", precision)
     )
     model = path.with_suffix(".safetensors")
     try:

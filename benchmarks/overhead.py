@@ -22,7 +22,7 @@ from bench import campaign, config, registry
 from bench.config import Plan
 from bench.executor import made
 from bench.images import FileImages
-from bench.method import Preparation
+from bench.method import Preprocessing
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = config.cache_folder(config.read()) / "demo"  # drawn once, also for the bench itself
     known = campaign.survey(plan())
     (job,) = known.jobs
-    samples, preparation = job.task.tests[options.category], Preparation(**job.run.preparation)
+    samples, preparation = job.task.tests[options.category], Preprocessing(**job.run.preparation)
 
     def benched() -> None:
         asked = plan()

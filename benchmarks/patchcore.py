@@ -21,7 +21,7 @@ from torch import Tensor
 from bench import campaign, config, registry
 from bench.executor import made
 from bench.images import FileImages
-from bench.method import Preparation
+from bench.method import Preprocessing
 from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, greedy_coreset
 
@@ -74,7 +74,7 @@ def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
         paths={"data": options.data, "weights": options.weights},
     )
     (job,) = campaign.survey(plan, force=True).jobs
-    method, preparation = made(replace(job, device="cpu"))[2](), Preparation(**job.run.preparation)
+    method, preparation = made(replace(job, device="cpu"))[2](), Preprocessing(**job.run.preparation)
     assert isinstance(method, PatchCore)
     method.fit(FileImages(job.task.train, preparation), lambda *_: None)
     bank, samples = method._fitted(), job.task.tests[options.category]

@@ -18,7 +18,7 @@ from interleaved import write
 from bench import campaign, config, registry
 from bench.executor import made
 from bench.images import FileImages
-from bench.method import Method, Preparation
+from bench.method import Method, Preprocessing
 from bench.metrics import judge
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     said |= {"dataset": options.dataset}
     plan = config.plan(config.read(), registry.names("methods"), said=said, paths={"data": options.data})
     (job,) = campaign.survey(plan, force=True).jobs
-    run, preparation = job.run, Preparation(**job.run.preparation)
+    run, preparation = job.run, Preprocessing(**job.run.preparation)
     exact = made(job)[2]()
     exact.fit(FileImages(job.task.train, preparation), lambda *_: None)
     half = type(exact)(exact.settings, replace(exact.setup, precision=options.precision))

@@ -13,7 +13,7 @@ from bench.config import Plan
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.images import FileImages, Originals
-from bench.method import Preparation, Setup
+from bench.method import Preprocessing, Setup
 from bench.record import Record
 from bench.store import Store
 
@@ -28,7 +28,7 @@ def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: obje
 
 def prepared(parts: Path, files: list[str]) -> FileImages:
     samples = [Sample(parts / name, "bolt", "train") for name in files]
-    return FileImages(samples, Preparation(64, 64))
+    return FileImages(samples, Preprocessing(64, 64))
 
 
 def ran(plan: Plan, **options: bool) -> list[Record]:
@@ -244,7 +244,7 @@ def test_at_original_resolution_pixels_are_those_of_the_files(parts: Path) -> No
     assert record.metrics == expected
     # They can be had again from what is stored and the files.
     samples = campaign.survey(plan, force=True).jobs[0].task.tests["bolt"]
-    originals = Originals(samples, Preparation(**record.run.preparation))
+    originals = Originals(samples, Preprocessing(**record.run.preparation))
     assert runner.judge(answers, originals=originals).values == expected
     at_input = ran(planned(parts, category="bolt"))[0]
     assert at_input.run.key("d") != record.run.key("d")

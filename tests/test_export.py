@@ -11,7 +11,7 @@ from bench import config, contract, machine, registry
 from bench.errors import BenchError
 from bench.images import prepare
 from bench.machine import seed_everything
-from bench.method import Preparation, Setup
+from bench.method import Preprocessing, Setup
 from bench.model import Kept
 from bench.record import Record, Run
 
@@ -27,7 +27,7 @@ SIZES = ((64, 64), (40, 50), (201, 333), (500, 90))
 def test_the_graph_prepares_an_image_of_any_size_as_pillow_does(resample: str, form: dict) -> None:
     from bench.graph import IMAGE, preparation_graph
 
-    preparation = Preparation(48, 64, resample, **form)  # type: ignore[arg-type]
+    preparation = Preprocessing(48, 64, resample, **form)  # type: ignore[arg-type]
     session = onnxruntime.InferenceSession(preparation_graph(preparation).SerializeToString())
     generator = np.random.default_rng(0)
     for rows, columns in SIZES:
@@ -45,7 +45,7 @@ def test_a_resize_by_nearest_neighbours_is_refused() -> None:
     from bench.graph import preparation_graph
 
     with pytest.raises(BenchError, match="this run's is nearest"):
-        preparation_graph(Preparation(48, 64, "nearest"))
+        preparation_graph(Preprocessing(48, 64, "nearest"))
 
 
 def kept(name: str, where: Path) -> Kept:

@@ -12,7 +12,7 @@ from PIL import Image
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.images import FileImages
-from bench.method import Method, Prediction, Preparation, Setup
+from bench.method import Method, Prediction, Preprocessing, Setup
 from bench.protocol import Task
 from bench.record import Answers
 from bench.runner import Fit, cases, check, judge
@@ -67,7 +67,7 @@ def task(tmp_path: Path) -> Task:
 def fitted(task: Task, rule: str, every: int = 1, kind: type[Turning] = Turning, **options: object) -> tuple[Fit, list]:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     setup = Setup((8, 8), torch.device("cpu"), 0)
-    load = lambda samples: FileImages(samples, Preparation(8, 8))
+    load = lambda samples: FileImages(samples, Preprocessing(8, 8))
     make = lambda: kind(Settings(), setup)
     fit = Fit(task, make, load, torch.device("cpu"), rule=rule, every=every, batch=2, maps="float16", **options)
     return fit, list(fit.answers(lambda *_: None))
