@@ -11,11 +11,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, overload
 
-from bench import config, summary
-from bench.console import configured, talk
+from bench.cli.console import load_configuration, status
+from bench.config.plan import make_plan
 from bench.errors import BenchError
+from bench.evaluation import summary
 from bench.record import Record
-from bench.store import Store, framed
+from bench.store import Store, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ class Results(Sequence[Record]):
     def __repr__(self) -> str:
         """How many there are of each method."""
         titles = dict.fromkeys(record.run.title for record in self)
-        return f"<{summary.counted(self)} of {', '.join(titles) or 'nothing'}, {len(self.failed)} failed>"
+        return f"<{summary.count_label(self)} of {', '.join(titles) or 'nothing'}, {len(self.failed)} failed>"
 
     @property
     def failed(self) -> "Results":
@@ -58,7 +59,7 @@ class Results(Sequence[Record]):
 
     def frame(self) -> "pd.DataFrame":
         """A row a record: what was asked (`dataset`, `settings.<name>`, ...), `metrics.<name>`, seconds, latency."""
-        return framed(self)
+        return to_frame(self)
 
     def figure(self, metric: str = "image_auroc") -> "Figure":
         """A metric in percent by category, and its mean, a colour a method; bars are standard deviations over seeds.
@@ -83,7 +84,7 @@ class Results(Sequence[Record]):
                 [categories.index(category) + offset for category in there],
                 xerr=[100 * (cell.std or 0) for cell in there.values()],
                 fmt="osD^vPX"[number % 7],
-                label=fill("; ".join([summary.heading(group), *summary.marks(group)]), 80),
+                label=fill("; ".join([summary.heading(group), *summary.table_notes(group)]), 80),
             )
         axes.set_yticks(range(len(categories)), categories)
         axes.set_ylim(len(categories) - 0.5, -0.5)
@@ -128,12 +129,13 @@ def run(
 
     Raises BenchError for what the command refuses.
     """
-    from bench import campaign as walk
-    from bench import registry, screen
+    from bench import registry
+    from bench.cli import progress_display
+    from bench.execution import schedule as walk
 
-    known = configured()
+    known = load_configuration()
     paths = {"data": data, "weights": weights, "runs": runs, "checkpoint": checkpoint}
-    plan = config.plan(
+    plan = make_plan(
         known,
         registry.names("methods"),
         said={"method": method, **options},
@@ -144,11 +146,11 @@ def run(
         paths={key: Path(path) for key, path in paths.items() if path},
         command="bench.run(...)",
     )
-    survey = walk.survey(plan, force=force, retry=retry_failed)
-    return Results([*survey.found, *screen.work(talk, plan, survey)])
+    survey = walk.make_schedule(plan, force=force, retry=retry_failed)
+    return Results([*survey.existing, *progress_display.run_with_progress(status, plan, survey)])
 
 
 def records(runs: str | Path | None = None) -> Results:
     """All records in the store: that folder, or the one that bench.toml names."""
-    folder = Path(runs).expanduser() if runs else configured().path("runs") or Path("runs")
-    return Results(Store(folder).walk())
+    folder = Path(runs).expanduser() if runs else load_configuration().path("runs") or Path("runs")
+    return Results(Store(folder).records())

@@ -37,6 +37,6 @@ class Sample:
     masks: tuple[Path, ...] = ()
 
     @property
-    def anomalous(self) -> bool:
+    def is_anomalous(self) -> bool:
         """Whether the image shows a defect."""
         return self.defect != GOOD

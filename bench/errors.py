@@ -1,8 +1,41 @@
-"""The one error that a user can mend."""
+"""The error that a user can fix, the check of names, and the result of a check."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
 
 
 class BenchError(Exception):
-    """What a user can mend: the rule, what came instead, and the mend, in one line.
+    """An error that a user can fix: what must hold, what was given, how to fix it.
 
-    The command line prints it in red and exits with code 2; nothing else is caught there.
+    The command line prints it in red and exits with code 2; it catches no other exception.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result of one check of a method, a data set or a machine.
+
+    Attributes:
+        requirement: what is checked, as a sentence.
+        problem: what violates it and how to fix that; "" if nothing does.
+        required: False if the requirement is optional: a problem is then a hint, and no failure.
+    """
+
+    requirement: str
+    problem: str = ""
+    required: bool = True
+
+
+def check_known(given: Iterable[str], names: Iterable[str], what: str) -> None:
+    """Raise BenchError for the first given key that is not one of the names; `what` is what the key must be."""
+    names = tuple(names)
+    for key in given:
+        if key not in names:
+            raise BenchError(f"'{key}' is not {what}.{suggestion(key, names)} Known: {', '.join(names) or 'none'}.")
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return the text "Did you mean 'x'?" with a leading space for the closest of the names, "" if none is close."""
+    close = get_close_matches(name, list(names), 1, 0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

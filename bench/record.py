@@ -16,7 +16,7 @@ from bench.errors import BenchError
 SCHEMA = 2
 
 _FIRST = {
-    "run": "dataset synthetic protocol k seed limit name method title settings preparation precision inputs profile "
+    "run": "dataset synthetic protocol k seed limit name method title settings preprocessing precision inputs profile "
     "note variant",
     "record": "run category data selection every epoch failure metrics missing error losses curve seconds latency "
     "memory facts machine stored train tests origin command source commit started warnings",
@@ -51,7 +51,7 @@ class Run:
         method: the file in methods/ that it is: "aminet".
         title: as tables print it: "AMI-Net‡".
         settings: every value of the method's Settings, resolved.
-        preparation: how files became inputs, resolved.
+        preprocessing: how files became inputs, resolved.
         precision: of the network.
         inputs: hashes of other files that decide the answer: the backbone's weights; "checkpoint" of a released model.
         profile: the profile of bench.toml that the values began with.
@@ -70,30 +70,30 @@ class Run:
     method: str
     title: str
     settings: dict[str, Any]
-    preparation: dict[str, Any]
+    preprocessing: dict[str, Any]
     precision: str
-    inputs: dict[str, str]
+    file_hashes: dict[str, str]
     profile: str
-    note: str
-    variant: str = ""
+    profile_note: str
+    group_hash: str = ""
     calibrate: float = 0.0
     resolution: Resolution = "input"
     compile: bool = False
-    swept: list[str] = field(default_factory=list)
+    sweep_keys: list[str] = field(default_factory=list)
 
     @property
-    def over(self) -> str:
+    def sweep_label(self) -> str:
         """The swept settings and their values, as tables print them: "clusters=4, depth=2"; "" outside a sweep."""
-        return ", ".join(f"{name}={self.settings.get(name)}" for name in self.swept)
+        return ", ".join(f"{name}={self.settings.get(name)}" for name in self.sweep_keys)
 
     @property
-    def released(self) -> bool:
+    def is_released_checkpoint(self) -> bool:
         """Whether the model is its authors' checkpoint, and was not trained here."""
-        return "checkpoint" in self.inputs
+        return "checkpoint" in self.file_hashes
 
     def key(self, data: str) -> str:
         """Short hash of what decides the numbers besides the seed; `data` is the digest of the images."""
-        decisive = [self.method, self.settings, self.preparation, self.precision, self.inputs, self.limit, data]
+        decisive = [self.method, self.settings, self.preprocessing, self.precision, self.file_hashes, self.limit, data]
         if self.calibrate:
             decisive.append({"calibrate": self.calibrate})
         if self.resolution != "input":
@@ -142,30 +142,30 @@ class Record:
 
     run: Run
     category: str
-    data: str
+    data_digest: str
     selection: Selection = "last"
-    every: int = 0
+    eval_every: int = 0
     epoch: int = 0
     failure: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    undefined_metrics: dict[str, str] = field(default_factory=dict)
     threshold: float | None = None
     pixel_threshold: float | None = None
-    error: float = 0.0
+    metric_error_bound: float = 0.0
     losses: list[float] = field(default_factory=list)
-    curve: list[dict[str, float]] = field(default_factory=list)
+    metrics_by_epoch: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     latency: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)
-    stored: dict[str, Any] = field(default_factory=dict)
-    train: list[str] = field(default_factory=list)
-    held: list[str] = field(default_factory=list)
-    tests: list[str] = field(default_factory=list)
+    method_info: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, Any] = field(default_factory=dict)
+    train_files: list[str] = field(default_factory=list)
+    calibration_files: list[str] = field(default_factory=list)
+    test_files: list[str] = field(default_factory=list)
     origin: dict[str, str] = field(default_factory=dict)
     command: str = ""
-    source: str = ""
+    source_hash: str = ""
     commit: str = ""
     started: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -198,7 +198,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answers:
+class Predictions:
     """The raw answers for the n test images of one category, and the truth beside them.
 
     Attributes:
@@ -216,22 +216,22 @@ class Answers:
     scores: NDArray[np.float64]
     maps: NDArray[np.float32] | None
     masks: NDArray[np.bool_]
-    known: NDArray[np.bool_]
-    soft: NDArray[np.uint8] | None = None
+    has_pixel_labels: NDArray[np.bool_]
+    soft_masks: NDArray[np.uint8] | None = None
 
     @property
-    def anomalous(self) -> NDArray[np.bool_]:
+    def is_anomalous(self) -> NDArray[np.bool_]:
         """(n,) the label of each image, from its kind of defect."""
         return np.array([defect != GOOD for defect in self.defects], dtype=np.bool_)
 
-    def rounded(self, maps: Maps) -> "Answers":
+    def rounded(self, maps: Maps) -> "Predictions":
         """As they will be read back from the store; recorded metrics are computed from these."""
         if maps != "float16" or self.maps is None:
             return self
-        return replace(self, maps=widened(*halved(self.maps)))
+        return replace(self, maps=to_float32(*to_float16(self.maps)))
 
 
-def halved(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
+def to_float16(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
     """The maps in half precision, and the power of two by which they are to be multiplied.
 
     The power brings the largest magnitude, as rounded, into [2^14, 2^15), far from half precision's subnormal end: a
@@ -244,7 +244,7 @@ def halved(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
     return _scaled(maps, -power, np.float16), power
 
 
-def widened(halves: NDArray[np.float16], power: int) -> NDArray[np.float32]:
+def to_float32(halves: NDArray[np.float16], power: int) -> NDArray[np.float32]:
     """The maps that `halved` made small, in single precision."""
     return _scaled(halves, power, np.float32)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from bench.errors import BenchError
-from bench.settings import nearest
+from bench.errors import BenchError, suggestion
 
 Kind = Literal["methods", "datasets", "reports"]
 
@@ -23,7 +22,13 @@ _EXTRAS = ("anomalib",)  # packages that an extra of the same name brings
 
 def names(kind: Kind) -> list[str]:
     """The plug-ins of a kind, sorted. None of them is imported; sub-folders are not plug-ins."""
-    return sorted({file.stem for folder in folders(kind) for file in folder.glob("[!_.]*.py")})
+    return sorted({file.stem for folder in plugin_folders(kind) for file in folder.glob("[!_.]*.py")})
+
+
+def source_file(kind: Kind, name: str) -> Path | None:
+    """Return the file of a plug-in, or None if there is none; it is not imported."""
+    paths = (folder / f"{name}.py" for folder in plugin_folders(kind)) if name in names(kind) else ()
+    return next((path for path in paths if path.is_file()), None)
 
 
 def load(kind: Kind, name: str) -> ModuleType:
@@ -34,7 +39,7 @@ def load(kind: Kind, name: str) -> ModuleType:
     """
     if name not in names(kind):
         there = names(kind)
-        raise BenchError(f"{kind}/ has no '{name}'.{nearest(name, there)} There are: {', '.join(there)}.")
+        raise BenchError(f"{kind}/ has no '{name}'.{suggestion(name, there)} There are: {', '.join(there)}.")
     try:
         module = import_module(f"bench.{kind}.{name}")
     except ModuleNotFoundError as error:
@@ -61,14 +66,14 @@ def _broken(kind: Kind, name: str) -> BenchError:
     return BenchError(f"{kind}/{name}.py can't be imported; mend the file. It says:\n" + "\n".join(last))
 
 
-def add(kind: Kind, folder: Path) -> None:
+def add_folder(kind: Kind, folder: Path) -> None:
     """Plug-ins in that folder are found as well, after the shipped ones.
 
     Raises BenchError where there is no such folder, or where a file in it has the name of a plug-in from elsewhere.
     """
     if not folder.is_dir():
         raise BenchError(f"[paths] {kind} names folders of plug-ins; {folder} is none. Make it, or mend the path.")
-    folder, found = folder.resolve(), folders(kind)
+    folder, found = folder.resolve(), plugin_folders(kind)
     if folder in found:
         return
     twice = sorted({file.stem for file in folder.glob("[!_.]*.py")} & set(names(kind)))
@@ -78,6 +83,6 @@ def add(kind: Kind, folder: Path) -> None:
     import_module(f"bench.{kind}").__path__ = [*map(str, found), str(folder)]
 
 
-def folders(kind: Kind) -> list[Path]:
+def plugin_folders(kind: Kind) -> list[Path]:
     """Where plug-ins of a kind are looked for: a process that begins anew is told those that were added."""
     return [Path(folder).resolve() for folder in import_module(f"bench.{kind}").__path__]

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Use = Literal["never", "beside", "inside"]
+FigurePlacement = Literal["never", "beside", "inside"]
 """How a report shows figures: not at all, as files beside it where it is written to a folder, or within its text."""
 
-FOLDER = "figures"
+FIGURES_FOLDER = "figures"
 """Of the figures' files, beside the text that shows them."""
 
 

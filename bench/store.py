@@ -31,14 +31,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.errors import BenchError
-from bench.record import Answers, Maps, Record, Run, Selection, halved, widened
+from bench.record import Maps, Predictions, Record, Run, Selection, to_float16, to_float32
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _log = logging.getLogger(__name__)
 
-ABANDONED = 3600
+STALE_SECONDS = 3600
 """Seconds after which a file beside its place is what a killed process left, and is removed."""
 
 
@@ -54,7 +54,7 @@ class Store:
         folder = self.root / run.dataset / protocol / run.name.replace(":", "-") / run.key(data) / f"seed{run.seed}"
         return folder / (f"{category}.oracle.json" if selection == "oracle" else f"{category}.json")
 
-    def find(self, run: Run, data: str, category: str, selection: Selection) -> Record | None:
+    def get(self, run: Run, data: str, category: str, selection: Selection) -> Record | None:
         """The record that stands there; None where none does or where it can't be read."""
         path = self.path(run, data, category, selection)
         try:
@@ -65,7 +65,7 @@ class Store:
     def save(
         self,
         record: Record,
-        answers: Answers | None,
+        answers: Predictions | None,
         *,
         maps: Maps = "float16",
         views: Mapping[str, NDArray[np.uint8]] | None = None,
@@ -76,14 +76,14 @@ class Store:
         Returns the record as written. Raises BenchError where a value can't be written, or the folder not be written
         to; what stood there before then stands still, and what could not be written is kept in a temporary folder.
         """
-        path = self.path(record.run, record.data, record.category, record.selection)
+        path = self.path(record.run, record.data_digest, record.category, record.selection)
         files = {path.with_suffix(".safetensors"): model} if model is not None else {}
-        record = replace(record, stored=record.stored | {"model": model is not None})
+        record = replace(record, artifacts=record.artifacts | {"model": model is not None})
         if answers is not None:
             kept: Maps = "none" if answers.maps is None else maps
             packed = _pack(answers, kept)
             files[path.with_suffix(".npz")] = packed
-            record = replace(record, stored=record.stored | {"maps": kept, "sha256": sha256(packed).hexdigest()})
+            record = replace(record, artifacts=record.artifacts | {"maps": kept, "sha256": sha256(packed).hexdigest()})
         for name, picture in (views or {}).items():
             if Path(name).name != name:
                 raise BenchError(f"A picture's name is part of a file's; '{name}' can't be. Rename it in explain.")
@@ -99,13 +99,13 @@ class Store:
             ) from error
         return record
 
-    def amend(self, record: Record) -> Record:
+    def update(self, record: Record) -> Record:
         """Writes a record anew over the one that stands there, whose answers, pictures and model stay as they are."""
-        place = self.path(record.run, record.data, record.category, record.selection)
+        place = self.path(record.run, record.data_digest, record.category, record.selection)
         _write(place, record.to_json().encode(), {}, self.root)
         return record
 
-    def ready(self, needed: int = 0) -> None:
+    def check_writable(self, needed: int = 0) -> None:
         """Raises BenchError where nothing can be written here, or where less than `needed` bytes are free."""
         place = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
         try:
@@ -132,7 +132,7 @@ class Store:
             return "There was no room elsewhere either: this result is lost, and the same call makes it again."
         return f"This result is kept in {root}: copy what is in it into {self.root}."
 
-    def walk(self, below: Path | None = None) -> Iterator[Record]:
+    def records(self, below: Path | None = None) -> Iterator[Record]:
         """All records, in the order of their paths. One that can't be read is told and passed over.
 
         below: only the record of that path, or those in that folder.
@@ -143,42 +143,42 @@ class Store:
             if record is not None:
                 yield record
 
-    def answers(self, record: Record, *, maps: bool = True) -> Answers:
+    def predictions(self, record: Record, *, maps: bool = True) -> Predictions:
         """The raw answers of a record; without `maps` these stay unread.
 
         Raises BenchError where they are gone or are not what the record names.
         """
-        path = self.path(record.run, record.data, record.category, record.selection).with_suffix(".npz")
+        path = self.path(record.run, record.data_digest, record.category, record.selection).with_suffix(".npz")
         try:
             packed = path.read_bytes()
         except OSError as error:
             raise BenchError(f"Answers lie beside their record; {path} can't be read ({error.strerror}).") from error
-        if sha256(packed).hexdigest() != record.stored.get("sha256"):
+        if sha256(packed).hexdigest() != record.artifacts.get("sha256"):
             raise BenchError(f"{path} is not the file that its record names. Run it again with --force.")
         with np.load(io.BytesIO(packed), allow_pickle=False) as found:
             shape = found["shape"].tolist()
             bits = np.unpackbits(found["masks"], count=math.prod(shape)).reshape(shape)
             kept = None
             if maps and "maps" in found:
-                kept = widened(found["maps"], int(found["exponent"])) if "exponent" in found else found["maps"]
-            return Answers(
+                kept = to_float32(found["maps"], int(found["exponent"])) if "exponent" in found else found["maps"]
+            return Predictions(
                 files=tuple(found["files"].tolist()),
                 defects=tuple(found["defects"].tolist()),
                 scores=found["scores"],
                 maps=kept,
                 masks=bits.view(np.bool_),
-                known=found["known"],
-                soft=_soft(found["soft"], found["soft_at"], bits) if "soft" in found else None,
+                has_pixel_labels=found["known"],
+                soft_masks=_soft(found["soft"], found["soft_at"], bits) if "soft" in found else None,
             )
 
     def views(self, record: Record) -> dict[str, Path]:
         """The pictures stored with a record, by name."""
-        folder = _views(self.path(record.run, record.data, record.category, record.selection))
+        folder = _views(self.path(record.run, record.data_digest, record.category, record.selection))
         return {path.stem: path for path in sorted(folder.glob("*.png"))}
 
-    def frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> "pd.DataFrame":
         """A row a record: what was asked (`dataset`, `settings.<name>`, ...), `metrics.<name>`, seconds, latency."""
-        return framed(self.walk())
+        return to_frame(self.records())
 
     def _read(self, path: Path) -> Record | None:
         try:
@@ -186,13 +186,13 @@ class Store:
         except (OSError, UnicodeDecodeError, BenchError) as error:
             _log.warning("%s is left out: %s", path, error)
             return None
-        if self.path(record.run, record.data, record.category, record.selection) != path:
+        if self.path(record.run, record.data_digest, record.category, record.selection) != path:
             _log.warning("%s is left out: its values are not those of its place. Remove it.", path)
             return None
         return record
 
 
-def framed(records: Iterable[Record]) -> "pd.DataFrame":
+def to_frame(records: Iterable[Record]) -> "pd.DataFrame":
     """A row a record, as `Store.frame` says."""
     import pandas as pd
 
@@ -204,23 +204,26 @@ def _views(path: Path) -> Path:
     return path.parent / "views" / path.stem
 
 
-def _pack(answers: Answers, maps: Maps) -> bytes:
+def _pack(answers: Predictions, maps: Maps) -> bytes:
     """The answers as an npz file, the same bytes for the same answers."""
     arrays: dict[str, Any] = {
         "files": np.array(answers.files),
         "defects": np.array(answers.defects),
         "scores": answers.scores,
-        "known": answers.known,
+        "known": answers.has_pixel_labels,
         "shape": np.array(answers.masks.shape),
         "masks": np.packbits(answers.masks),
     }
     if answers.maps is not None and maps == "float32":
         arrays["maps"] = answers.maps
     elif answers.maps is not None and maps == "float16":
-        arrays["maps"], arrays["exponent"] = halved(answers.maps)
-    if answers.soft is not None:  # but for their edges the masks are these as well
-        at = np.flatnonzero(answers.soft != answers.masks * np.uint8(255))
-        arrays["soft"], arrays["soft_at"] = answers.soft.ravel()[at], at.astype(np.min_scalar_type(answers.soft.size))
+        arrays["maps"], arrays["exponent"] = to_float16(answers.maps)
+    if answers.soft_masks is not None:  # but for their edges the masks are these as well
+        at = np.flatnonzero(answers.soft_masks != answers.masks * np.uint8(255))
+        arrays["soft"], arrays["soft_at"] = (
+            answers.soft_masks.ravel()[at],
+            at.astype(np.min_scalar_type(answers.soft_masks.size)),
+        )
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
@@ -277,5 +280,5 @@ def _tidy(places: Iterable[Path]) -> None:
     for place in places:
         for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > ABANDONED:
+                if time.time() - left.stat().st_mtime > STALE_SECONDS:
                     left.unlink()

@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import machine, registry
+from bench import environment, registry
+from bench.data.images import FileImages
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.images import FileImages
+from bench.evaluation.timing import Clock, latency, milliseconds, parameters
 from bench.method import Method, Preprocessing, Setup
 from bench.methods import aminet, patchcore
 from bench.methods.parts.backbone import find
-from bench.timing import Clock, latency, milliseconds, parameters
 
 PAPERS = "wide_resnet50_2.tv_in1k"
 TARGETS = {"aminet_latency_ms": 2.5, "aminet_fit_s": 60.0, "patchcore_fit_s": 20.0, "patchcore_latency_ms": 5.0}
@@ -48,7 +48,7 @@ Costs = Callable[[Method], dict[str, float]]
 
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     asked = _asked(words)
-    device = machine.device(asked.device)
+    device = environment.device(asked.device)
     size = 64 if asked.small else 256
     backbone = "random:resnet18" if asked.small else _backbone(asked.weights)
     setup = Setup((size, size), device, seed=0, weights=asked.weights, precision=asked.precision)
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         told = {
             "what": "small: shows only that the script works" if asked.small else "paper size",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine.describe(device),
+            "machine": environment.describe(device),
             "precision": setup.precision,
             "images": {"count": len(images), "source": "MVTec AD" if _official(asked) else f"drawn, {side} x {side}"},
             "backbone": {"tag": backbone, "weights": find(backbone, asked.weights).source},
@@ -86,12 +86,12 @@ def fitted(
 ) -> dict[str, dict[str, Any]]:
     """The seconds of a fit and the latency of what it fitted, each with its floor and its peak memory."""
     device, clock = method.setup.device, Clock(method.setup.device)
-    machine.reset_peak(device)
+    environment.reset_peak(device)
     with clock("fit"):
         method.fit(images, lambda *_: None)
-    fit_memory = machine.peak_memory(device)
+    fit_memory = environment.peak_memory(device)
     some = torch.cat(list(images.batches(1, torch.arange(min(8, len(images)))))).to(device)
-    machine.reset_peak(device)
+    environment.reset_peak(device)
     with torch.no_grad():
         found = latency(method, some, warmup=30, passes=100)
         with FlopCounterMode(display=False) as counter:
@@ -105,7 +105,7 @@ def fitted(
         f"{name}_fit_s": _row(clock.seconds["fit"], fit_floor, costs["flops"], costs["bytes"], fit_memory),
         f"{name}_latency_ms": {
             **_row(found["median_ms"], 1000 * pass_floor, counter.get_total_flops(), bytes_a_pass,
-                   machine.peak_memory(device)),
+                   environment.peak_memory(device)),
             **found,
         },
     }  # fmt: skip
@@ -135,7 +135,7 @@ def _network_floor(settings: aminet.Settings, setup: Setup, images: FileImages) 
     """FLOPs and bytes of AMI-Net's fit: features once an image, then a step of 8 images again and again."""
 
     def costs(method: Method) -> dict[str, float]:
-        batch = FileImages(images.samples[: settings.batch], images.preparation)
+        batch = FileImages(images.samples[: settings.batch], images.preprocessing)
 
         def counted(epochs: int) -> int:
             with FlopCounterMode(display=False) as counter:

@@ -1,7 +1,7 @@
 """How fast images come: `python benchmarks/loading.py`.
 
 A walk over PNG files as a method that is fitted makes it: the first decodes and resizes them, every later one takes
-them as bytes from memory, where `bench.images` keeps up to 2 GiB a task (10,922 images of 256 x 256 pixels).
+them as bytes from memory, where `bench.data.images` keeps up to 2 GiB a task (10,922 images of 256 x 256 pixels).
 """
 
 import argparse
@@ -13,8 +13,8 @@ import numpy as np
 from interleaved import compared, interleave, told, write
 from PIL import Image, ImageFilter
 
+from bench.data.images import FileImages
 from bench.dataset import GOOD, Sample
-from bench.images import FileImages
 from bench.method import Preprocessing
 
 

@@ -1,6 +1,6 @@
 """How fast the pixel metrics are beside what one would otherwise run: `python benchmarks/metrics.py`.
 
-The same drawn maps go through `bench.metrics.judge` (AUROC, AP, F1-max and AUPRO in one call) and through
+The same drawn maps go through `bench.evaluation.metrics.judge` (AUROC, AP, F1-max and AUPRO in one call) and through
 scikit-learn's `roc_auc_score`, `average_precision_score` and `precision_recall_curve` plus an AUPRO by sorting all
 pixels, which is how MVTec's own evaluation goes about it. Both take turns (A B A B), and medians are told. The floor is
 numpy's sort of as many numbers as there are pixels: what any way that sorts them all must pay at least. Memory is the
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from bench.metrics import judge
+from bench.evaluation.metrics import evaluate
 
 Maps = NDArray[Any]  # (n, h, w)
 LIMIT = 0.3
@@ -46,7 +46,7 @@ def draw(images: int, size: int = 256) -> tuple[Maps, Maps]:
 def ours(maps: Maps, masks: Maps) -> list[float]:
     """AUROC, AP, F1-max, AUPRO."""
     anomalous = np.asarray(masks.any(axis=(1, 2)))
-    found = judge(maps.max(axis=(1, 2)), anomalous, list(maps), list(masks), fpr_limits=(LIMIT,))
+    found = evaluate(maps.max(axis=(1, 2)), anomalous, list(maps), list(masks), fpr_limits=(LIMIT,))
     return [value for name, value in found.values.items() if not name.startswith("image")]
 
 

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from interleaved import compared, interleave, told, write
 
-from bench import campaign, config, registry
-from bench.config import Plan
-from bench.executor import made
-from bench.images import FileImages
+from bench import registry
+from bench.config.bench_toml import cache_folder, load_config
+from bench.config.plan import Plan, make_plan
+from bench.data.images import FileImages
+from bench.execution import schedule
+from bench.execution.job import build_method
 from bench.method import Preprocessing
 
 
@@ -31,23 +33,23 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def plan() -> Plan:
         said = {"method": (options.method,), "category": (options.category,), "time": False}
         paths = {"runs": Path(tempfile.mkdtemp(dir=folder)), "cache": Path(tempfile.mkdtemp(dir=folder)), "data": data}
-        return config.plan(config.read(), registry.names("methods"), said=said, paths=paths)
+        return make_plan(load_config(), registry.names("methods"), said=said, paths=paths)
 
-    data = config.cache_folder(config.read()) / "demo"  # drawn once, also for the bench itself
-    known = campaign.survey(plan())
+    data = cache_folder(load_config()) / "demo"  # drawn once, also for the bench itself
+    known = schedule.make_schedule(plan())
     (job,) = known.jobs
-    samples, preparation = job.task.tests[options.category], Preprocessing(**job.run.preparation)
+    samples, preprocessing = job.task.tests[options.category], Preprocessing(**job.run.preprocessing)
 
     def benched() -> None:
         asked = plan()
-        records = list(campaign.run(asked, campaign.survey(asked), lambda *_: None))
+        records = list(schedule.run_schedule(asked, schedule.make_schedule(asked), lambda *_: None))
         assert not any(record.failure for record in records), records[0].failure
 
     def bare() -> None:
-        method = made(replace(job, device="cpu", cache=Path(tempfile.mkdtemp(dir=folder))))[2]()
-        method.fit(FileImages(job.task.train, preparation), lambda *_: None)
+        method = build_method(replace(job, device="cpu", cache=Path(tempfile.mkdtemp(dir=folder))))[2]()
+        method.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
         with torch.no_grad():
-            for images in FileImages(samples, preparation).batches(job.batch):
+            for images in FileImages(samples, preprocessing).batches(job.batch):
                 method.predict(images)
 
     turns = interleave({"fit and predict alone": bare, "bench run": benched}, options.rounds)

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import machine
+from bench import environment
 from bench.errors import BenchError
+from bench.evaluation.timing import milliseconds, percentiles
 from bench.method import Setup
 from bench.methods import aminet, patchcore
 from bench.methods.parts.backbone import find
 from bench.methods.parts.inpainting import Inpainter
-from bench.timing import milliseconds, spread
 
 PUBLISHED = {"aminet_ms": 11.48, "patchcore_ms": 49.14, "ratio": 49.14 / 11.48, "source": "Fig. 8, RTX 4090"}
 PAPERS = "wide_resnet50_2.tv_in1k"
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--weights", type=Path, help="folder with backbone weights")
     parser.add_argument("--json", type=Path, help="write the result there")
     asked = parser.parse_args(words)
-    device = machine.device(asked.device)
+    device = environment.device(asked.device)
     backbone = asked.backbone or _backbone(asked.weights)
     setup = Setup((asked.size, asked.size), device, seed=0, weights=asked.weights)
     sizes = {"width": asked.width, "heads": asked.heads, "depth": asked.depth}
@@ -61,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     told = {
         "what": "random input, untrained weights, forward only, batch 1: the authors' habit, not `bench time`",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.describe(device),
+        "machine": environment.describe(device),
         "settings": {name: value for name, value in vars(asked).items() if name not in {"json", "weights"}},
         "backbone": {"tag": backbone, "weights": find(backbone, asked.weights).source},
         **found,
@@ -110,7 +110,7 @@ def timed(forward: Callable[[Tensor], object], image: Tensor, *, warmup: int, pa
         forward(image)
     samples = [milliseconds(lambda: forward(image), image.device) for _ in range(passes)]
     values = torch.tensor(samples, dtype=torch.float64)
-    return {"mean_ms": float(values.mean()), "std_ms": float(values.std(correction=0)), **spread(samples)}
+    return {"mean_ms": float(values.mean()), "std_ms": float(values.std(correction=0)), **percentiles(samples)}
 
 
 def _backbone(weights: Path | None) -> str:

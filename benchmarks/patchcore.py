@@ -18,9 +18,12 @@ from interleaved import compared, interleave, told, write
 from reference.patchcore import greedy_coreset as plain_coreset
 from torch import Tensor
 
-from bench import campaign, config, registry
-from bench.executor import made
-from bench.images import FileImages
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
+from bench.data.images import FileImages
+from bench.execution import schedule
+from bench.execution.job import build_method
 from bench.method import Preprocessing
 from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, greedy_coreset
@@ -65,20 +68,20 @@ def coreset(options: argparse.Namespace) -> dict[str, Any]:
 def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
     """The rows that PatchCore keeps of all training images, 10 %, and the patches of 8 test images of all kinds."""
     said = {"method": ("patchcore",), "category": (options.category,), "dataset": "folder"}
-    plan = config.plan(
-        config.read(),
+    plan = make_plan(
+        load_config(),
         registry.names("methods"),
         said=said,
         settings={"backbone": options.backbone},
         profile="code",
         paths={"data": options.data, "weights": options.weights},
     )
-    (job,) = campaign.survey(plan, force=True).jobs
-    method, preparation = made(replace(job, device="cpu"))[2](), Preprocessing(**job.run.preparation)
+    (job,) = schedule.make_schedule(plan, force=True).jobs
+    method, preprocessing = build_method(replace(job, device="cpu"))[2](), Preprocessing(**job.run.preprocessing)
     assert isinstance(method, PatchCore)
-    method.fit(FileImages(job.task.train, preparation), lambda *_: None)
+    method.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
     bank, samples = method._fitted(), job.task.tests[options.category]
-    tested = FileImages(samples[:: len(samples) // 8][:8], preparation)
+    tested = FileImages(samples[:: len(samples) // 8][:8], preprocessing)
     with torch.no_grad():
         return bank.rows, [method._patches(image)[0] - bank.centre for image in tested.batches(1)]
 

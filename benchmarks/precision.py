@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from interleaved import write
 
-from bench import campaign, config, registry
-from bench.executor import made
-from bench.images import FileImages
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import make_plan
+from bench.data.images import FileImages
+from bench.evaluation.metrics import evaluate
+from bench.execution import schedule
+from bench.execution.job import build_method
 from bench.method import Method, Preprocessing
-from bench.metrics import judge
 
 
 def answers(method: Method, images: FileImages) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -54,20 +57,20 @@ def main() -> None:
     options = parser.parse_args()
     said = {"method": (options.method,), "category": (options.category,), "limit": options.limit}
     said |= {"dataset": options.dataset}
-    plan = config.plan(config.read(), registry.names("methods"), said=said, paths={"data": options.data})
-    (job,) = campaign.survey(plan, force=True).jobs
-    run, preparation = job.run, Preprocessing(**job.run.preparation)
-    exact = made(job)[2]()
-    exact.fit(FileImages(job.task.train, preparation), lambda *_: None)
+    plan = make_plan(load_config(), registry.names("methods"), said=said, paths={"data": options.data})
+    (job,) = schedule.make_schedule(plan, force=True).jobs
+    run, preprocessing = job.run, Preprocessing(**job.run.preprocessing)
+    exact = build_method(job)[2]()
+    exact.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
     half = type(exact)(exact.settings, replace(exact.setup, precision=options.precision))
     half.restore(exact.state())
 
-    images = FileImages(job.task.tests[options.category], preparation)
-    anomalous = torch.tensor([sample.anomalous for sample in images.samples]).numpy()
+    images = FileImages(job.task.tests[options.category], preprocessing)
+    anomalous = torch.tensor([sample.is_anomalous for sample in images.samples]).numpy()
     found: dict[str, Any] = {}
     for name, method in (("float32", exact), (options.precision, half)):
         scores, maps, seconds = answers(method, images)
-        judged = judge(scores.numpy(), anomalous, list(maps.numpy()), images.masks())
+        judged = evaluate(scores.numpy(), anomalous, list(maps.numpy()), images.masks())
         found[name] = {"percent": {key: 100 * value for key, value in judged.values.items()}, "seconds": seconds}
     one, other = (found[name]["percent"] for name in found)
     moved = {key: other[key] - one[key] for key in one}

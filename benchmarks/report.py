@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.dialects import exact
-from bench.record import Answers, Record, Run
+from bench.evaluation.metric_variants import exact
+from bench.record import Predictions, Record, Run
 from bench.store import Store
 
 CATEGORIES = [
@@ -36,20 +36,20 @@ METHODS = {
 IMAGES = 115
 
 
-def simulated(side: int, merit: float, seed: list[int]) -> Answers:
+def simulated(side: int, merit: float, seed: list[int]) -> Predictions:
     """A third good; noise, and on defects `merit` more of it."""
     random = np.random.default_rng(seed)
     bad = np.arange(IMAGES) % 3 > 0
     masks = np.zeros((IMAGES, side, side), dtype=bool)
     masks[bad, side // 4 : side // 2, side // 4 : side // 2] = True
     maps = random.standard_normal(masks.shape, dtype=np.float32) + np.float32(merit) * masks
-    return Answers(
+    return Predictions(
         files=tuple(f"{i:03}.png" for i in range(IMAGES)),
         defects=tuple("dent" if each else "good" for each in bad),
         scores=random.normal(0, 1, IMAGES) + merit * bad,
         maps=maps,
         masks=masks,
-        known=np.full(IMAGES, True),
+        has_pixel_labels=np.full(IMAGES, True),
     )
 
 
@@ -60,15 +60,15 @@ def fill(store: Store, side: int) -> int:
             for seed in range(3):
                 run = Run(
                     dataset="mvtec", synthetic=False, protocol="one-for-one", k=0, seed=seed, limit=0, name=name,
-                    method=method, title=title, settings=settings, preparation={}, precision="float32", inputs={},
-                    profile="code", note="", variant="simulated",
+                    method=method, title=title, settings=settings, preprocessing={}, precision="float32", file_hashes={},
+                    profile="code", profile_note="", group_hash="simulated",
                 )  # fmt: skip
                 given = simulated(side or 8, 1 + number / 3, [number, seed, *category.encode()]).rounded("float16")
                 record = Record(
-                    run=run, category=category, data=category, epoch=300, metrics=exact(given), losses=[0.5] * 300,
+                    run=run, category=category, data_digest=category, epoch=300, metrics=exact(given), losses=[0.5] * 300,
                     seconds={"fit": 100.0, "predict": 2.0}, latency={"median_ms": 10.0, "p5_ms": 9.0, "p95_ms": 12.0},
-                    memory={"host": 2 * 10**9, "device": 10**9}, machine={"device": "none", "threads": 1},
-                    train=[f"{i}.png" for i in range(240)], tests=list(given.files), command="simulated",
+                    memory={"host": 2 * 10**9, "device": 10**9}, environment={"device": "none", "threads": 1},
+                    train_files=[f"{i}.png" for i in range(240)], test_files=list(given.files), command="simulated",
                 )  # fmt: skip
                 store.save(record, given if side else replace(given, maps=None))
                 count += 1

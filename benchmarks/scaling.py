@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from interleaved import write
 
-from bench.contract import Drawn
+from bench.evaluation.metrics import evaluate
+from bench.execution.method_checks import SyntheticImages
 from bench.method import Setup
 from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, Settings, greedy_coreset
-from bench.metrics import judge
 
 TIMES = (1, 4, 16)
 SETTINGS = Settings("tf_efficientnet_lite0", (2, 3), pretrain_dim=64, target_dim=64, coreset=0.1, projection=32)
@@ -47,17 +47,17 @@ def grown(what: str, theory: float, make: Callable[[int], Callable[[], Any]], ro
 
 def method(images: int, side: int = 64) -> PatchCore:
     made = PatchCore(SETTINGS, Setup((side, side), torch.device("cpu"), 0))
-    made.fit(Drawn((side, side), images), lambda *_: None)
+    made.fit(SyntheticImages((side, side), images), lambda *_: None)
     return made
 
 
 def fitting(images: int) -> Callable[[], Any]:
-    made, drawn = PatchCore(SETTINGS, Setup((64, 64), torch.device("cpu"), 0)), Drawn((64, 64), images)
+    made, drawn = PatchCore(SETTINGS, Setup((64, 64), torch.device("cpu"), 0)), SyntheticImages((64, 64), images)
     return lambda: made.fit(drawn, lambda *_: None)
 
 
 def predicting(images: int, side: int) -> Callable[[], Any]:
-    fitted, asked = method(4, side), Drawn((side, side), images).pixels
+    fitted, asked = method(4, side), SyntheticImages((side, side), images).pixels
     return lambda: [fitted.predict(batch) for batch in asked.split(8)]
 
 
@@ -65,7 +65,7 @@ def judging(images: int) -> Callable[[], Any]:
     random = np.random.default_rng(0)
     maps, masks = random.random((images, 128, 128), np.float32), np.zeros((images, 128, 128), bool)
     masks[::2, 40:60, 50:70] = True
-    return lambda: judge(maps.max(axis=(1, 2)), masks.any(axis=(1, 2)), list(maps), list(masks))
+    return lambda: evaluate(maps.max(axis=(1, 2)), masks.any(axis=(1, 2)), list(maps), list(masks))
 
 
 def seeking(rows: int) -> Callable[[], Any]:

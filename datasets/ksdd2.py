@@ -39,7 +39,7 @@ def samples(root: Path) -> list[Sample]:
     mend = f"Unpack it there or say where with --data DIR ({ABOUT})."
     check_root(root, TITLE, mend)
     train, test = _split(root, "train"), _split(root, "test")
-    good = [sample for sample in train if not sample.anomalous]
+    good = [sample for sample in train if not sample.is_anomalous]
     if not good or not test:
         lacking = "train/ has no good image with a mask" if not good else "test/ has no image with a mask"
         raise BenchError(f"{TITLE} needs images to train and to test on; in {root}, {lacking}. {mend}")

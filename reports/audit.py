@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.dialects import AUDITED, DIALECTS, Finding, audit
+from bench.evaluation.metric_variants import AUDITED, METRIC_VARIANTS, VariantResult, audit
+from bench.evaluation.summary import METRICS, Group, groups, heading, table_notes
 from bench.record import Record
-from bench.report import Figure, Use
+from bench.report import Figure, FigurePlacement
 from bench.store import Store
-from bench.summary import METRICS, Group, groups, heading, marks
 
 from .parts.markup import markdown
 from .parts.papers import narrowed
@@ -17,14 +17,14 @@ from .parts.stored import answers
 from .parts.tables import Section, Table, points
 
 SUFFIX = "md"
-FIGURES: Use = "never"
+FIGURES: FigurePlacement = "never"
 
 HEAD = ("dialect", "metric", "ours", "theirs", "moves by", "most in a category")
 
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract
     """A table for each method under each protocol, after what the dialects mean and where they occur."""
-    meanings = [(dialect.name, dialect.meaning, dialect.where) for dialect in DIALECTS]
+    meanings = [(dialect.name, dialect.meaning, dialect.used_by) for dialect in METRIC_VARIANTS]
     told = (
         "The same answers, judged as other code would. Means over categories in percent, moves in points. "
         "Each habit is applied alone; ours is the exact value."
@@ -49,7 +49,7 @@ class _Move:
 
 
 def _section(group: Group, store: Store) -> Section:
-    found: dict[tuple[str, str], dict[str, list[Finding]]] = {}
+    found: dict[tuple[str, str], dict[str, list[VariantResult]]] = {}
     judged, without, hard = set(), [], []
     for (category, seed), record in sorted(group.records.items()):
         given = answers(store, record)
@@ -57,18 +57,18 @@ def _section(group: Group, store: Store) -> Section:
             without.append(f"{category}, seed {seed}")
             continue
         judged.add(category)
-        if given.soft is None:
+        if given.soft_masks is None:
             hard.append(f"{category}, seed {seed}")
         for finding in audit(given):
             found.setdefault((finding.dialect, finding.metric), {}).setdefault(category, []).append(finding)
     rows: list[tuple[str, ...]] = []
-    for dialect in DIALECTS:
+    for dialect in METRIC_VARIANTS:
         rows += [
             _row(dialect.name, metric, found[dialect.name, metric], len(judged))
             for metric in AUDITED
             if (dialect.name, metric) in found
         ]
-    told = [*marks(group), *([f"No raw answers: {'; '.join(without)}."] if without else [])]
+    told = [*table_notes(group), *([f"No raw answers: {'; '.join(without)}."] if without else [])]
     if hard:
         told.append(f"An earlier version kept no masks by another filter; --force keeps them: {'; '.join(hard)}.")
     if group.first.run.resolution == "original":
@@ -76,7 +76,7 @@ def _section(group: Group, store: Store) -> Section:
     return Section(heading(group), (Table.of("", HEAD, rows), tuple(told)))
 
 
-def _row(dialect: str, metric: str, categories: dict[str, list[Finding]], judged: int) -> tuple[str, ...]:
+def _row(dialect: str, metric: str, categories: dict[str, list[VariantResult]], judged: int) -> tuple[str, ...]:
     moves = [
         _Move(category, float(np.mean([each.ours for each in found])), float(np.mean([each.theirs for each in found])))
         for category, found in categories.items()

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 
 from bench.record import Record
-from bench.report import Figure, Use
+from bench.report import Figure, FigurePlacement
 from bench.store import Store
 
 from .parts.flat import flat, guarded
 from .parts.papers import narrowed
 
 SUFFIX = "csv"
-FIGURES: Use = "never"
+FIGURES: FigurePlacement = "never"
 
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from bench.evaluation.summary import groups, topics, unique_names
 from bench.record import Record
-from bench.report import Figure, Use
+from bench.report import Figure, FigurePlacement
 from bench.store import Store
-from bench.summary import groups, named, topics
 
 from .parts import cases, comparisons, curves
 from .parts.evidence import gathered
@@ -17,7 +17,7 @@ from .parts.style import looks
 from .parts.tables import Section
 
 SUFFIX = "md"
-FIGURES: Use = "beside"
+FIGURES: FigurePlacement = "beside"
 
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:  # noqa: ARG001  the contract
@@ -33,7 +33,7 @@ def draw(records: Sequence[Record], store: Store, table: str = "") -> list[Figur
 
 def _drawn(records: Sequence[Record], store: Store) -> Iterator[Figure]:
     found = groups(records)
-    own = looks(name for members in topics(found).values() for name in named(members))
+    own = looks(name for members in topics(found).values() for name in unique_names(members))
     for dataset, members in comparisons.datasets(found).items():
         yield comparisons.shots(dataset, members, own)
     for topic, members in topics(found).items():
@@ -45,7 +45,7 @@ def _drawn(records: Sequence[Record], store: Store) -> Iterator[Figure]:
         yield curves.epochs(topic, members)
         yield curves.roc(topic, members, evidence, own)
         yield curves.overlap(topic, members, evidence, own)
-        for name, group in named(members).items():
+        for name, group in unique_names(members).items():
             figure = curves.histogram(name, topic, group, evidence) if group.selection == "last" else None
             if figure:
                 yield figure

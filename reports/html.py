@@ -9,10 +9,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from bench.evaluation.summary import LATENCY, METRICS, Group, caveats, groups, table_metrics, topics, unique_names
 from bench.record import Record
-from bench.report import Figure, Use
+from bench.report import Figure, FigurePlacement
 from bench.store import Store
-from bench.summary import LATENCY, METRICS, Group, caveats, columns, groups, named, topics
 
 from .parts.cases import READING, RULE
 from .parts.document import TITLE, document
@@ -22,14 +22,14 @@ from .parts.papers import narrowed
 from .parts.tables import Entry, Piece, Section, Table
 
 SUFFIX = "html"
-FIGURES: Use = "inside"
+FIGURES: FigurePlacement = "inside"
 
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:
     """A page: overview, figures, tables, every category of every method, the runs, how to read it."""
     records = narrowed(records, table)
     found = groups(records)
-    by_topic = {topic: named(members) for topic, members in topics(found).items()}
+    by_topic = {topic: unique_names(members) for topic, members in topics(found).items()}
     own = [_Own(name, topic, group) for topic, members in by_topic.items() for name, group in members.items()]
     page, style, script = (_part(f"page.{kind}") for kind in ("html", "css", "js"))
     pictures, told = embedded(figures)
@@ -90,8 +90,8 @@ class _Own:
         return {category: sorted(own, key=lambda record: record.run.seed) for category, own in found.items()}
 
     @property
-    def columns(self) -> Mapping[str, str]:
-        return columns(self.group)
+    def table_metrics(self) -> Mapping[str, str]:
+        return table_metrics(self.group)
 
     @property
     def once(self) -> list[tuple[str, str]]:
@@ -109,16 +109,19 @@ class _Own:
             "commit": first.commit or "unknown",
             "started": first.started or "unknown",
         }
-        return [*told.items(), *((name, _plain(value)) for name, value in {**first.machine, **first.facts}.items())]
+        return [
+            *told.items(),
+            *((name, _plain(value)) for name, value in {**first.environment, **first.method_info}.items()),
+        ]
 
     @property
     def settings(self) -> list[tuple[str, str, str]]:
-        """Every setting and value of the preparation, and where it came from."""
+        """Every setting and value of the preprocessing, and where it came from."""
         origin = self.group.first.origin
         told = [(name, _plain(value), origin.get(f"settings.{name}", "")) for name, value in self.run.settings.items()]
-        prepared = self.run.preparation.items()
+        prepared = self.run.preprocessing.items()
         return told + [
-            (f"preparation {name}", _plain(value), origin.get("preparation", "")) for name, value in prepared
+            (f"preprocessing {name}", _plain(value), origin.get("preprocessing", "")) for name, value in prepared
         ]
 
 

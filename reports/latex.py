@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from bench.record import Record
-from bench.report import Figure, Use
+from bench.report import Figure, FigurePlacement
 from bench.store import Store
 
 from .parts.document import TITLE, document
 from .parts.markup import latex
 
 SUFFIX = "tex"
-FIGURES: Use = "beside"
+FIGURES: FigurePlacement = "beside"
 
 
 def render(records: Sequence[Record], store: Store, figures: Sequence[Figure] = (), table: str = "") -> str:

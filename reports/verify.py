@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.evaluation.summary import METRICS, groups, topics
 from bench.record import Record
-from bench.report import Figure, Use
+from bench.report import Figure, FigurePlacement
 from bench.store import Store
-from bench.summary import METRICS, groups, topics
 
 from .parts.beside import missing
 from .parts.checks import VERDICTS, Check, published_checks, released_checks, tabled, verified
@@ -18,7 +18,7 @@ from .parts.papers import SAME_WEIGHTS, TABLES, TOLERANCES, asked, narrowed
 from .parts.tables import Block, Section
 
 SUFFIX = "md"
-FIGURES: Use = "never"
+FIGURES: FigurePlacement = "never"
 
 AGAINST = 0.5
 """Points that a metric of the same run may move: the settings, images and seed are the same, but training on another

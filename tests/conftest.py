@@ -11,9 +11,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from bench.metrics import judge
-from bench.record import Answers, Record, Run
-from bench.runner import cases
+from bench.evaluation.metrics import evaluate
+from bench.execution.fit import representative_images
+from bench.record import Predictions, Record, Run
 from bench.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of programs that tests start: threads on a busy core wait long
@@ -37,7 +37,7 @@ def _repeatable() -> Iterator[None]:
 @pytest.fixture
 def data() -> Path:
     """The reference answers that are committed with the tests."""
-    return ROOT / "tests" / "data"
+    return ROOT / "tests" / "reference_data"
 
 
 @pytest.fixture
@@ -111,55 +111,55 @@ def _simulated(store: Store, method: str, category: str, seed: int, merit: float
             "method": method.lower(),
             "title": method,
             "settings": {"width": 8},
-            "preparation": {"height": 24, "width": 24},
+            "preprocessing": {"height": 24, "width": 24},
             "precision": "float32",
-            "inputs": {},
+            "file_hashes": {},
             "profile": "code",
-            "note": "",
-            "variant": "v",
+            "profile_note": "",
+            "group_hash": "v",
             **changed,
         }
     )
-    found = judge(given.scores, given.anomalous, list(given.maps), list(given.masks))  # type: ignore[arg-type]
+    found = evaluate(given.scores, given.is_anomalous, list(given.maps), list(given.masks))  # type: ignore[arg-type]
     curve = [{"epoch": float(epoch), **found.values} for epoch in (5, 10, 15, 20)]
     curve[1] |= {"image_auroc": 1.0, "pixel_auroc": 1.0}  # epoch 10 is the oracle's
     record = Record(
         run=run,
         category=category,
-        data=category,
+        data_digest=category,
         epoch=20,
         metrics=found.values,
         losses=[10 / epoch for epoch in range(1, 21)],
-        curve=curve,
+        metrics_by_epoch=curve,
         seconds={"fit": 1.5},
         latency={"median_ms": 10 * merit + seed},
-        machine={"device": "cpu", "threads": 1},
-        stored={"views": {case: given.files[index] for case, index in cases(given).items()}},
-        train=[f"{category}/train/good/{i:03}.png" for i in range(4)],
-        tests=list(given.files),
+        environment={"device": "cpu", "threads": 1},
+        artifacts={"views": {case: given.files[index] for case, index in representative_images(given).items()}},
+        train_files=[f"{category}/train/good/{i:03}.png" for i in range(4)],
+        test_files=list(given.files),
         command=f"bench run --method {method.lower()} --dataset parts",
         started="2026-01-02T03:04:05+00:00",
     )
     views = {}
     if seed == 0:
         random = np.random.default_rng(seed)
-        for case in cases(given):
+        for case in representative_images(given):
             views[f"{case}.image"] = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
             views[f"{case}.distance"] = random.integers(0, 255, (24, 24), dtype=np.uint8)
     store.save(record, given, views=views)
 
 
-def _answers(seed: list[int], merit: float, count: int = 20) -> Answers:
+def _answers(seed: list[int], merit: float, count: int = 20) -> Predictions:
     """Half good, half defective, all of 24 x 24 pixels; `merit` parts the classes."""
     random = np.random.default_rng(seed)
     bad = np.arange(count) % 2 == 1
     masks = np.zeros((count, 24, 24), dtype=bool)
     masks[bad, 6:12, 8:14] = True
-    return Answers(
+    return Predictions(
         files=tuple(f"{i:03}.png" for i in range(count)),
         defects=tuple("dent" if each else "good" for each in bad),
         scores=random.normal(0, 1, count) + merit * bad,
         maps=(random.normal(0, 1, masks.shape) + merit * masks).astype(np.float32),
         masks=masks,
-        known=np.ones(count, dtype=bool),
+        has_pixel_labels=np.ones(count, dtype=bool),
     )

@@ -7,10 +7,12 @@ from typing import get_args
 import pytest
 import torch
 
-from bench import check, config, contract, registry
+from bench import registry
+from bench.config.bench_toml import load_config
 from bench.errors import BenchError
+from bench.execution import diagnostics, method_checks
 from bench.method import Method, Prediction
-from bench.report import Use
+from bench.report import FigurePlacement
 from bench.store import Store
 
 
@@ -18,13 +20,13 @@ from bench.store import Store
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_every_method_keeps_what_every_method_promises(name: str) -> None:
     try:
-        findings = check.method(config.read(), name)
+        findings = diagnostics.check_method(load_config(), name)
     except BenchError as error:
         if "needs the package" in str(error):
             pytest.skip(str(error))
         raise
     assert len(findings) == 15
-    broken = [f"{finding.promise} {finding.broken}" for finding in findings if finding.broken]
+    broken = [f"{finding.requirement} {finding.problem}" for finding in findings if finding.problem]
     assert not broken, "\n".join(broken)
 
 
@@ -43,7 +45,7 @@ def test_every_data_set_says_what_it_is_and_refuses_an_empty_folder(name: str, t
 def test_every_report_makes_a_text_of_no_records(name: str, tmp_path) -> None:
     module = registry.load("reports", name)
     assert module.SUFFIX
-    assert module.FIGURES in get_args(Use)
+    assert module.FIGURES in get_args(FigurePlacement)
     assert module.render([], Store(tmp_path), [])
     assert module.render([], Store(tmp_path), [], "1")
 
@@ -102,7 +104,7 @@ class Brightness(Method):
 def broken_by(flaw: str) -> list[str]:
     module = types.ModuleType("brightness")
     module.Settings, module.METHOD = Settings, Brightness  # type: ignore[attr-defined]
-    return [finding.promise for finding in contract.check(module, Settings(flaw)) if finding.broken]
+    return [finding.requirement for finding in method_checks.check_method(module, Settings(flaw)) if finding.problem]
 
 
 def test_a_sound_method_breaks_no_promise() -> None:
@@ -133,6 +135,6 @@ def test_each_flaw_breaks_its_promise(flaw: str, promise: str) -> None:
 
 
 def test_a_file_without_settings_and_method_is_told_what_it_lacks() -> None:
-    found = contract.check(types.ModuleType("empty"), None)
-    assert [bool(finding.broken) for finding in found] == [True, True]
-    assert "METHOD = YourClass" in found[1].broken
+    found = method_checks.check_method(types.ModuleType("empty"), None)
+    assert [bool(finding.problem) for finding in found] == [True, True]
+    assert "METHOD = YourClass" in found[1].problem

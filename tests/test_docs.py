@@ -87,7 +87,7 @@ def commands() -> list[tuple[str, str]]:
 def test_every_command_on_every_page_parses(tmp_path: Path) -> None:
     from typer.main import get_command
 
-    from bench.cli import app
+    from bench.cli.app import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
     assert len(commands()) > 20

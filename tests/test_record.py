@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bench.errors import BenchError
-from bench.record import SCHEMA, Answers, Record, Run, halved, widened
+from bench.record import SCHEMA, Predictions, Record, Run, to_float16, to_float32
 
 RUN = Run(
     dataset="real",
@@ -25,13 +25,13 @@ RUN = Run(
     method="inpaint",
     title="Inpaint‡",
     settings={"lr": 1e-3, "stages": [1, 2], "limit": None},
-    preparation={"height": 64, "width": 64},
+    preprocessing={"height": 64, "width": 64},
     precision="float32",
-    inputs={"resnet18": "ab12"},
+    file_hashes={"resnet18": "ab12"},
     profile="demo",
-    note="",
+    profile_note="",
 )
-RECORD = Record(run=RUN, category="bolt", data="d1", metrics={"image_auroc": 0.5}, losses=[1.0, 0.5])
+RECORD = Record(run=RUN, category="bolt", data_digest="d1", metrics={"image_auroc": 0.5}, losses=[1.0, 0.5])
 
 TEXT = st.text(max_size=5)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -77,7 +77,7 @@ def test_a_record_survives_the_way_through_json(record: Record) -> None:
 
 
 def test_a_file_name_that_is_no_utf_8_survives_as_well() -> None:
-    record = replace(RECORD, train=["sch\udcf6n.png"])
+    record = replace(RECORD, train_files=["sch\udcf6n.png"])
     assert Record.from_json(record.to_json().encode().decode()) == record
 
 
@@ -141,7 +141,7 @@ def test_a_record_of_the_first_schema_is_read_with_the_defaults_of_what_came_lat
 
 def test_a_record_of_the_first_schema_keeps_its_place(data: Path) -> None:
     found = Record.from_json((data / "record_schema1.json").read_text("utf-8"))
-    assert found.run.key(found.data) == "8f009c6194d7"
+    assert found.run.key(found.data_digest) == "8f009c6194d7"
 
 
 def test_missing_and_unknown_fields_are_named() -> None:
@@ -188,7 +188,7 @@ def test_a_run_that_is_no_table_is_refused(run: Any) -> None:
         read(run=run)
 
 
-@pytest.mark.parametrize("changed", [{"seed": None}, {"synthetic": 1}, {"settings": []}, {"inputs": {"a": 1}}])
+@pytest.mark.parametrize("changed", [{"seed": None}, {"synthetic": 1}, {"settings": []}, {"file_hashes": {"a": 1}}])
 def test_a_run_with_a_value_of_another_type_is_refused(changed: dict[str, Any]) -> None:
     (name,) = changed
     with pytest.raises(BenchError, match=f"In a run, {name} is "):
@@ -215,14 +215,14 @@ def test_the_key_covers_what_decides_the_answers_and_nothing_else() -> None:
     changed = [
         {"settings": RUN.settings | {"lr": 2e-3}},
         {"method": "memory"},
-        {"preparation": {"height": 32, "width": 64}},
+        {"preprocessing": {"height": 32, "width": 64}},
         {"precision": "bfloat16"},
-        {"inputs": {"resnet18": "cd34"}},
+        {"file_hashes": {"resnet18": "cd34"}},
         {"limit": 5},
     ]
     keys = {replace(RUN, **each).key("d1") for each in changed} | {RUN.key("d1"), RUN.key("d2")}
     assert len(keys) == len(changed) + 2
-    told = {"title": "x", "note": "x", "profile": "x", "variant": "x", "seed": 7, "name": "x"}
+    told = {"title": "x", "profile_note": "x", "profile": "x", "group_hash": "x", "seed": 7, "name": "x"}
     assert replace(RUN, **told).key("d1") == RUN.key("d1")
 
 
@@ -253,42 +253,42 @@ MAPS = hnp.arrays(
 
 
 def test_halved_by_hand() -> None:
-    halves, power = halved(np.array([[[0.75, -0.5, 0.0]]], dtype=np.float32))
+    halves, power = to_float16(np.array([[[0.75, -0.5, 0.0]]], dtype=np.float32))
     assert power == -15  # 0.75 = 0.75 * 2^0, so that 0.75 * 2^15 = 24576 lies in [2^14, 2^15)
     assert halves.tolist() == [[[24576.0, -16384.0, 0.0]]]
-    assert halved(np.zeros((1, 2, 2), dtype=np.float32))[1] == 0
+    assert to_float16(np.zeros((1, 2, 2), dtype=np.float32))[1] == 0
 
 
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-8, 1.0, 1e8, 1e37])
 def test_small_and_large_maps_keep_eleven_bits(size: float) -> None:
     maps = (np.linspace(0.001, 1, 1000) * size).astype(np.float32).reshape(1, 10, 100)
-    found = widened(*halved(maps))
+    found = to_float32(*to_float16(maps))
     assert np.all(np.abs(found.astype(float) - maps) <= 2.0**-11 * maps.astype(float))
 
 
 @given(maps=MAPS)
 def test_halving_keeps_eleven_bits_down_to_the_smallest_step_of_the_largest_value(maps: np.ndarray) -> None:
-    found, given_ = widened(*halved(maps)).astype(float), maps.astype(float)
+    found, given_ = to_float32(*to_float16(maps)).astype(float), maps.astype(float)
     allowed = np.maximum(2.0**-11 * np.abs(given_), 2.0**-39 * np.abs(given_).max())
     assert np.all(np.abs(found - given_) <= allowed)
 
 
 @given(maps=MAPS)
 def test_halving_twice_is_halving_once(maps: np.ndarray) -> None:
-    once = widened(*halved(maps))
-    assert np.array_equal(widened(*halved(once)), once)
+    once = to_float32(*to_float16(maps))
+    assert np.array_equal(to_float32(*to_float16(once)), once)
 
 
 def test_a_largest_value_that_rounds_up_to_a_power_of_two_moves_no_small_one() -> None:
     maps = np.array([[[1 - 2.0**-14, 3 * 2.0**-39]]], dtype=np.float32)  # the first becomes 1.0
-    once = widened(*halved(maps))
+    once = to_float32(*to_float16(maps))
     assert once[0, 0, 0] == 1.0
-    assert np.array_equal(widened(*halved(once)), once)
+    assert np.array_equal(to_float32(*to_float16(once)), once)
 
 
 @given(maps=MAPS)
 def test_halving_keeps_the_order_and_the_sign(maps: np.ndarray) -> None:
-    found, flat = widened(*halved(maps)).ravel(), maps.ravel()
+    found, flat = to_float32(*to_float16(maps)).ravel(), maps.ravel()
     assert np.all(np.diff(found[np.argsort(flat, kind="stable")]) >= 0)
     assert np.all(found * np.sign(flat) >= 0)
 
@@ -296,9 +296,9 @@ def test_halving_keeps_the_order_and_the_sign(maps: np.ndarray) -> None:
 # ---- answers
 
 
-def answers(maps: np.ndarray | None) -> Answers:
+def answers(maps: np.ndarray | None) -> Predictions:
     blank = np.zeros((2, 1, 2), dtype=np.bool_)
-    return Answers(("a", "b"), ("good", "crack"), np.array([0.25, 0.5]), maps, blank, np.array([True, True]))
+    return Predictions(("a", "b"), ("good", "crack"), np.array([0.25, 0.5]), maps, blank, np.array([True, True]))
 
 
 def test_rounded_changes_maps_kept_in_half_precision_only() -> None:
@@ -314,6 +314,6 @@ def test_rounded_changes_maps_kept_in_half_precision_only() -> None:
 
 
 def test_a_label_comes_from_the_kind_of_defect() -> None:
-    assert answers(None).anomalous.tolist() == [False, True]
-    none = Answers((), (), np.zeros(0), None, np.zeros((0, 1, 1), dtype=np.bool_), np.zeros(0, dtype=np.bool_))
-    assert none.anomalous.dtype == np.bool_
+    assert answers(None).is_anomalous.tolist() == [False, True]
+    none = Predictions((), (), np.zeros(0), None, np.zeros((0, 1, 1), dtype=np.bool_), np.zeros(0, dtype=np.bool_))
+    assert none.is_anomalous.dtype == np.bool_

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.registry import add, load, names
+from bench.registry import add_folder, load, names
 
 REPORT = 'SUFFIX = "txt"\nFIGURES = "never"\n\ndef render(records):\n    return "mine"\n'
 
@@ -41,13 +41,13 @@ def test_a_folder_of_parts_and_a_private_file_are_no_plug_ins(folder: Path) -> N
     (folder / "parts" / "shared.py").write_text("", "utf-8")
     for name in ("_private.py", ".hidden.py", "notes.txt"):
         (folder / name).write_text("", "utf-8")
-    add("reports", folder)
+    add_folder("reports", folder)
     assert set(names("reports")) & {"parts", "shared", "_private", ".hidden", "notes", "plain"} == {"plain"}
 
 
 def test_names_imports_nothing(folder: Path) -> None:
     (folder / "broken.py").write_text("raise RuntimeError", "utf-8")
-    add("reports", folder)
+    add_folder("reports", folder)
     assert "broken" in names("reports")
     assert "bench.reports.broken" not in sys.modules
 
@@ -56,7 +56,7 @@ def test_a_users_folder_comes_after_the_shipped_plug_ins_and_can_use_its_own_par
     (folder / "parts").mkdir()
     (folder / "parts" / "mine_shared.py").write_text('WORD = "shared"\n', "utf-8")
     (folder / "using.py").write_text("from .parts.mine_shared import WORD\n" + REPORT, "utf-8")
-    add("reports", folder)
+    add_folder("reports", folder)
     invalidate_caches()  # by which a namespace package's own path would forget the folder
     assert load("reports", "plain").render([]) == "mine"
     assert load("reports", "using").WORD == "shared"
@@ -65,20 +65,20 @@ def test_a_users_folder_comes_after_the_shipped_plug_ins_and_can_use_its_own_par
 
 def test_adding_a_folder_twice_adds_it_once(folder: Path) -> None:
     for path in (folder, folder / ".." / folder.name, folder):
-        add("reports", path)
+        add_folder("reports", path)
     assert [str(path) for path in import_module("bench.reports").__path__].count(str(folder.resolve())) == 1
 
 
 def test_adding_what_is_no_folder_is_refused(folder: Path) -> None:
     for path in (folder / "gone", folder / "plain.py"):
         with pytest.raises(BenchError, match=rf"\[paths\] reports names folders of plug-ins; {path} is none"):
-            add("reports", path)
+            add_folder("reports", path)
 
 
 def test_a_users_plug_in_may_not_take_a_shipped_name(folder: Path) -> None:
     (folder / "markdown.py").write_text(REPORT, "utf-8")
     with pytest.raises(BenchError, match=r"mine has markdown\.py as reports/ has\. Rename it"):
-        add("reports", folder)
+        add_folder("reports", folder)
     assert "plain" not in names("reports")
 
 
@@ -108,7 +108,7 @@ def test_a_broken_file_breaks_its_own_name_only_and_is_told_with_its_traceback(
     folder: Path, content: str, words: str
 ) -> None:
     (folder / "broken.py").write_text(content, "utf-8")
-    add("reports", folder)
+    add_folder("reports", folder)
     with pytest.raises(BenchError, match=r"reports/broken\.py can't be imported; mend the file") as refusal:
         load("reports", "broken")
     assert words in str(refusal.value)
@@ -119,7 +119,7 @@ def test_a_broken_file_breaks_its_own_name_only_and_is_told_with_its_traceback(
 @pytest.mark.parametrize(("package", "mend"), [("a_lost_one", "pip install a_lost_one"), ("os.lost", "mend the file")])
 def test_a_file_whose_package_is_not_installed_tells_how_to_get_it(folder: Path, package: str, mend: str) -> None:
     (folder / "broken.py").write_text(f"import {package}\n", "utf-8")
-    add("reports", folder)
+    add_folder("reports", folder)
     with pytest.raises(BenchError, match=mend):
         load("reports", "broken")
 
@@ -127,7 +127,7 @@ def test_a_file_whose_package_is_not_installed_tells_how_to_get_it(folder: Path,
 def test_a_broken_file_is_loaded_once_it_is_mended(folder: Path) -> None:
     path = folder / "broken.py"
     path.write_text("raise RuntimeError('not yet')\n", "utf-8")
-    add("reports", folder)
+    add_folder("reports", folder)
     with pytest.raises(BenchError, match="not yet"):
         load("reports", "broken")
     path.write_text(REPORT, "utf-8")
@@ -137,7 +137,7 @@ def test_a_broken_file_is_loaded_once_it_is_mended(folder: Path) -> None:
 
 def test_a_file_that_lacks_what_its_kind_defines_is_told(folder: Path) -> None:
     (folder / "lacking.py").write_text("def render(records):\n    return ''\n", "utf-8")
-    add("reports", folder)
+    add_folder("reports", folder)
     with pytest.raises(BenchError, match=r"reports/ defines SUFFIX, FIGURES, render; lacking\.py lacks SUFFIX"):
         load("reports", "lacking")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench.errors import BenchError
-from bench.record import Answers, Maps, Record, Run
+from bench.record import Maps, Predictions, Record, Run
 from bench.store import Store
 
 RUN = Run(
@@ -33,28 +33,28 @@ RUN = Run(
     method="inpaint",
     title="Inpaint‡",
     settings={"lr": 1e-3},
-    preparation={"height": 3, "width": 5},
+    preprocessing={"height": 3, "width": 5},
     precision="float32",
-    inputs={},
+    file_hashes={},
     profile="demo",
-    note="",
+    profile_note="",
 )
-RECORD = Record(run=RUN, category="bolt", data="d1", metrics={"image_auroc": 0.5})
+RECORD = Record(run=RUN, category="bolt", data_digest="d1", metrics={"image_auroc": 0.5})
 
 
-def answers(seed: int = 0, *, maps: bool = True) -> Answers:
+def answers(seed: int = 0, *, maps: bool = True) -> Predictions:
     random = np.random.default_rng(seed)
-    return Answers(
+    return Predictions(
         files=("good/000.png", "crack/sch\udcf6n ‡.png"),
         defects=("good", "crack"),
         scores=random.normal(size=2),
         maps=random.normal(size=(2, 3, 5)).astype(np.float32) if maps else None,
         masks=random.random((2, 3, 5)) > 0.5,
-        known=np.array([True, False]),
+        has_pixel_labels=np.array([True, False]),
     )
 
 
-def same(one: Answers, other: Answers) -> bool:
+def same(one: Predictions, other: Predictions) -> bool:
     maps = one.maps is None and other.maps is None
     return (
         (one.files, one.defects) == (other.files, other.defects)
@@ -104,16 +104,16 @@ def test_all_that_belongs_to_a_record_lies_beside_it(store: Store) -> None:
 def test_a_dot_in_a_categorys_name_is_part_of_it(store: Store) -> None:
     for category in ("v1.2", "v1.3"):
         store.save(replace(RECORD, category=category), answers(), views={"good.image": np.zeros((2, 2), np.uint8)})
-    assert [record.category for record in store.walk()] == ["v1.2", "v1.3"]
+    assert [record.category for record in store.records()] == ["v1.2", "v1.3"]
     assert files(store) == ["good.image.png"] * 2 + ["v1.2.json", "v1.2.npz", "v1.3.json", "v1.3.npz"]
 
 
 def test_last_and_oracle_stand_side_by_side_with_answers_and_pictures_of_their_own(store: Store) -> None:
     last = store.save(RECORD, answers(0), views={"best.map": np.zeros((2, 2), np.uint8)})
-    oracle = store.save(replace(RECORD, selection="oracle", every=10), answers(1))
-    assert store.find(RUN, "d1", "bolt", "last") == last
-    assert store.find(RUN, "d1", "bolt", "oracle") == oracle
-    assert not same(store.answers(last), store.answers(oracle))
+    oracle = store.save(replace(RECORD, selection="oracle", eval_every=10), answers(1))
+    assert store.get(RUN, "d1", "bolt", "last") == last
+    assert store.get(RUN, "d1", "bolt", "oracle") == oracle
+    assert not same(store.predictions(last), store.predictions(oracle))
     assert list(store.views(last)) == ["best.map"]
     assert store.views(oracle) == {}
 
@@ -122,43 +122,43 @@ def test_last_and_oracle_stand_side_by_side_with_answers_and_pictures_of_their_o
 
 
 def test_what_was_saved_is_found_and_nothing_else(store: Store) -> None:
-    assert store.find(RUN, "d1", "bolt", "last") is None
+    assert store.get(RUN, "d1", "bolt", "last") is None
     saved = store.save(RECORD, answers())
-    assert store.find(RUN, "d1", "bolt", "last") == saved
-    assert store.find(RUN, "d2", "bolt", "last") is None
-    assert store.find(replace(RUN, seed=3), "d1", "bolt", "last") is None
-    assert store.find(replace(RUN, settings={"lr": 1e-4}), "d1", "bolt", "last") is None
-    assert store.find(RUN, "d1", "tile", "last") is None
+    assert store.get(RUN, "d1", "bolt", "last") == saved
+    assert store.get(RUN, "d2", "bolt", "last") is None
+    assert store.get(replace(RUN, seed=3), "d1", "bolt", "last") is None
+    assert store.get(replace(RUN, settings={"lr": 1e-4}), "d1", "bolt", "last") is None
+    assert store.get(RUN, "d1", "tile", "last") is None
 
 
 def test_a_record_without_answers_stands_alone(store: Store) -> None:
     failed = store.save(replace(RECORD, failure="it broke", metrics={}), None)
-    assert store.find(RUN, "d1", "bolt", "last") == failed
+    assert store.get(RUN, "d1", "bolt", "last") == failed
     assert files(store) == ["bolt.json"]
     with pytest.raises(BenchError, match=r"bolt\.npz can't be read"):
-        store.answers(failed)
+        store.predictions(failed)
 
 
 def test_what_a_record_says_of_its_pictures_is_kept_beside_what_the_store_adds(store: Store) -> None:
-    saved = store.save(replace(RECORD, stored={"views": {"best": "crack/0.png"}}), answers())
-    assert saved.stored.keys() == {"views", "maps", "sha256", "model"}
-    assert (saved.stored["views"], saved.stored["maps"]) == ({"best": "crack/0.png"}, "float16")
+    saved = store.save(replace(RECORD, artifacts={"views": {"best": "crack/0.png"}}), answers())
+    assert saved.artifacts.keys() == {"views", "maps", "sha256", "model"}
+    assert (saved.artifacts["views"], saved.artifacts["maps"]) == ({"best": "crack/0.png"}, "float16")
 
 
 @pytest.mark.parametrize("maps", ["float16", "float32", "none"])
 def test_answers_are_read_back_bit_for_bit_as_rounded_said(store: Store, maps: Maps) -> None:
     saved = store.save(RECORD, answers().rounded(maps), maps=maps)
-    found = store.answers(saved)
+    found = store.predictions(saved)
     expected = answers().rounded(maps) if maps != "none" else replace(answers(), maps=None)
     assert same(found, expected)
-    assert (found.scores.dtype, found.masks.dtype, found.known.dtype) == (np.float64, np.bool_, np.bool_)
-    assert saved.stored["maps"] == maps
+    assert (found.scores.dtype, found.masks.dtype, found.has_pixel_labels.dtype) == (np.float64, np.bool_, np.bool_)
+    assert saved.artifacts["maps"] == maps
 
 
 def test_maps_that_are_not_there_are_said_not_to_be_there(store: Store) -> None:
     saved = store.save(RECORD, answers(maps=False), maps="float16")
-    assert saved.stored["maps"] == "none"
-    assert store.answers(saved).maps is None
+    assert saved.artifacts["maps"] == "none"
+    assert store.predictions(saved).maps is None
 
 
 @given(seed=st.integers(0, 1000), power=st.integers(-130, 100))
@@ -167,7 +167,7 @@ def test_maps_of_any_size_are_read_back_as_rounded_said(store: Store, seed: int,
     given_ = answers(seed)
     assert given_.maps is not None
     scaled = replace(given_, maps=np.ldexp(given_.maps, power)).rounded("float16")
-    assert same(store.answers(store.save(RECORD, scaled)), scaled)
+    assert same(store.predictions(store.save(RECORD, scaled)), scaled)
 
 
 def test_the_same_answers_are_the_same_bytes(store: Store, tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_the_same_answers_are_the_same_bytes(store: Store, tmp_path: Path) -> No
 def test_saving_again_replaces(store: Store) -> None:
     store.save(RECORD, answers(0))
     again = store.save(replace(RECORD, metrics={"image_auroc": 0.75}), answers(1))
-    assert list(store.walk()) == [again]
-    assert same(store.answers(again), answers(1).rounded("float16"))
+    assert list(store.records()) == [again]
+    assert same(store.predictions(again), answers(1).rounded("float16"))
     assert files(store) == ["bolt.json", "bolt.npz"]
 
 
@@ -187,7 +187,7 @@ def test_records_are_walked_in_the_order_of_their_paths(store: Store) -> None:
     for category in ("tile", "bolt"):
         for seed in (1, 0):
             store.save(replace(RECORD, category=category, run=replace(RUN, seed=seed)), None)
-    assert [(record.run.seed, record.category) for record in store.walk()] == [
+    assert [(record.run.seed, record.category) for record in store.records()] == [
         (0, "bolt"),
         (0, "tile"),
         (1, "bolt"),
@@ -196,14 +196,14 @@ def test_records_are_walked_in_the_order_of_their_paths(store: Store) -> None:
 
 
 def test_a_store_that_is_not_there_holds_nothing(store: Store) -> None:
-    assert list(store.walk()) == []
-    assert store.frame().empty
+    assert list(store.records()) == []
+    assert store.to_frame().empty
 
 
 def test_a_frame_has_a_row_a_record_and_a_column_a_value(store: Store) -> None:
     store.save(RECORD, answers())
     store.save(replace(RECORD, category="tile", metrics={"image_ap": 1.0}), None)
-    frame = store.frame()
+    frame = store.to_frame()
     assert frame["category"].tolist() == ["bolt", "tile"]
     assert frame["dataset"].tolist() == ["real", "real"]
     assert frame["settings.lr"].tolist() == [1e-3, 1e-3]
@@ -236,8 +236,8 @@ def test_a_corrupt_record_is_told_and_passed_over(
     path = store.path(RUN, "d1", "bolt", "last")
     path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        assert list(store.walk()) == [tile]
-        assert store.find(RUN, "d1", "bolt", "last") is None
+        assert list(store.records()) == [tile]
+        assert store.get(RUN, "d1", "bolt", "last") is None
     assert len(caplog.messages) == 2
     assert all(f"{path} is left out: " in message and words in message for message in caplog.messages)
 
@@ -248,7 +248,7 @@ def test_a_record_that_was_changed_or_moved_is_not_trusted(store: Store, caplog:
     text = path.read_text("utf-8")
     path.with_name("tile.json").write_text(text, "utf-8")
     path.write_text(text.replace("0.001", "0.002"), "utf-8")
-    assert list(store.walk()) == []
+    assert list(store.records()) == []
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
         "its values are not those of its place. Remove it."
     ] * 2
@@ -257,8 +257,8 @@ def test_a_record_that_was_changed_or_moved_is_not_trusted(store: Store, caplog:
 def test_a_store_can_be_moved_as_a_whole(store: Store, tmp_path: Path) -> None:
     saved = store.save(RECORD, answers())
     moved = Store(store.root.rename(tmp_path / "elsewhere"))
-    assert list(moved.walk()) == [saved]
-    assert same(moved.answers(saved), answers().rounded("float16"))
+    assert list(moved.records()) == [saved]
+    assert same(moved.predictions(saved), answers().rounded("float16"))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", None], ids=["empty", "cut off", "of another run"])
@@ -268,15 +268,15 @@ def test_answers_that_are_not_those_of_the_record_are_refused(store: Store, cont
     other = store.save(replace(RECORD, category="tile"), answers(1))
     path.write_bytes(path.with_name("tile.npz").read_bytes() if content is None else content)
     with pytest.raises(BenchError, match=r"bolt\.npz is not the file that its record names\. .*--force"):
-        store.answers(saved)
-    assert same(store.answers(other), answers(1).rounded("float16"))
+        store.predictions(saved)
+    assert same(store.predictions(other), answers(1).rounded("float16"))
 
 
 def test_other_peoples_files_are_passed_over(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     saved = store.save(RECORD, answers())
     (store.root / "notes.json").write_text('{"my": "notes"}')
     (store.root / "real" / "folder.json").mkdir()
-    assert list(store.walk()) == [saved]
+    assert list(store.records()) == [saved]
     assert any("notes.json is left out" in message for message in caplog.messages)
 
 
@@ -286,22 +286,22 @@ def test_other_peoples_files_are_passed_over(store: Store, caplog: pytest.LogCap
 def test_a_file_in_the_folders_place_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("I am a file.")
     store = Store(tmp_path / "runs")
-    assert store.find(RUN, "d1", "bolt", "last") is None
-    assert list(store.walk()) == []
+    assert store.get(RUN, "d1", "bolt", "last") is None
+    assert list(store.records()) == []
     with pytest.raises(BenchError, match=rf"Results are written below {tmp_path}/runs; that failed \(.*--runs"):
         store.save(RECORD, answers())
 
 
 def test_a_name_that_is_too_long_for_the_disk_is_a_clear_error(store: Store) -> None:
     record = replace(RECORD, category="x" * 300)
-    assert store.find(RUN, "d1", record.category, "last") is None
+    assert store.get(RUN, "d1", record.category, "last") is None
     with pytest.raises(BenchError, match="File name too long"):
         store.save(record, answers())
 
 
 def test_values_that_no_record_can_hold_are_refused_before_anything_is_written(store: Store) -> None:
     with pytest.raises(BenchError, match="its facts"):
-        store.save(replace(RECORD, facts={"rows": float("nan")}), answers())
+        store.save(replace(RECORD, method_info={"rows": float("nan")}), answers())
     assert not store.root.exists()
 
 
@@ -327,8 +327,8 @@ def test_a_full_disk_leaves_what_stood_there_and_nothing_half(
     with pytest.raises(BenchError, match=r"No space left on device.* this result is lost"):
         store.save(replace(RECORD, metrics={}), answers(1), model=b"new")
     assert files(store) == ["bolt.json", "bolt.npz", "bolt.safetensors"]
-    assert list(store.walk()) == [before]
-    assert same(store.answers(before), answers(0).rounded("float16"))
+    assert list(store.records()) == [before]
+    assert same(store.predictions(before), answers(0).rounded("float16"))
 
 
 def test_what_finds_no_room_is_kept_elsewhere_and_the_error_says_where(
@@ -348,33 +348,33 @@ def test_what_finds_no_room_is_kept_elsewhere_and_the_error_says_where(
     assert f"This result is kept in {elsewhere}: copy what is in it into {store.root}." in str(refusal.value)
     monkeypatch.undo()
     shutil.copytree(elsewhere, store.root, dirs_exist_ok=True)
-    (found,) = store.walk()
+    (found,) = store.records()
     assert found.metrics == RECORD.metrics
-    assert same(store.answers(found), answers(1).rounded("float16"))
+    assert same(store.predictions(found), answers(1).rounded("float16"))
     assert store.views(found)
 
 
 def test_a_disk_too_small_for_the_plan_and_a_closed_folder_are_told_before_anything_is_fitted(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.ready(1000)
+    store.check_writable(1000)
     assert not store.root.exists()  # asking makes nothing
     with pytest.raises(BenchError, match=r"about 1000000000000\.0 MB; .* MB are free"):
-        store.ready(10**18)
+        store.check_writable(10**18)
 
     def closed(dir: Path) -> None:  # noqa: A002
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", closed)  # root may write anywhere, so that a mode would not do
     with pytest.raises(BenchError, match=r"can't be written to \(Read-only file system\)\. Open the folder"):
-        store.ready()
+        store.check_writable()
 
 
 def test_two_writers_of_one_record_leave_the_files_of_one_of_them(store: Store) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: store.save(replace(RECORD, epoch=i), answers(i)), range(40)))
-    (found,) = store.walk()
-    assert same(store.answers(found), answers(found.epoch).rounded("float16"))
+    (found,) = store.records()
+    assert same(store.predictions(found), answers(found.epoch).rounded("float16"))
     assert files(store) == ["bolt.json", "bolt.npz"]
 
 
@@ -409,7 +409,7 @@ def test_a_kill_between_two_moves_leaves_no_record_for_half_of_its_files(
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         store.save(replace(RECORD, metrics={}), answers(1), model=b"new")
-    assert list(store.walk()) == []
+    assert list(store.records()) == []
     assert not any(name.startswith(".") for name in files(store))
 
 
@@ -444,7 +444,7 @@ def test_a_process_killed_at_any_moment_leaves_whole_records_only(store: Store) 
             time.sleep(delay)
             assert process.poll() is None  # it saves until it is killed
             process.kill()
-        for record in store.walk():
-            assert store.answers(record).scores.tolist() == [record.epoch, record.epoch + 1]
+        for record in store.records():
+            assert store.predictions(record).scores.tolist() == [record.epoch, record.epoch + 1]
     saved = store.save(RECORD, answers())
-    assert list(store.walk()) == [saved]
+    assert list(store.records()) == [saved]

@@ -59,7 +59,7 @@ class Embed(nn.Module):
         self.proj = nn.Conv2d(channels, width, PATCH, PATCH)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.proj(features).flatten(2).transpose(1, 2)                           # (b, n, width)
+        return self.proj(features).flatten(2).transpose(1, 2)  # (b, n, width)
 
 
 class AMINet(nn.Module):
@@ -98,7 +98,7 @@ class AMINet(nn.Module):
         return self.norm_auxi(x[:, : self.clusters])
 
     def distances(self, semantic: Tensor, centres: Tensor) -> Tensor:
-        return discrepancy(semantic + self.pos_embed, centres)                          # (b, n, clusters)
+        return discrepancy(semantic + self.pos_embed, centres)  # (b, n, clusters)
 
     def inpaint(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(b, n, width), (b, n) that is True where hidden -> restored features (b, channels, 64, 64)."""

@@ -16,11 +16,11 @@ def distances(rows: Tensor, columns: Tensor) -> Tensor:
 
 def greedy_coreset(features: Tensor, count: int, starts: Tensor) -> Tensor:
     """Indices of `count` rows: always the one that is farthest from what was picked, first on average from `starts`."""
-    anchors = distances(features, features[starts]).mean(dim=1, keepdim=True)           # (n, 1)
+    anchors = distances(features, features[starts]).mean(dim=1, keepdim=True)  # (n, 1)
     picks = []
     for _ in range(count):
         pick = int(anchors.argmax())
         picks.append(pick)
-        apart = distances(features, features[pick : pick + 1])                          # (n, 1)
+        apart = distances(features, features[pick : pick + 1])  # (n, 1)
         anchors = torch.cat([anchors, apart], dim=1).min(dim=1).values.reshape(-1, 1)
     return torch.tensor(picks)

@@ -88,8 +88,8 @@ def compare(samples: list[Sample], title: str, counts: Mapping[str, Counts]) -> 
         here = [sample for sample in samples if sample.category == name]
         found = Counts(
             sum(sample.split == "train" for sample in here),
-            sum(sample.split == "test" and not sample.anomalous for sample in here),
-            sum(sample.anomalous for sample in here),
+            sum(sample.split == "test" and not sample.is_anomalous for sample in here),
+            sum(sample.is_anomalous for sample in here),
         )
         if found != counts[name]:
             log.warning("%s: officially %s; here are %s.", name, counts[name], found)

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, topics
 from bench.record import Run
-from bench.summary import LATENCY, MEAN, METRICS, Group, topics
 
 from .measured import measured
 from .papers import TABLES
@@ -46,9 +46,9 @@ def ablations(groups: Sequence[Group]) -> list[Table]:
 
 def conditions(run: Run) -> str:
     """All but settings that two runs must share where a setting is said to differ alone. A backbone is a setting."""
-    inputs = {name: value for name, value in run.inputs.items() if name != run.settings.get("backbone")}
-    weights = (inputs, "random" in run.inputs.values())
-    held = (run.preparation, run.precision, run.limit, run.calibrate, run.resolution, run.compile, weights)
+    inputs = {name: value for name, value in run.file_hashes.items() if name != run.settings.get("backbone")}
+    weights = (inputs, "random" in run.file_hashes.values())
+    held = (run.preprocessing, run.precision, run.limit, run.calibrate, run.resolution, run.compile, weights)
     return json.dumps(held, sort_keys=True)
 
 

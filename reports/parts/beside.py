@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from bench.summary import Group
+from bench.evaluation.summary import Group
 
 from .checks import Check, published_checks, released_checks, tabled
 from .columns import Column, columns, form, paper_rows

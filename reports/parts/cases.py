@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from scipy import ndimage
 
-from bench.counting import Bools
+from bench.evaluation.curves import Bools
+from bench.evaluation.summary import Group, caveats, unique_names
 from bench.report import Figure
 from bench.store import Store
-from bench.summary import Group, caveats, named
 
 from .drawing import named as filename
 from .evidence import RATE, Case, Evidence
@@ -75,11 +75,11 @@ def sheets(
 ) -> list[Figure]:
     """A sheet for each method and category: a row a case, a column a picture."""
     made = []
-    for name, group in named(members).items():
+    for name, group in unique_names(members).items():
         if group.selection != "last":
             continue
         for category in group.categories:
-            evidence = found.get((group.first.run.name, group.first.run.variant, category))
+            evidence = found.get((group.first.run.name, group.first.run.group_hash, category))
             rows = list(pictures(evidence, store, SHEET)) if evidence else []
             if evidence and rows:
                 seed = evidence.record.run.seed

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.summary import METRICS, Group
+from bench.evaluation.summary import METRICS, Group
 
 from .columns import Column, Row, paper_rows
 from .papers import (
@@ -86,7 +86,11 @@ def released_checks(groups: Iterable[Group]) -> Iterator[Check]:
     """What the authors' README tells of their weights, against the same weights judged here."""
     paper = TABLES["1"]
     for group in groups:
-        if group.first.run.released and paper.holds(group.first.run) and group.first.run.method == "aminet":
+        if (
+            group.first.run.is_released_checkpoint
+            and paper.holds(group.first.run)
+            and group.first.run.method == "aminet"
+        ):
             for row in rows(RELEASED):
                 of = members(row["category"], paper.file)
                 for metric in ("image_auroc", "pixel_auroc", "image_ap", "pixel_ap"):
@@ -106,7 +110,7 @@ def released_checks(groups: Iterable[Group]) -> Iterator[Check]:
 def _why(paper: Paper, column: Column, known: Tolerance | None, group: Group | None, level: str) -> str:
     """Why a value can't be verified; "" where it can."""
     run = group.first.run if group else None
-    reduced = run and (run.synthetic or run.limit or run.note or "random" in run.inputs.values())
+    reduced = run and (run.synthetic or run.limit or run.profile_note or "random" in run.file_hashes.values())
     last = column.published.startswith("AMI-Net") and column.selection == "last"
     reasons = (
         (reduced, "reduced settings, limited images or random weights are no reproduction"),
@@ -114,7 +118,10 @@ def _why(paper: Paper, column: Column, known: Tolerance | None, group: Group | N
             (paper.number, column.published, level) == ("Table I", "AE-SSIM", "image"),
             "the published value is no AUROC",
         ),
-        (run and run.released, "the released weights are another run than the table's, and have a table of their own"),
+        (
+            run and run.is_released_checkpoint,
+            "the released weights are another run than the table's, and have a table of their own",
+        ),
         (known, ""),
         (last, "the paper chooses the epoch on the test set; of the last one nobody knows how near it comes"),
         (paper.ks != (0,), "the paper draws the images once, and how far another draw moves it is not known"),

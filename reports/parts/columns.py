@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from bench.evaluation.summary import Cell, Group, caveats, missing_reasons, percent, unique_names
 from bench.record import Selection
-from bench.summary import Cell, Group, caveats, named, percent, why
 
 from .measured import FAILED
 from .papers import AVERAGES, LEVELS, Paper, categories, members, published_name, slips, values
@@ -46,7 +46,7 @@ class Column:
         if group is None or not set(row.of) & set(group.categories):
             return Entry.of(MISSING)
         if len(row.of) == 1 and not any(category in row.of for category, _ in group.records):
-            return Entry.of(FAILED, *caveats(group), *why(group, row.of, LEVELS["image"]))
+            return Entry.of(FAILED, *caveats(group), *missing_reasons(group, row.of, LEVELS["image"]))
         cells = {level: self.mean(row, level) for level in LEVELS}
         notes = [
             note for level, cell in cells.items() if cell is None for note in lacking(group, row.of, LEVELS[level])
@@ -59,7 +59,7 @@ class Column:
 
 def lacking(group: Group, of: Sequence[str], metric: str) -> list[str]:
     """Why there is no mean over these; of what is not done only how much, since the commands tell the rest."""
-    told = why(group, of, metric)
+    told = missing_reasons(group, of, metric)
     done = [note for note in told if not note.endswith("is not done")]
     undone = len(told) - len(done)
     return [*done, *([f"{undone} of {len(of)} categories are not done"] if undone else [])]
@@ -72,7 +72,7 @@ def columns(groups: Iterable[Group]) -> list[Column]:
         by_k.setdefault(group.first.run.k, []).append(group)
     found: dict[tuple[str, str], Column] = {}
     for k, own in sorted(by_k.items()):
-        for title, group in named(own).items():
+        for title, group in unique_names(own).items():
             place = (title, group.selection)
             column = found.get(place) or Column(title, group.selection, {}, published_name(group.first.run))
             found[place] = replace(column, groups=column.groups | {k: group})

@@ -10,9 +10,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from bench.evaluation.statistics import rank, summarize_seeds
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Cell, Group, latency_device, unique_names
 from bench.report import Figure
-from bench.statistics import rank, spread
-from bench.summary import LATENCY, MEAN, METRICS, Cell, Group, machine, named
 
 from .ablation import conditions
 from .differences import METRIC, alike, by_category, by_seed
@@ -45,13 +45,13 @@ def speed(topic: str, members: Sequence[Group], looks: Mapping[str, Look]) -> Fi
     title = "Speed against image AUROC"
     found = [
         (name, group, fast, good)
-        for name, group in named(members).items()
+        for name, group in unique_names(members).items()
         if (fast := group.cell(MEAN, LATENCY)) and (good := group.cell(MEAN, METRIC))
     ]
     if not found:
         why = "No method has both a latency and an image AUROC for all its categories. "
         return absent("speed", topic, title, why + again(members[0].first, "--time", "--force"))
-    places = {machine(group).rpartition("network to map and score, ")[2] for _, group, _, _ in found}
+    places = {latency_device(group).rpartition("network to map and score, ")[2] for _, group, _, _ in found}
     run = members[0].first.run
     published = timing() if (run.dataset, run.protocol) == ("mvtec", "one-for-one") else []
     with themed():
@@ -128,7 +128,7 @@ def shots(dataset: str, members: Sequence[Group], looks: Mapping[str, Look]) -> 
         alone = False
         for place, (name, own) in enumerate(series.items()):
             look, shift = looks[name], 1 + 0.015 * (place - len(series) / 2)  # side by side, so that bars don't hide
-            found = [spread(by_seed(group, METRIC)) for group in own]
+            found = [summarize_seeds(by_seed(group, METRIC)) for group in own]
             means = np.array([100 * each.mean for each in found])
             half = [100 * (each.interval.high - each.mean) if each.interval else np.nan for each in found]
             alone = alone or any(each.interval is None for each in found)
@@ -158,7 +158,7 @@ def _named_over_k(members: Sequence[Group]) -> list[tuple[str, Group]]:
     by_k: dict[int, list[Group]] = {}
     for group in members:
         by_k.setdefault(group.first.run.k, []).append(group)
-    return [(name, group) for _, own in sorted(by_k.items()) for name, group in named(own).items()]
+    return [(name, group) for _, own in sorted(by_k.items()) for name, group in unique_names(own).items()]
 
 
 # --- Categories ------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def _named_over_k(members: Sequence[Group]) -> list[tuple[str, Group]]:
 def heat(topic: str, members: Sequence[Group]) -> Figure:
     """Image AUROC of each method on each category, the hardest category first."""
     title = "Image AUROC by category"
-    names = {name: group for name, group in named(members).items() if group.records}
+    names = {name: group for name, group in unique_names(members).items() if group.records}
     categories = sorted({category for group in names.values() for category, _ in group.records})
     cells = [[group.cell(category, METRIC) for category in categories] for group in names.values()]
     values = np.array([[np.nan if cell is None else 100 * cell.mean for cell in row] for row in cells])
@@ -211,7 +211,7 @@ def heat(topic: str, members: Sequence[Group]) -> Figure:
 def critical(topic: str, members: Sequence[Group]) -> Figure:
     """The critical-difference diagram of the largest set of methods with the same runs."""
     title = "Mean ranks over categories"
-    found = max(alike(named(members)), key=len, default={})
+    found = max(alike(unique_names(members)), key=len, default={})
     values, categories = by_category(found) if len(found) > 2 else ({}, [])
     if len(values) < 3 or len(categories) < 2:
         why = "It needs three methods at least on the same categories (two or more), seeds and selection. "
@@ -306,7 +306,7 @@ def _swept(members: Sequence[Group]) -> list[tuple[str, str, list[tuple[Any, Gro
             continue
         for setting, value in run.settings.items():
             others = {name: own for name, own in run.settings.items() if name != setting}
-            inputs = {} if setting == "backbone" else run.inputs
+            inputs = {} if setting == "backbone" else run.file_hashes
             same = (run.method, others, conditions(run), inputs, group.selection, group.categories)
             key = json.dumps(same, sort_keys=True, default=list)
             found.setdefault((setting, key), []).append((value, group))

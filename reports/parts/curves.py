@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from bench.evaluation.summary import Group, unique_names
 from bench.record import Record
 from bench.report import Figure
-from bench.summary import Group, named
 
 from .drawing import absent, again, made
 from .evidence import LIMIT, Evidence, first_seed
@@ -49,14 +49,16 @@ FIRST_SEED = "Of the lowest seed."
 def epochs(topic: str, members: Sequence[Group]) -> Figure:
     """Image AUROC and loss over epochs, a column a method, a line a category, with last and oracle epoch marked."""
     title = "Over epochs"
-    names = {name: group for name, group in named(members).items() if group.selection == "last"}
+    names = {name: group for name, group in unique_names(members).items() if group.selection == "last"}
     fits = {name: [record for record in first_seed(group) if record.losses] for name, group in names.items()}
     fits = {name: records for name, records in list(fits.items()) if records}
     if not fits:
         why = "It needs a method that learns in epochs. "
         wanted = again(members[0].first, "--method", "aminet", "--selection", "both")
         return absent("epochs", topic, title, why + wanted)
-    looked = sorted(fits, key=lambda name: not any(record.curve for record in fits[name]))  # these show the most
+    looked = sorted(
+        fits, key=lambda name: not any(record.metrics_by_epoch for record in fits[name])
+    )  # these show the most
     shown = {name: fits[name] for name in looked[:6]}
     categories = sorted({record.category for records in shown.values() for record in records})
     own = looks(categories) if len(categories) <= NAMED else {}
@@ -93,7 +95,7 @@ def _fit(above: Axes, below: Axes, record: Record, look: Look | None) -> None:
     colour, dash = (look.colour, look.dash) if look else (FAINT, "-")
     named_so = label(record.category) if look else None
     below.plot(range(1, len(record.losses) + 1), record.losses, ls=dash, color=colour, lw=1.3, label=named_so)
-    points = [(point["epoch"], point) for point in record.curve if "image_auroc" in point]
+    points = [(point["epoch"], point) for point in record.metrics_by_epoch if "image_auroc" in point]
     if not points:
         return
     x, y = [epoch for epoch, _ in points], [100 * point["image_auroc"] for _, point in points]
@@ -144,7 +146,7 @@ def _curves(
 ) -> Figure:
     lines = {
         (name, category): drawn
-        for name, group in named(members).items()
+        for name, group in unique_names(members).items()
         if group.selection == "last"
         for category in group.categories
         if (each := found.get((*_key(group), category))) and (drawn := line(each)) is not None
@@ -168,12 +170,12 @@ def _curves(
         first[0].set_ylabel("true positive rate" if limit == 1 else "share of a region found")
         first[-1].set_xlabel("false positive rate")
         legend(figure, axes)
-        own_groups = [group for name, group in named(members).items() if any(name == each for each, _ in lines)]
+        own_groups = [group for name, group in unique_names(members).items() if any(name == each for each, _ in lines)]
         return made(kind, topic, title, f"{FIRST_SEED} {caption} {left_out}", figure, groups=own_groups)
 
 
 def _key(group: Group) -> tuple[str, str]:
-    return group.first.run.name, group.first.run.variant
+    return group.first.run.name, group.first.run.group_hash
 
 
 def _hardest(members: Sequence[Group], categories: Sequence[str]) -> tuple[list[str], str]:

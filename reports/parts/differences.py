@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.statistics import (
-    Draws,
-    Spread,
+from bench.evaluation.statistics import (
+    BootstrapSamples,
+    SeedSummary,
     compare,
     conclude,
     conclude_ranking,
     differences,
     intervals,
     rank,
-    spread,
+    summarize_seeds,
 )
-from bench.summary import METRICS, Group, named
+from bench.evaluation.summary import METRICS, Group, unique_names
 
 from .drawn import over, span
 from .tables import NONE, Block, Section, Table, points
@@ -26,13 +26,13 @@ HEADLINES = (METRIC, "pixel_auroc")
 """Of which is told in words what can be concluded."""
 
 
-def statistics(members: Sequence[Group], draws: Mapping[str, Mapping[str, Draws]]) -> list[Section]:
+def statistics(members: Sequence[Group], draws: Mapping[str, Mapping[str, BootstrapSamples]]) -> list[Section]:
     """What can be concluded from the runs of one data set and protocol; nothing where there is nothing to compare.
 
     Methods are compared where they ran on the same categories, seeds and images, by the same selection rule.
     `draws` are those of each method, by its name and category.
     """
-    names = named(members)
+    names = unique_names(members)
     blocks: list[Block] = [*_spreads(names)]
     sets = alike(names)
     compared = [found for found in sets if len(found) > 1]
@@ -56,7 +56,9 @@ def alike(names: Mapping[str, Group]) -> list[dict[str, Group]]:
 def _runs(group: Group) -> tuple[object, ...]:
     """What two methods must share to be compared."""
     records = sorted(group.records.items())
-    images = tuple((place, record.data, *record.train, "", *record.tests) for place, record in records)
+    images = tuple(
+        (place, record.data_digest, *record.train_files, "", *record.test_files) for place, record in records
+    )
     return group.selection, group.first.run.resolution, images
 
 
@@ -71,7 +73,7 @@ def _spreads(names: Mapping[str, Group]) -> list[Block]:
         for metric, heading in METRICS.items():
             found = by_seed(group, metric)
             if len(found) > 1:
-                rows.append((name, heading, str(len(found)), *_spread(spread(found))))
+                rows.append((name, heading, str(len(found)), *_spread(summarize_seeds(found))))
     if not rows:
         return []
     drawn = any(group.first.run.k for group in names.values())
@@ -91,7 +93,7 @@ def by_seed(group: Group, metric: str) -> list[float]:
     return found
 
 
-def _spread(found: Spread) -> tuple[str, str, str]:
+def _spread(found: SeedSummary) -> tuple[str, str, str]:
     assert found.std is not None  # there are two runs at least
     assert found.interval is not None
     low, high = max(found.interval.low, 0), min(found.interval.high, 1)
@@ -101,7 +103,7 @@ def _spread(found: Spread) -> tuple[str, str, str]:
 # --- Methods ---------------------------------------------------------------------------------------------------------
 
 
-def _comparison(found: Mapping[str, Group], draws: Mapping[str, Mapping[str, Draws]]) -> list[Block]:
+def _comparison(found: Mapping[str, Group], draws: Mapping[str, Mapping[str, BootstrapSamples]]) -> list[Block]:
     """The methods of a set: their means, every pair of them and their ranks, by every metric that all of them have."""
     compared = {}
     for metric in METRICS:
@@ -124,7 +126,7 @@ class _Compared:
 
     values: dict[str, list[float]]
     categories: list[str]
-    draws: dict[str, Draws | None]
+    draws: dict[str, BootstrapSamples | None]
 
 
 def by_category(found: Mapping[str, Group], metric: str = METRIC) -> tuple[dict[str, list[float]], list[str]]:
@@ -165,7 +167,7 @@ def _pairs(compared: Mapping[str, _Compared], seeds: int) -> list[Block]:
             first, second = found.draws[each.first], found.draws[each.second]
             images = differences(first, second).get(metric) if first and second else None
             interval = f"{points(images.low)} to {points(images.high)}" if images else NONE
-            tested = (str(each.won), str(each.lost), f"{each.p:.2g}", f"{each.corrected:.2g}")
+            tested = (str(each.wins), str(each.losses), f"{each.p:.2g}", f"{each.p_holm:.2g}")
             own = rows.setdefault(f"{each.first} − {each.second}", [])
             own.append((METRICS[metric], points(each.difference), interval, *tested))
             if metric in HEADLINES:

@@ -2,11 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 
+from bench.evaluation.statistics import BootstrapSamples
+from bench.evaluation.summary import (
+    LATENCY,
+    MEAN,
+    METRICS,
+    Group,
+    groups,
+    heading,
+    latency_device,
+    table_metrics,
+    topics,
+    unique_names,
+)
 from bench.record import Record
 from bench.report import Figure
-from bench.statistics import Draws
 from bench.store import Store
-from bench.summary import LATENCY, MEAN, METRICS, Group, columns, groups, heading, machine, named, topics
 
 from .ablation import ablations, figure9
 from .beside import beside
@@ -50,10 +61,10 @@ def document(records: Sequence[Record], store: Store, figures: Sequence[Figure] 
     sections += [beside(paper, found) for paper in ran]
     for topic, own in topics(found).items():
         sections.append(Section(topic, _tables(own)))
-        draws = {name: drawn(group, store, pixels=pixels) for name, group in named(own).items()}
+        draws = {name: drawn(group, store, pixels=pixels) for name, group in unique_names(own).items()}
         sections += [*statistics(own, draws), *gaps(own)]
         sections += gallery([figure for figure in figures if figure.topic == topic])
-        sections += [_by_category(group, draws[name]) for name, group in named(own).items()]
+        sections += [_by_category(group, draws[name]) for name, group in unique_names(own).items()]
     across = gallery([figure for figure in figures if figure.topic not in topics(found)])
     return [*sections, *([Section("Across protocols", ()), *across] if across else [])]
 
@@ -80,7 +91,7 @@ def _tables(own: Sequence[Group]) -> tuple[Block, ...]:
 
 def _comparison(members: Sequence[Group]) -> Table:
     """A row a method; the last epochs are ranked among themselves, and the best epochs on the test set too."""
-    names = named(members)
+    names = unique_names(members)
     rows: list[tuple[str | Entry, ...]] = []
     ruled = []
     for selection in ("last", "oracle"):
@@ -92,8 +103,8 @@ def _comparison(members: Sequence[Group]) -> Table:
     return Table.of("", ("method", *METRICS.values(), "latency"), rows, ruled=ruled)
 
 
-def _by_category(group: Group, draws: Mapping[str, Draws]) -> Section:
-    shown = columns(group) | {LATENCY: LATENCY}
+def _by_category(group: Group, draws: Mapping[str, BootstrapSamples]) -> Section:
+    shown = table_metrics(group) | {LATENCY: LATENCY}
     rows: list[tuple[str | Entry, ...]] = [
         (own, *(measured(group, own, metric) for metric in shown)) for own in (*group.categories, MEAN)
     ]
@@ -101,7 +112,7 @@ def _by_category(group: Group, draws: Mapping[str, Draws]) -> Section:
     seeds = ", ".join(map(str, group.seeds))
     settings = ", ".join(f"{name}={value}" for name, value in run.settings.items())
     told = [
-        f"Seeds: {seeds}. Profile: {run.profile}. {machine(group)}.",
+        f"Seeds: {seeds}. Profile: {run.profile}. {latency_device(group)}.",
         f"Settings: `{settings}`.",
         *(f"Failed: {record.category}, seed {record.run.seed}: {record.failure}" for record in group.failed),
         f"Command: `{group.first.command}`",

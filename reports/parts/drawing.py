@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure as Canvas
 
+from bench.evaluation.summary import Group
 from bench.record import Record
 from bench.report import Figure
-from bench.summary import Group
 
 from .style import files, notes
 

@@ -5,10 +5,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
+from bench.evaluation.statistics import BootstrapSamples, Interval, bootstrap, intervals, mean_over_categories
+from bench.evaluation.summary import HEADINGS, MEAN, Group, percent
 from bench.record import Record
-from bench.statistics import Draws, Interval, intervals, mean_of, resample
 from bench.store import Store
-from bench.summary import HEADINGS, MEAN, Group, percent
 
 from .stored import answers
 from .tables import NONE, Table
@@ -20,11 +20,11 @@ PIXELS = 24
 """Records of a report that draws pixel metrics as well: about a second each, image metrics a fortieth of that."""
 
 
-_MADE: WeakKeyDictionary[Store, dict[tuple[Any, ...], Draws | None]] = WeakKeyDictionary()
+_MADE: WeakKeyDictionary[Store, dict[tuple[Any, ...], BootstrapSamples | None]] = WeakKeyDictionary()
 """What was drawn of a store: several formats of one report share it."""
 
 
-def drawn(group: Group, store: Store, *, pixels: bool = True) -> dict[str, Draws]:
+def drawn(group: Group, store: Store, *, pixels: bool = True) -> dict[str, BootstrapSamples]:
     """The draws of each category, as means over the seeds, which are all judged on the same drawn images.
 
     pixels: of the pixel metrics as well.
@@ -36,37 +36,41 @@ def drawn(group: Group, store: Store, *, pixels: bool = True) -> dict[str, Draws
         own = [record for (name, _), record in sorted(group.records.items()) if name == category]
         draws = [each for record in own if (each := _once(record, store, pixels=pixels))]
         if own and len(draws) == len(own):
-            found[category] = mean_of(draws)
+            found[category] = mean_over_categories(draws)
     return found
 
 
-def _once(record: Record, store: Store, *, pixels: bool) -> Draws | None:
+def _once(record: Record, store: Store, *, pixels: bool) -> BootstrapSamples | None:
     made = _MADE.setdefault(store, {})
-    place = store.path(record.run, record.data, record.category, record.selection)
-    key = place, record.stored.get("sha256"), pixels
+    place = store.path(record.run, record.data_digest, record.category, record.selection)
+    key = place, record.artifacts.get("sha256"), pixels
     if key not in made:
         made[key] = _of(record, store, pixels=pixels)
     return made[key]
 
 
-def _of(record: Record, store: Store, *, pixels: bool) -> Draws | None:
+def _of(record: Record, store: Store, *, pixels: bool) -> BootstrapSamples | None:
     given = answers(store, record, maps=pixels)
-    if given is None or given.anomalous.all() or not given.anomalous.any():
+    if given is None or given.is_anomalous.all() or not given.is_anomalous.any():
         return None
-    judged = record.run.resolution == "input" and given.known.any()  # what is stored is not at another resolution
+    judged = (
+        record.run.resolution == "input" and given.has_pixel_labels.any()
+    )  # what is stored is not at another resolution
     maps, masks = (list(given.maps), list(given.masks)) if judged and given.maps is not None else (None, None)
     seed = [SEED, crc32(record.category.encode())]
     threshold = record.threshold
-    return resample(given.scores, given.anomalous, maps, masks, known=given.known, threshold=threshold, seed=seed)
+    return bootstrap(
+        given.scores, given.is_anomalous, maps, masks, known=given.has_pixel_labels, threshold=threshold, seed=seed
+    )
 
 
-def over_images(group: Group, draws: Mapping[str, Draws]) -> list[Table]:
+def over_images(group: Group, draws: Mapping[str, BootstrapSamples]) -> list[Table]:
     """Each metric of each category with its interval; nothing where no category was drawn."""
     if not draws:
         return []
     found = {category: intervals(own) for category, own in draws.items()}
     if draws.keys() == set(group.categories):
-        found[MEAN] = intervals(mean_of(list(draws.values())))
+        found[MEAN] = intervals(mean_over_categories(list(draws.values())))
     shown = [metric for metric in HEADINGS if any(metric in own for own in found.values())]
     rows = [
         (category, *(_told(group, category, metric, own.get(metric)) for metric in shown))
@@ -91,8 +95,8 @@ def span(interval: Interval) -> str:
     return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
 
 
-def over(draws: Mapping[str, Draws], categories: Sequence[str], metric: str) -> Draws | None:
+def over(draws: Mapping[str, BootstrapSamples], categories: Sequence[str], metric: str) -> BootstrapSamples | None:
     """The draws of the mean over these categories; None where one of them lacks the metric."""
     if not all(category in draws and metric in draws[category].values for category in categories):
         return None
-    return mean_of([draws[category] for category in categories])
+    return mean_over_categories([draws[category] for category in categories])

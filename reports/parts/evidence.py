@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.counting import Array, Bools, Curve, Floats, image_curve, pixel_curve
-from bench.record import Answers, Record
+from bench.evaluation.curves import Array, Bools, Curve, Floats, image_curve, pixel_curve
+from bench.evaluation.summary import Group
+from bench.record import Predictions, Record
 from bench.store import Store
-from bench.summary import Group
 
 from .stored import answers
 
@@ -98,24 +98,24 @@ def gathered(members: Sequence[Group], store: Store) -> dict[tuple[str, str, str
     records = [record for group in members if group.selection == "last" for record in first_seed(group)]
     with ThreadPoolExecutor(READERS) as pool:  # unpacking and counting leave Python's lock to others
         read = pool.map(lambda record: _of(record, answers(store, record)), records)
-        return {(each.record.run.name, each.record.run.variant, each.record.category): each for each in read if each}
+        return {(each.record.run.name, each.record.run.group_hash, each.record.category): each for each in read if each}
 
 
-def _of(record: Record, given: Answers | None) -> Evidence | None:
+def _of(record: Record, given: Predictions | None) -> Evidence | None:
     if given is None:
         return None
-    bad = given.anomalous
-    known = given.known
+    bad = given.is_anomalous
+    known = given.has_pixel_labels
     roc = None
     if bad.any() and not bad.all():
         curve = image_curve(given.scores, bad)
-        roc = _line(curve, curve.overlap)
+        roc = _line(curve, curve.region_share)
     overlap, threshold = None, 0.0
     if given.maps is not None and known.any():
         judged = np.flatnonzero(known)
         maps, masks = [given.maps[i] for i in judged], [given.masks[i] for i in judged]
         pixels = pixel_curve(maps, masks, HOLD)
-        overlap = _thinned(_line(pixels, pixels.overlap)) if pixels.found.size and pixels.normals else None
+        overlap = _thinned(_line(pixels, pixels.region_share)) if pixels.tp.size and pixels.n_negatives else None
         threshold = _exceeded(maps, masks)
     cases = _cases(record, given)
     shown = [case.map for case in cases if case.map is not None]
@@ -131,9 +131,9 @@ def _exceeded(maps: Sequence[Array], masks: Sequence[Bools]) -> float:
     return float(np.quantile(normal, 1 - RATE)) if normal.size else 0.0
 
 
-def _cases(record: Record, given: Answers) -> tuple[Case, ...]:
+def _cases(record: Record, given: Predictions) -> tuple[Case, ...]:
     ranks = np.argsort(np.argsort(-given.scores, kind="stable"), kind="stable") + 1
-    chosen: dict[str, str] = record.stored.get("views", {})
+    chosen: dict[str, str] = record.artifacts.get("views", {})
     found = []
     for name in (name for name in CASES if chosen.get(name) in given.files):
         index = given.files.index(chosen[name])
@@ -146,7 +146,7 @@ def _cases(record: Record, given: Answers) -> tuple[Case, ...]:
                 int(ranks[index]),
                 len(given.files),
                 None if given.maps is None else given.maps[index].copy(),
-                given.masks[index].copy() if given.known[index] else None,
+                given.masks[index].copy() if given.has_pixel_labels[index] else None,
             )
         )
     return tuple(found)
@@ -155,7 +155,7 @@ def _cases(record: Record, given: Answers) -> tuple[Case, ...]:
 def _line(curve: Curve, weights: Array) -> tuple[Floats, Floats]:
     """False positive rate and share found, from (0, 0) to (1, 1); straight where scores tie."""
     after = np.cumsum(weights)
-    start, stop = curve.above / curve.normals, (curve.above + curve.level) / curve.normals
+    start, stop = curve.fp / curve.n_negatives, (curve.fp + curve.tied_negatives) / curve.n_negatives
     rates = np.concatenate([[0.0], np.column_stack([start, stop]).ravel(), [1.0]])
     shares = np.concatenate([[0.0], np.column_stack([after - weights, after]).ravel(), [1.0]])
     return rates, shares

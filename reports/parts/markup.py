@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bench.report import FOLDER, Figure
+from bench.report import FIGURES_FOLDER, Figure
 
 from .tables import Block, Entry, Piece, Section, Table, parted
 
@@ -73,7 +73,7 @@ def _captioned(table: Table) -> Iterator[str]:
 
 def _place(figure: Figure, wanted: str) -> str:
     """The figure's file, of that suffix where there is one."""
-    return f"{FOLDER}/{figure.name}.{wanted if wanted in figure.files else next(iter(figure.files))}"
+    return f"{FIGURES_FOLDER}/{figure.name}.{wanted if wanted in figure.files else next(iter(figure.files))}"
 
 
 def _folded(table: Table, marks: Mapping[str, str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Our own numbers as entries of a table: each says what a reader must know with it, and an empty one says why."""
 
-from bench.summary import LATENCY, MEAN, Group, caveats, milliseconds, percent, why
+from bench.evaluation.summary import LATENCY, MEAN, Group, caveats, milliseconds, missing_reasons, percent
 
 from .tables import NONE, Entry
 
@@ -12,7 +12,7 @@ def measured(group: Group, category: str, metric: str) -> Entry:
     cell = group.cell(category, metric)
     if cell is None:
         whole = group.categories if category == MEAN else [category]
-        return Entry.of(FAILED if group.failed and not group.records else NONE, *why(group, whole, metric))
+        return Entry.of(FAILED if group.failed and not group.records else NONE, *missing_reasons(group, whole, metric))
     text = milliseconds(cell) if metric == LATENCY else percent(cell)
     fewer = [f"{cell.seeds} of {len(group.seeds)} seeds"] if cell.seeds < len(group.seeds) else []
     return Entry.of(text, *caveats(group), *fewer)

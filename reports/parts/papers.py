@@ -62,7 +62,7 @@ class Paper:
 
     def holds(self, run: Run) -> bool:
         """Whether a run belongs into this table: a variant of a sweep does not."""
-        return not run.swept and self.could_hold(run)
+        return not run.sweep_keys and self.could_hold(run)
 
     def could_hold(self, run: Run) -> bool:
         """Whether it is at least of this data set and protocol."""

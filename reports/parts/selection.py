@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bench.evaluation.summary import MEAN, Group, unique_names
 from bench.record import Record
-from bench.summary import MEAN, Group, named
 
 from .tables import NONE, Block, Section, Table, points
 
@@ -18,7 +18,7 @@ Pair = tuple[Record, Record]
 
 def gaps(members: Sequence[Group]) -> list[Section]:
     """A table for each method that has records of its last epoch and of its best on the test set."""
-    last = {_method(group): (name, group) for name, group in named(members).items() if group.selection == "last"}
+    last = {_method(group): (name, group) for name, group in unique_names(members).items() if group.selection == "last"}
     oracles = [group for group in members if group.selection == "oracle" and _method(group) in last]
     blocks = [block for group in oracles for block in _gap(*last[_method(group)], group)]
     told = "The last epoch against the best on the test set, of the same fits. The gap is no merit of the method."
@@ -27,7 +27,7 @@ def gaps(members: Sequence[Group]) -> list[Section]:
 
 def _method(group: Group) -> tuple[str, str, str]:
     run = group.first.run
-    return run.title, run.name, run.variant
+    return run.title, run.name, run.group_hash
 
 
 def _gap(name: str, last: Group, oracle: Group) -> list[Block]:
@@ -77,7 +77,7 @@ def _told(values: tuple[float, float] | None) -> str:
 def _curve(record: Record) -> str:
     """What the oracle saw at each epoch at which it looked, in a line."""
     looks = []
-    for point in record.curve:
+    for point in record.metrics_by_epoch:
         seen = [f"{100 * point[metric]:.1f}" if metric in point else NONE for metric in GAP]
         looks.append(f"{point['epoch']:.0f}: {' / '.join(seen)}")
     return f"{record.category}, seed {record.run.seed}: {', '.join(looks)}" if looks else ""

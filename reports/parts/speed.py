@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from bench.evaluation.summary import LATENCY, MEAN, Group, caveats, latency_device, milliseconds, percent, unique_names
 from bench.record import Record
-from bench.summary import LATENCY, MEAN, Group, caveats, machine, milliseconds, named, percent
 
 from .columns import lacking
 from .measured import measured
@@ -20,7 +20,7 @@ FIGURE8 = "Fig. 8: speed against image AUROC, MVTec AD"
 
 def resources(groups: Sequence[Group]) -> list[Table]:
     """What the methods of one data set and protocol cost: time, then memory."""
-    names = {name: group for name, group in named(groups).items() if group.selection == "last" and group.records}
+    names = {name: group for name, group in unique_names(groups).items() if group.selection == "last" and group.records}
     return [table for table in (_speed(names), _memory(names)) if table]
 
 
@@ -40,7 +40,7 @@ def _speed(names: dict[str, Group]) -> Table | None:
                 NONE if low is None or high is None else f"{low:.3g} to {high:.3g} ms",
                 _seconds(_mean(record.seconds.get("fit") for record in records)),
                 _seconds(_mean(_each(record) for record in records)),
-                machine(group).removeprefix("latency: batch 1, network to map and score, "),
+                latency_device(group).removeprefix("latency: batch 1, network to map and score, "),
             )
         )
     head = ("method", "latency", "p5 to p95", "fit", "predict, an image", "latency measured on")
@@ -71,7 +71,7 @@ def _size(records: Iterable[Record]) -> str:
     """How large the methods say that they are, at most."""
     told = []
     for key, what in SIZES.items():
-        found = [record.facts[key] for record in records if isinstance(record.facts.get(key), int)]
+        found = [record.method_info[key] for record in records if isinstance(record.method_info.get(key), int)]
         told += [f"{max(found):,} {what}"] if found else []
     return ", ".join(told) or NONE
 
@@ -90,13 +90,13 @@ def figure8(groups: Iterable[Group]) -> Section:
     own = [group for group in groups if paper.holds(group.first.run) and group.records]
     reference = next((g for g in own if published_name(g.first.run) == "AMI-Net‡" and g.selection == "last"), None)
     every = members("average_all", paper.file)
-    for name, group in named(own).items():
+    for name, group in unique_names(own).items():
         cell, base = group.cell(MEAN, LATENCY), reference.cell(MEAN, LATENCY) if reference else None
-        same = reference is not None and machine(reference) == machine(group)
+        same = reference is not None and latency_device(reference) == latency_device(group)
         times = f"{cell.mean / base.mean:.1f}" if cell and base and same else NONE
         area = group.mean("image_auroc", every)
         lacks = [] if area else lacking(group, every, "image_auroc")
-        speed = Entry.of(milliseconds(cell), *caveats(group), machine(group))
+        speed = Entry.of(milliseconds(cell), *caveats(group), latency_device(group))
         lines.append((name, "measured", speed, times, Entry.of(percent(area), *lacks)))
     head = ("method", "from", "latency", "times AMI-Net‡", "image AUROC")
     remark = "Times from different machines do not compare; the ratio of two methods on one machine does."
@@ -112,7 +112,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _each(record: Record) -> float | None:
     """Seconds of a test image."""
-    return record.seconds["predict"] / len(record.tests) if "predict" in record.seconds and record.tests else None
+    return (
+        record.seconds["predict"] / len(record.test_files)
+        if "predict" in record.seconds and record.test_files
+        else None
+    )
 
 
 def _seconds(value: float | None) -> str:

@@ -20,7 +20,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogFormatter
 
-from bench.summary import Group, caveats
+from bench.evaluation.summary import Group, caveats
 
 DPI = 160
 INK, FAINT, ALARM = "#222222", "#8a8a8a", "#a33b00"

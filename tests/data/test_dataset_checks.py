@@ -1,0 +1,138 @@
+"""Whether a data set is sound: what `bench check` finds in one with known faults."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench import registry
+from bench.data import dataset_checks
+from bench.dataset import Sample
+from bench.errors import CheckResult
+
+SIZE = 192
+
+
+def part(seed: int) -> np.ndarray:
+    """A grey part with a dark square whose place and shade depend on the seed."""
+    generator = np.random.default_rng(seed)
+    pixels = np.full((SIZE, SIZE, 3), 150, np.uint8)
+    top, left = generator.integers(20, 100, 2)
+    pixels[top : top + 60, left : left + 60] = generator.integers(20, 90)
+    return pixels + generator.integers(0, 20, pixels.shape).astype(np.uint8)
+
+
+def save(pixels: np.ndarray, path: Path, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+@pytest.fixture
+def lid(tmp_path: Path) -> Path:
+    root = tmp_path / "lid"
+    for seed in range(6):
+        save(part(seed), root / "train" / "good" / f"{seed}.png")
+    for seed in range(10, 13):
+        save(part(seed), root / "test" / "good" / f"{seed}.png")
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[5:9, 5:9] = 255
+    for seed in range(20, 22):
+        save(part(seed), root / "test" / "dent" / f"{seed}.png")
+        save(mask, root / "ground_truth" / "dent" / f"{seed}_mask.png")
+    return root
+
+
+def findings(root: Path) -> dict[str, CheckResult]:
+    seen: list[tuple[int, int]] = []
+    samples = registry.load("datasets", "folder").samples(root)
+    found = dataset_checks.inspect(samples, [], lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(samples), len(samples))
+    return {finding.requirement: finding for finding in found}
+
+
+def broken(root: Path) -> dict[str, str]:
+    return {promise: finding.problem for promise, finding in findings(root).items() if finding.problem}
+
+
+def test_a_sound_data_set_breaks_nothing_and_its_counts_are_told(lid: Path) -> None:
+    found = findings(lid)
+    assert "lid: 6 training images, 3 good and 2 defective test images (dent 2; 2 with a mask)" in found
+    assert not any(finding.problem for finding in found.values())
+
+
+def test_an_equal_image_in_train_and_test_is_a_leak_whatever_its_file(lid: Path) -> None:
+    save(part(3), lid / "test" / "good" / "copy.bmp")
+    found = findings(lid)["No image is in train and in test."]
+    assert found.problem == "1: lid/train/good/3.png = lid/test/good/copy.bmp"
+    assert found.required
+
+
+@pytest.mark.parametrize("change", ["jpeg", "half", "lighter"])
+def test_a_changed_copy_of_a_training_image_is_nearly_equal(lid: Path, change: str) -> None:
+    if change == "jpeg":
+        save(part(3), lid / "test" / "good" / "copy.jpg", quality=50)
+    elif change == "half":
+        image = Image.fromarray(part(3)).resize((SIZE // 2, SIZE // 2), Image.Resampling.BILINEAR)
+        save(np.asarray(image), lid / "test" / "good" / "copy.png")
+    else:
+        save(part(3) + np.uint8(8), lid / "test" / "good" / "copy.png")
+    (told,) = broken(lid).values()
+    assert told.startswith("1: lid/test/good/copy.")
+    assert "~ lid/train/good/3.png" in told
+
+
+def test_two_faint_surfaces_are_no_copies_of_each_other(lid: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        save(generator.integers(99, 102, (SIZE, SIZE), np.uint8), lid / split / "good" / "faint.png")
+        save(np.full((SIZE, SIZE), 100 if split == "train" else 101, np.uint8), lid / split / "good" / "flat.png")
+    assert broken(lid) == {}
+
+
+def test_one_image_both_good_and_defective_and_one_twice_in_a_split_are_told(lid: Path) -> None:
+    save(part(20), lid / "test" / "good" / "same.png")
+    save(part(1), lid / "train" / "good" / "twice.png")
+    assert broken(lid) == {
+        "No image is both good and defective.": "1: lid/test/dent/20.png = lid/test/good/same.png",
+        "No image is twice in one split.": "1: lid/train/good/1.png = lid/train/good/twice.png",
+    }
+
+
+def test_unreadable_images_and_masks_that_do_not_fit_are_named_and_the_rest_is_checked(lid: Path) -> None:
+    (lid / "test" / "good" / "10.png").write_bytes(b"")
+    save(np.zeros((SIZE, SIZE), np.uint8), lid / "ground_truth" / "dent" / "20_mask.png")
+    save(np.full((10, 40), 255, np.uint8), lid / "ground_truth" / "dent" / "21_mask.png")
+    found = broken(lid)
+    assert "10.png is not" in found["Every image can be read."]
+    masks = found["Every mask fits its image and marks a part of it."]
+    assert masks.startswith("2: the mask of lid/test/dent/20.png marks nothing")
+    assert "it has 40 x 10 pixels, its image 192 x 192" in masks
+
+
+def test_a_mask_that_marks_nearly_all_of_an_image_may_be_inverted(lid: Path) -> None:
+    mask = np.full((SIZE, SIZE), 255, np.uint8)
+    mask[5:9, 5:9] = 0
+    save(mask, lid / "ground_truth" / "dent" / "20_mask.png")
+    (told,) = broken(lid).values()
+    assert "marks 100% of the image; is it inverted?" in told
+
+
+def test_only_the_first_of_many_files_are_named(lid: Path) -> None:
+    for seed in range(8):
+        (lid / "train" / "good" / f"{seed + 30}.png").write_bytes(b"nothing")
+    told = broken(lid)["Every image can be read."]
+    assert told.startswith("8: ")
+    assert told.endswith("; and 3 more")
+
+
+def test_the_nearest_pairs_are_those_of_a_plain_loop() -> None:
+    generator = np.random.default_rng(1)
+    thumbs = generator.normal(0, 20, (700, dataset_checks.SIDE**2)).astype(np.float32)
+    thumbs[600:] = thumbs[:100] + generator.normal(0, np.linspace(0.1, 3, 100)[:, None], (100, dataset_checks.SIDE**2))
+    thumbs -= thumbs.mean(axis=1, keepdims=True)
+    samples = [Sample(Path(f"{i}.png"), "lid", "train" if i < 600 else "test") for i in range(700)]
+    seen = [dataset_checks._Seen(samples[i], i.to_bytes(2), thumb) for i, thumb in enumerate(thumbs)]
+    apart = [float(np.sqrt(np.mean((thumbs[600 + i] - thumbs[i]) ** 2))) for i in range(100)]
+    assert len(list(dataset_checks._near(seen))) == sum(distance <= dataset_checks.NEAR for distance in apart)
+    assert 40 < sum(distance <= dataset_checks.NEAR for distance in apart) < 60
