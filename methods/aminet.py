@@ -249,8 +249,9 @@ class AMINet(Method):
             progress(settings.epochs + epoch, settings.epochs + settings.decoder_epochs, None)
 
     def _training_step(self, module: nn.Module) -> TrainingStep:
-        options = {"lr": self.settings.lr, "betas": self.settings.betas, "weight_decay": self.settings.weight_decay}
-        return TrainingStep(self.setup, torch.optim.AdamW, module.parameters(), **options)
+        settings, kind = self.settings, torch.optim.AdamW
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        return TrainingStep(self.setup, kind, module.parameters(), betas=settings.betas, **options)
 
     def losses(
         self, network: Inpainter, patches: Tensor, mask: Tensor, noise: Generator | None = None

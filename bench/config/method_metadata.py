@@ -94,10 +94,10 @@ def _read(path: Path, modified: int) -> MethodMetadata:  # noqa: ARG001 - a modi
         return MethodMetadata(place)
     constants: dict[str, Any] = {}
     for node in body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        names = {target.id for target in targets if isinstance(target, ast.Name)} & _SHAPE.keys()
-        for name in names:
-            constants[name] = _literal(node.value, f"{place}, line {node.lineno}: {name}")  # type: ignore[union-attr]
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for name in {target.id for target in targets if isinstance(target, ast.Name)} & _SHAPE.keys():
+                constants[name] = _literal(node.value, f"{place}, line {node.lineno}: {name}")
     for name, value in constants.items():
         validate(value, _SHAPE[name], place, name)
     metadata = MethodMetadata(place, **{name.lower(): value for name, value in constants.items()})
