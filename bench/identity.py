@@ -92,9 +92,7 @@ def group_key(record: Record, dataset_number: int) -> tuple[str, ...]:
     return (dataset, run.protocol, f"{run.k:06d}", run.title, run.name, sweep, run.group_hash, record.selection)
 
 
-def _project(
-    run: Run, without: set[str], *, options: Iterable[str] = (), groups: Iterable[str] = ()
-) -> dict[str, Any]:
+def _project(run: Run, without: set[str], *, options: Iterable[str] = (), groups: Iterable[str] = ()) -> dict[str, Any]:
     """Return the fields of a run except some, and its options except those of some names or groups."""
     values = {entry.name: getattr(run, entry.name) for entry in fields(run) if entry.name not in without}
     if "options" in values:

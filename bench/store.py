@@ -161,7 +161,9 @@ class Store:
         try:
             packed = path.read_bytes()
         except OSError as error:
-            raise BenchError(f"The predictions {path} cannot be read ({error.strerror}). Rerun with --force.") from error
+            raise BenchError(
+                f"The predictions {path} cannot be read ({error.strerror}). Rerun with --force."
+            ) from error
         if sha256(packed).hexdigest() != record.artifacts.get("sha256"):
             raise BenchError(f"{path} is not the file that its record names. Rerun with --force.")
         with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
@@ -231,7 +233,10 @@ def _pack(predictions: Predictions, maps: Maps) -> bytes:
     soft = predictions.soft_masks
     if soft is not None:  # they equal the masks except at their edges
         places = np.flatnonzero(soft != predictions.masks * np.uint8(255))
-        arrays["soft_values"], arrays["soft_places"] = soft.ravel()[places], places.astype(np.min_scalar_type(soft.size))
+        arrays["soft_values"], arrays["soft_places"] = (
+            soft.ravel()[places],
+            places.astype(np.min_scalar_type(soft.size)),
+        )
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()

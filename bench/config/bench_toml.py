@@ -4,13 +4,15 @@ The files are merged table by table; a value of the working folder's file replac
 """
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bench import registry
+from bench.config.method_metadata import check_alias_name
+from bench.config.method_specs import Alias, aliases
 from bench.config.options import OPTIONS
 from bench.config.settings import parse, validate
 from bench.errors import BenchError
@@ -21,19 +23,16 @@ _OPTIONS: dict[str, Any] = dict.fromkeys(OPTIONS, object)
 _SETTINGS = {"*": {"*": object}}  # method -> key -> value
 _SHAPE: dict[str, Any] = {
     "paths": {
-        **{key: str for key in ("runs", "cache", "weights")},
-        **{key: tuple[str, ...] for key in ("methods", "datasets", "reports")},
+        **dict.fromkeys(("runs", "cache", "weights"), str),
+        **dict.fromkeys(("methods", "datasets", "reports"), tuple[str, ...]),
         "data": {"*": str},
     },
     "profile": {"*": {"note": str, "shared_preprocessing": {"*": object}, "set": _SETTINGS, **_OPTIONS}},
     "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, "sweep": {"*": object}, **_OPTIONS}},
     "alias": {"*": {"method": str, "title": str, "set": {"*": object}}},
-    "host": {"*": str},  # a method file that hosts another library's models -> the title of a model
     "category": {"*": {"*": _SETTINGS}},  # data set -> category -> settings
 }
 """The tables and keys of bench.toml. "*" is any name, `object` any value: its type is checked when it is used."""
-
-_ALIAS = re.compile(r"[\w+-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +51,16 @@ class Config:
 
     def __post_init__(self) -> None:
         validate(self.tables, _SHAPE, FILE)
-        for name in self.names("alias"):
-            if not _ALIAS.fullmatch(name):
-                raise BenchError(
-                    f"An alias must consist of letters, digits, _, + and -, because it names a folder; got '{name}'."
-                )
+        for name in self.tables.get("alias", {}):
+            check_alias_name(name)
 
-    def names(self, table: Literal["profile", "campaign", "alias"]) -> list[str]:
+    def names(self, table: Literal["profile", "campaign"]) -> list[str]:
         """Return the names in the table, sorted."""
         return sorted(self.tables.get(table, {}))
 
-    def title(self, name: str) -> str:
-        """Return the title of a method or alias; the name if it has no title."""
-        return str(self.tables.get("alias", {}).get(name, {}).get("title", name))
+    def aliases(self) -> dict[str, Alias]:
+        """Return all methods and aliases by name, from their files and from bench.toml, sorted by name."""
+        return aliases(self.tables, registry.names("methods"))
 
     def path(self, key: Literal["runs", "cache", "weights"]) -> Path | None:
         """Return a folder of [paths] with ~ expanded, or None if the table does not name it."""

@@ -49,6 +49,10 @@ class Plan:
     command: str = ""
     checkpoint: Path | None = None
 
+    def option(self, name: str) -> Any:
+        """Return the value of an option by its name."""
+        return getattr(getattr(self, OPTIONS[name].group), name)
+
 
 def make_plan(
     config: Config,
@@ -100,6 +104,7 @@ def make_plan(
         tasks.method,
         methods=tuple(methods),
         dataset=tasks.dataset,
+        profile=profile,
         layers=settings_tables,
         settings=settings or {},
     )

@@ -22,7 +22,7 @@ from bench import environment
 from bench.data import images
 from bench.dataset import Sample
 from bench.errors import BenchError, CheckResult
-from bench.method import Preparation
+from bench.method import Preprocessing
 
 SIDE = 32
 """Pixels of a thumbnail's side."""
@@ -100,7 +100,7 @@ def _misfit(sample: Sample, size: tuple[int, int]) -> str:
     if not sample.masks:
         return ""
     try:
-        marked = float(images.defect_mask(sample, Preparation(height=size[1], width=size[0])).mean())
+        marked = float(images.defect_mask(sample, Preprocessing(height=size[1], width=size[0])).mean())
     except BenchError as error:
         return str(error)
     if not marked:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.method import Preparation, Resample
+from bench.method import Preprocessing, Resample
 
 KEPT_BYTES = 2 << 30
 """Decoded images are kept in memory, as bytes, up to so much a task; the rest is decoded again at each walk."""
@@ -38,20 +38,20 @@ class FileImages:
     Meets `bench.method.Images`; each file is decoded once while the budget lasts.
     """
 
-    def __init__(self, samples: Sequence[Sample], preparation: Preparation) -> None:
+    def __init__(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> None:
         self.samples = tuple(samples)
-        self.preprocessing = preparation
+        self.preprocessing = preprocessing
         self._kept: dict[int, NDArray[np.uint8]] = {}
-        height, width = preparation.size
-        if min(height, width) < 1 or height > preparation.height or width > preparation.width:
+        height, width = preprocessing.size
+        if min(height, width) < 1 or height > preprocessing.height or width > preprocessing.width:
             raise BenchError(
-                f"Images are prepared to at least 1 x 1 pixels, and a crop lies within them; this is {preparation}."
+                f"Images are prepared to at least 1 x 1 pixels, and a crop lies within them; this is {preprocessing}."
             )
         self._room = KEPT_BYTES // (3 * height * width)
 
     @cached_property
     def digest(self) -> str:
-        """Of the files' contents, in order, and of their preparation."""
+        """Of the files' contents, in order, and of their preprocessing."""
         return sha256(f"{content_hash(self.samples)}{astuple(self.preprocessing)}".encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -103,15 +103,15 @@ def content_hash(samples: Sequence[Sample]) -> str:
     return whole.hexdigest()
 
 
-def read(sample: Sample, preparation: Preparation) -> Tensor:
+def read(sample: Sample, preprocessing: Preprocessing) -> Tensor:
     """(1, 3, h, w) RGB in [0, 1]: the sample's file, decoded and prepared anew."""
     with _told(sample.image, "An image"):
-        return _tensor(_prepared(sample.image, preparation)[None])
+        return _tensor(_prepared(sample.image, preprocessing)[None])
 
 
-def _prepared(path: Path, preparation: Preparation) -> NDArray[np.uint8]:
+def _prepared(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """(3, h, w): channels are brought to the front once, not at each walk."""
-    return np.asarray(prepare(decode(path), preparation)).transpose(2, 0, 1).copy()
+    return np.asarray(prepare(decode(path), preprocessing)).transpose(2, 0, 1).copy()
 
 
 def decode(path: Path) -> Image.Image:
@@ -129,7 +129,7 @@ def decode(path: Path) -> Image.Image:
         return _colours(image)
 
 
-def defect_mask(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
+def defect_mask(sample: Sample, preprocessing: Preprocessing) -> NDArray[np.bool_]:
     """(h, w), True on the defect pixels of all the sample's masks, prepared as its image but by nearest neighbour.
 
     A mask that reaches above half of its range is cut there, so that soft edges and JPEG's noise do not count; one that
@@ -138,20 +138,20 @@ def defect_mask(sample: Sample, preparation: Preparation) -> NDArray[np.bool_]:
 
     Raises BenchError where a mask is unreadable, or is not a copy of its image's size or of its proportions.
     """
-    found = np.zeros(preparation.size, dtype=np.bool_)
+    found = np.zeros(preprocessing.size, dtype=np.bool_)
     for path in sample.masks:
         with _told(path, "A mask"):
-            found |= np.asarray(prepare(Image.fromarray(_marked(path, sample)), preparation, resample="nearest"))
+            found |= np.asarray(prepare(Image.fromarray(_marked(path, sample)), preprocessing, resample="nearest"))
     return found
 
 
-def soft_mask(sample: Sample, preparation: Preparation) -> NDArray[np.uint8]:
+def soft_mask(sample: Sample, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """(h, w), the masks of `defects` in 255ths after a bilinear resize, the highest of several."""
-    found = np.zeros(preparation.size, dtype=np.uint8)
+    found = np.zeros(preprocessing.size, dtype=np.uint8)
     for path in sample.masks:
         with _told(path, "A mask"):
             grey = Image.fromarray(_marked(path, sample).astype(np.uint8) * 255)
-            found = np.maximum(found, np.asarray(prepare(grey, preparation, resample="bilinear")))
+            found = np.maximum(found, np.asarray(prepare(grey, preprocessing, resample="bilinear")))
     return found
 
 
@@ -162,10 +162,10 @@ class OriginalResolution:
     counts, in whole pixels.
     """
 
-    def __init__(self, samples: Sequence[Sample], preparation: Preparation) -> None:
+    def __init__(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> None:
         self.samples = tuple(samples)
         self._sizes = [_size(sample.image) for sample in samples]
-        self._parts = [visible_box(size, preparation) for size in self._sizes]
+        self._parts = [visible_box(size, preprocessing) for size in self._sizes]
 
     def map(self, index: int, found: NDArray[np.float32]) -> NDArray[np.float32]:
         """(h, w) the map of an image, resized bilinearly to the part of the image that its input shows."""
@@ -190,10 +190,10 @@ class OriginalResolution:
         return found[top:bottom, left:right]
 
 
-def visible_box(size: tuple[int, int], preparation: Preparation) -> tuple[int, int, int, int]:
+def visible_box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of what the input shows of an image of (width, height), in its own whole pixels."""
-    width, height = _resized(size, preparation)
-    rows, columns = preparation.size
+    width, height = _resized(size, preprocessing)
+    rows, columns = preprocessing.size
     ends = []
     for own, resized, kept in ((size[0], width, columns), (size[1], height, rows)):
         first = (resized - kept) // 2
@@ -203,15 +203,15 @@ def visible_box(size: tuple[int, int], preparation: Preparation) -> tuple[int, i
     return left, top, right, bottom
 
 
-def prepare(image: Image.Image, preparation: Preparation, resample: Resample | None = None) -> Image.Image:
-    """Resizes and cuts as the preparation says; `resample` overrides its filter (masks: "nearest").
+def prepare(image: Image.Image, preprocessing: Preprocessing, resample: Resample | None = None) -> Image.Image:
+    """Resizes and cuts as the preprocessing says; `resample` overrides its filter (masks: "nearest").
 
     Raises ValueError where an image is so long and thin that keeping its aspect would make it huge.
     """
-    width, height = _resized(image.size, preparation)
+    width, height = _resized(image.size, preprocessing)
     if image.size != (width, height):
-        image = image.resize((width, height), _FILTERS[resample or preparation.resample])
-    rows, columns = preparation.size
+        image = image.resize((width, height), _FILTERS[resample or preprocessing.resample])
+    rows, columns = preprocessing.size
     if image.size != (columns, rows):
         left, top = (image.width - columns) // 2, (image.height - rows) // 2
         image = image.crop((left, top, left + columns, top + rows))
@@ -223,10 +223,10 @@ def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).float().div_(255)
 
 
-def _resized(size: tuple[int, int], preparation: Preparation) -> tuple[int, int]:
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
     """(width, height) before anything is cut out. Raises ValueError as `prepare` does."""
-    width, height = preparation.width, preparation.height
-    if preparation.keep_aspect:
+    width, height = preprocessing.width, preprocessing.height
+    if preprocessing.keep_aspect:
         scale = max(width / size[0], height / size[1])
         width, height = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
         if width * height > LARGEST_PIXELS:

@@ -1,4 +1,4 @@
-"""A kept run as an ONNX file: preparation and method in one graph, checked against the method itself.
+"""A kept run as an ONNX file: preprocessing and method in one graph, checked against the method itself.
 
 The graph takes `image`, (H, W, 3) uint8 RGB of any size, and answers `score`, (1,), and `map`, (1, h, w), both float32,
 higher being more anomalous. Inside are the resize, the cut, the scaling to [0, 1], and all that the method does,
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from bench.data.images import FileImages, decode
 from bench.dataset import Sample
-from bench.deploy.onnx_preprocessing import IMAGE, OPSET, PREPARED, preparation_graph
+from bench.deploy.onnx_preprocessing import IMAGE, OPSET, PREPARED, preprocessing_graph
 from bench.deploy.saved_model import SavedModel
 from bench.errors import BenchError
 from bench.method import Method
@@ -61,7 +61,7 @@ def export(kept: SavedModel, to: Path, images: Sequence[Path]) -> Exported:
     if kept.method.setup.precision != "float32":
         raise BenchError(f"A run in float32 can be exported; this is in {kept.method.setup.precision}. Make another.")
     network = _network(kept)
-    whole = compose.merge_models(preparation_graph(kept.preprocessing), network, [(PREPARED, PREPARED)])
+    whole = compose.merge_models(preprocessing_graph(kept.preprocessing), network, [(PREPARED, PREPARED)])
     onnx.helper.set_model_props(whole, _told(kept))
     onnx.checker.check_model(whole)
     found = _compared(kept, network, whole, images, to)

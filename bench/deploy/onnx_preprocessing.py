@@ -1,4 +1,4 @@
-"""The preparation of an image as an ONNX graph: Pillow's resize, step by step, for an image of any size.
+"""The preprocessing of an image as an ONNX graph: Pillow's resize, step by step, for an image of any size.
 
 Pillow resizes by a pass along the rows and one down the columns, each a weighted sum whose result is rounded to 8 bits.
 Both are matrix products here, by weights that the graph works out from an image's size: the same pixels but where a sum
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bench.errors import BenchError
-from bench.method import Preparation, Resample
+from bench.method import Preprocessing, Resample
 
 OPSET = 18
 IMAGE, PREPARED = "image", "prepared"
@@ -28,41 +28,41 @@ class _Graph:
         self.constants: list[onnx.TensorProto] = []
 
     def constant(self, value: float | NDArray[np.generic], kind: type[np.generic] = np.float64) -> str:
-        name = f"preparation_c{len(self.constants)}"
+        name = f"preprocessing_c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=kind), name))
         return name
 
     def add(self, operator: str, *given: str | float, name: str = "", **attributes: Any) -> str:
         """A node; a number among its inputs is a constant in double precision."""
-        name = name or f"preparation_{len(self.nodes)}"
+        name = name or f"preprocessing_{len(self.nodes)}"
         inputs = [one if isinstance(one, str) else self.constant(one) for one in given]
         self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
 
 
-def preparation_graph(preparation: Preparation) -> onnx.ModelProto:
+def preprocessing_graph(preprocessing: Preprocessing) -> onnx.ModelProto:
     """`image` (H, W, 3) uint8 RGB of any size -> `prepared` (1, 3, h, w) float32 in [0, 1], as `images.prepare`.
 
     Raises BenchError for nearest neighbours, whose choice hangs on how Pillow sums up its steps.
     """
-    if preparation.resample == "nearest":
+    if preprocessing.resample == "nearest":
         raise BenchError("A resize by weights can be exported: bilinear, bicubic or lanczos; this run's is nearest.")
     graph = _Graph()
-    rows, columns = preparation.size
+    rows, columns = preprocessing.size
     shape = graph.add("Cast", graph.add("Shape", IMAGE), to=onnx.TensorProto.DOUBLE)
     high, wide = (graph.add("Gather", shape, graph.constant(axis, np.int64), axis=0) for axis in (0, 1))
-    height: str | float = float(preparation.height)
-    width: str | float = float(preparation.width)
-    if preparation.keep_aspect:
+    height: str | float = float(preprocessing.height)
+    width: str | float = float(preprocessing.width)
+    if preprocessing.keep_aspect:
         scale = graph.add("Max", graph.add("Div", width, wide), graph.add("Div", height, high))
         height, width = (
             graph.add("Max", side, graph.add("Round", graph.add("Mul", own, scale)))
             for side, own in ((height, high), (width, wide))
         )
     filled = graph.add("Cast", IMAGE, to=onnx.TensorProto.FLOAT)  # (H, W, 3)
-    across = _weights(graph, wide, width, columns, preparation.resample)  # (w, W)
+    across = _weights(graph, wide, width, columns, preprocessing.resample)  # (w, W)
     filled = _rounded(graph, graph.add("MatMul", across, filled))  # (H, w, 3)
-    down = _weights(graph, high, height, rows, preparation.resample)  # (h, H)
+    down = _weights(graph, high, height, rows, preprocessing.resample)  # (h, H)
     flat = graph.add("Reshape", filled, graph.constant(np.array([0, columns * 3]), np.int64))  # (H, w * 3)
     flat = _rounded(graph, graph.add("MatMul", down, flat))
     pixels = graph.add("Reshape", flat, graph.constant(np.array([1, rows, columns, 3]), np.int64))
@@ -70,7 +70,7 @@ def preparation_graph(preparation: Preparation) -> onnx.ModelProto:
     graph.add("Div", channels, graph.constant(255, np.float32), name=PREPARED)
     given = helper.make_tensor_value_info(IMAGE, onnx.TensorProto.UINT8, ["height", "width", 3])
     found = helper.make_tensor_value_info(PREPARED, onnx.TensorProto.FLOAT, [1, 3, rows, columns])
-    whole = helper.make_graph(graph.nodes, "preparation", [given], [found], graph.constants)
+    whole = helper.make_graph(graph.nodes, "preprocessing", [given], [found], graph.constants)
     return helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 

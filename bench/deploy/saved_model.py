@@ -14,7 +14,7 @@ from bench import environment, registry
 from bench.config.settings import resolve
 from bench.errors import BenchError
 from bench.execution.job import source_hash
-from bench.method import Method, Precision, Preparation, Setup
+from bench.method import Method, Precision, Preprocessing, Setup
 from bench.record import Record
 from bench.store import Store
 
@@ -33,9 +33,9 @@ class SavedModel:
     method: Method
 
     @property
-    def preprocessing(self) -> Preparation:
+    def preprocessing(self) -> Preprocessing:
         """How a file becomes an input of the method."""
-        return Preparation(**self.record.run.preprocessing)
+        return Preprocessing(**self.record.run.preprocessing)
 
 
 def find(run: str, runs: Path, category: str | None = None) -> Path:
@@ -81,7 +81,7 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Saved
     run, on = record.run, environment.device(device)
     module = registry.load("methods", run.method)
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, run.name)
-    inputs = module.METHOD.inputs(settings, weights)
+    inputs = module.METHOD.file_hashes(settings, weights)
     had = {
         name: value for name, value in run.file_hashes.items() if name != "checkpoint"
     }  # which the kept model replaces
@@ -96,7 +96,7 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Saved
     seed = environment.derive_seed(run.seed, "all" if run.protocol == "unified" else record.category)
     environment.seed_everything(seed)
     method: Method = module.METHOD(
-        settings, Setup(Preparation(**run.preprocessing).size, on, seed, weights, cache / "features", precision)
+        settings, Setup(Preprocessing(**run.preprocessing).size, on, seed, weights, cache / "features", precision)
     )
     model = path.with_suffix(".safetensors")
     try:

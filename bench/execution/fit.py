@@ -21,7 +21,7 @@ from bench.evaluation import metrics
 from bench.evaluation.curves import Bools, Floats
 from bench.evaluation.metrics import Evaluation
 from bench.evaluation.timing import Clock
-from bench.method import Method, Prediction, Progress
+from bench.method import Method, Prediction
 from bench.record import Predictions, Selection
 
 V = TypeVar("V")
@@ -131,7 +131,9 @@ class Fit:
             self.method.fit(self.train, after_epoch)
         result.seconds = dict(clock.seconds)
         if iterative and not result.epoch:
-            raise BenchError("An iterative method must call progress after each epoch; this one never did. Fix its fit.")
+            raise BenchError(
+                "An iterative method must call progress after each epoch; this one never did. Fix its fit."
+            )
         return result
 
     def predict_tests(self, *, selection: Selection = "last", epoch: int = 0) -> list[CategoryPrediction]:

@@ -76,9 +76,7 @@ class PlannedMethod:
             sweep_keys=list(self.spec.sweep_keys),
         )
         shared_settings, _ = self.settings("")
-        shared = replace(
-            run, settings=_json_settings(shared_settings), file_hashes=self._hash_files(shared_settings)
-        )
+        shared = replace(run, settings=_json_settings(shared_settings), file_hashes=self._hash_files(shared_settings))
         checkpoint = self._checkpoint(task)
         evaluation = replace(plan.evaluation, time=plan.evaluation.time and self._has_device_exclusively())
         if checkpoint and plan.checkpoint:  # the file distinguishes the runs, the folder the groups

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from bench import environment, registry
@@ -83,7 +82,12 @@ def make_schedule(plan: Plan, *, force: bool = False, retry: bool = False, full_
     with capture_warnings() as warnings:  # of wrong counts, missing masks and the like: records keep them
         listed = module.samples(plan.data)
     samples = _select_samples(plan, listed)
-    tasks = [(k, seed, task) for k in _shot_counts(plan) for seed in plan.tasks.seed for task in _draw(plan, samples, k, seed)]
+    tasks = [
+        (k, seed, task)
+        for k in _shot_counts(plan)
+        for seed in plan.tasks.seed
+        for task in _draw(plan, samples, k, seed)
+    ]
     tasks = tasks[:1] if full_timing else tasks
     digests = _content_hashes({task.name: task for _, _, task in tasks}, samples, skipped)
     tasks = [entry for entry in tasks if entry[2].name in digests]
@@ -100,7 +104,9 @@ def make_schedule(plan: Plan, *, force: bool = False, retry: bool = False, full_
             f"{plan.checkpoint} is one file."
         )
     store = Store(plan.runs)
-    failed = {retry_key(record.run, record.category) for record in store.records() if record.failure} if retry else set()
+    failed = (
+        {retry_key(record.run, record.category) for record in store.records() if record.failure} if retry else set()
+    )
     jobs: list[Job] = []
     existing: list[Record] = []
     memory: dict[str, int] = {}
@@ -148,9 +154,7 @@ def _save(store: Store, outcome: Outcome, plan: Plan) -> Record:
             return record
     if outcome.predictions is None and not record.failure:
         return store.update(record)  # only its times are new
-    return store.save(
-        record, outcome.predictions, maps=plan.evaluation.maps, views=outcome.views, model=outcome.model
-    )
+    return store.save(record, outcome.predictions, maps=plan.evaluation.maps, views=outcome.views, model=outcome.model)
 
 
 def _execute(plan: Plan, jobs: tuple[Job, ...], progress: ProgressCallback) -> Iterator[JobResult]:
@@ -200,7 +204,9 @@ def _planned_methods(plan: Plan) -> tuple[list[PlannedMethod], dict[str, str]]:
     for name, reason in skipped.items():
         _log.warning("%s is skipped: %s", name, reason)
     if not methods:
-        raise BenchError(f"None of the methods can run here: {', '.join(skipped)}. The warnings above give the reasons.")
+        raise BenchError(
+            f"None of the methods can run here: {', '.join(skipped)}. The warnings above give the reasons."
+        )
     check_setting_names(plan.method_specs, {method.spec.name: method.module.Settings for method in methods})
     return methods, skipped
 
@@ -237,7 +243,9 @@ def _content_hashes(tasks: dict[str, Task], samples: list[Sample], skipped: dict
             skipped[name] = str(error)
             _log.warning("%s is skipped: %s", name, error)
     if not hashes:
-        raise BenchError(f"None of the categories can be read: {', '.join(tasks)}. The warnings above give the reasons.")
+        raise BenchError(
+            f"None of the categories can be read: {', '.join(tasks)}. The warnings above give the reasons."
+        )
     return hashes
 
 
