@@ -22,7 +22,7 @@ from bench import environment
 from bench.data import images
 from bench.dataset import Sample
 from bench.errors import BenchError, CheckResult
-from bench.method import Preparation
+from bench.method import Preprocessing
 
 THUMBNAIL_SIDE = 32
 """Side of a thumbnail in pixels."""
@@ -119,7 +119,7 @@ def _check_mask(sample: Sample, size: tuple[int, int]) -> str:
     if not sample.masks:
         return ""
     try:
-        fraction = float(images.defect_mask(sample, Preparation(height=size[1], width=size[0])).mean())
+        fraction = float(images.defect_mask(sample, Preprocessing(height=size[1], width=size[0])).mean())
     except BenchError as error:
         return str(error)
     if not fraction:

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def planned(*methods: str, **said: object) -> Plan:
-    return make_plan(load_config(), registry.names("methods"), said={"method": ",".join(methods), **said})
+    return make_plan(load_config(), registry.names("methods"), options={"method": ",".join(methods), **said})
 
 
 def test_a_name_with_a_colon_is_a_model_of_a_host() -> None:
@@ -34,7 +34,7 @@ def test_a_setting_reaches_one_hosted_model_by_its_name() -> None:
     given = make_plan(
         load_config(),
         registry.names("methods"),
-        said={"method": "sklearn:PCA,sklearn:IsolationForest"},
+        options={"method": "sklearn:PCA,sklearn:IsolationForest"},
         settings={"sklearn:PCA.grid": "2"},
     )
     assert [choice.method_overrides for choice in given.method_specs] == [{"grid": ("2", "--set")}, {}]
@@ -67,7 +67,7 @@ def test_what_scikit_learn_has_not_is_refused_in_words(settings: dict[str, str],
 
 
 def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors() -> None:
-    module, images = registry.load("methods", "sklearn"), method_checks.Drawn()
+    module, images = registry.load("methods", "sklearn"), method_checks.SyntheticImages()
     settings = module.Settings(
         "PCA", '{"n_components": 4, "svd_solver": "full"}', "tf_efficientnet_lite0", grid=2, smoothing=0.0
     )
@@ -82,7 +82,7 @@ def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors
 
 
 def test_a_hosted_detector_takes_its_backbone_in_the_precision_that_is_asked_for() -> None:
-    module, images = registry.load("methods", "sklearn"), method_checks.Drawn()
+    module, images = registry.load("methods", "sklearn"), method_checks.SyntheticImages()
     settings = module.Settings("PCA", backbone="tf_efficientnet_lite0", grid=2)
     whole, half = (module.METHOD(settings, Setup((64, 64), CPU, 0, precision=one)) for one in ("float32", "bfloat16"))
     for method in (whole, half):
@@ -100,7 +100,7 @@ def test_a_run_of_a_hosted_model_stands_in_the_store_under_its_own_name(parts: P
     plan = make_plan(
         load_config(),
         registry.names("methods"),
-        said={"method": "sklearn:IsolationForest", **said},
+        options={"method": "sklearn:IsolationForest", **said},
         settings={"grid": "4"},
         paths={"data": parts, "runs": tmp_path / "runs"},
     )
@@ -124,7 +124,7 @@ def test_anomalibs_models_keep_what_every_method_promises(model: str, options: s
     pytest.importorskip("anomalib", reason="needs the extra maskbench[anomalib]")
     module = registry.load("methods", "anomalib")
     settings = module.Settings(model, "tf_efficientnet_lite0", epochs=2, batch=4, options=options)
-    found = method_checks.check(module, settings)
+    found = method_checks.check_method(module, settings)
     assert len(found) == 15
     assert not [f"{finding.requirement} {finding.problem}" for finding in found if finding.problem]
 
@@ -136,4 +136,4 @@ def test_a_model_that_needs_a_trainer_is_refused_in_words() -> None:
     module = registry.load("methods", "anomalib")
     method = module.METHOD(module.Settings("Ganomaly", epochs=1), Setup((64, 64), CPU, 0))
     with pytest.raises(BenchError, match="only inside a Lightning trainer"):
-        method.fit(method_checks.Drawn(), lambda *_: None)
+        method.fit(method_checks.SyntheticImages(), lambda *_: None)
