@@ -64,9 +64,9 @@ def predict(  # noqa: PLR0917  typer makes the options from these
     from bench.deploy import predict as judging
     from bench.deploy import saved_model
 
-    named = saved_model.images(places)
+    named = saved_model.list_images(places)
     with progress_bar(f"Judging {len(named)} images") as watch:
-        found = judging.predict(kept, named, to, watch)
+        found = judging.predict_images(kept, named, to, watch)
     if as_json:
         print_json([asdict(verdict) for verdict in found])
     elif not quiet:
@@ -75,7 +75,7 @@ def predict(  # noqa: PLR0917  typer makes the options from these
         if verdict.error:
             err.print(f"[red]{escape(verdict.error)}[/red]", soft_wrap=True)
     status.print(
-        f"Written: {escape(str(to / 'scores.csv'))}, {escape(str(to / 'maps'))}, {escape(str(to / 'pictures'))}"
+        f"Written: {escape(str(to / 'scores.csv'))}, {escape(str(to / 'maps'))}, {escape(str(to / 'overlays'))}"
     )
     if any(verdict.error for verdict in found):
         raise typer.Exit(2)
@@ -113,15 +113,15 @@ def export(  # noqa: PLR0917  typer makes the options from these
             from bench.deploy import export as writing
         except ImportError as error:
             raise BenchError(f"bench export needs {error.name}, not here: pip install 'maskbench[export]'") from error
-        compared = [path for path, _ in saved_model.images(images)] if images else saved_model.pictures(kept)
+        compared = [path for path, _ in saved_model.list_images(images)] if images else saved_model.example_images(kept)
         done = writing.export(kept, to, compared)
     if as_json:
         print_json(asdict(done))
     elif not quiet:
         out.print(f"Written: {escape(str(done.path))}, input image (H, W, 3) uint8 RGB, outputs score and map")
         out.print(
-            f"Compared in ONNX Runtime on {done.images} images: the method differs by at most {done.network:.1e} "
-            f"of its largest value, resize and method together by {done.whole:.1e}.",
+            f"Compared in ONNX Runtime on {done.n_images} images: the method differs by at most {done.network_difference:.1e} "
+            f"of its largest value, resize and method together by {done.total_difference:.1e}.",
             soft_wrap=True,
         )
 
@@ -145,7 +145,7 @@ def _show(kept: "SavedModel", found: "dict[str, ImagePrediction]") -> None:
     for heading in ("image", "score", *(("verdict", "area") if rate else ())):
         table.add_column(heading, justify="left" if heading == "image" else "right")
     for place, verdict in judged[:MAX_ROWS]:
-        called = "[red]defective[/red]" if verdict.defective else "good"
+        called = "[red]defective[/red]" if verdict.is_anomalous else "good"
         calibrated = (called, f"{100 * (verdict.anomalous_fraction or 0):.2f} %") if rate else ()
         table.add_row(escape(place), f"{verdict.score:.4g}", *calibrated)
     out.print(table)

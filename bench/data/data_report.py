@@ -1,7 +1,6 @@
 """What a record says about the images and masks behind its numbers, and the warnings about them."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.data.decoding import image_size
@@ -12,8 +11,6 @@ from bench.method import Preprocessing
 MAX_NAMES = 6
 """Number of images that a warning names."""
 
-_log = logging.getLogger(__name__)
-
 
 def image_sizes(samples: Sequence[Sample], preprocessing: Preprocessing) -> dict[str, list[int]]:
     """Return the smallest and the largest width and height of some images in pixels: {"width": [900, 1000], ...}."""
@@ -22,67 +19,71 @@ def image_sizes(samples: Sequence[Sample], preprocessing: Preprocessing) -> dict
     return {"width": [min(widths), max(widths)], "height": [min(heights), max(heights)]} if sizes else {}
 
 
-def mask_report(
-    category: str, samples: Sequence[Sample], masks: Sequence[SampleMask], *, at_original: bool
-) -> dict[str, Any]:
-    """Return counts of the masks of a category's defective test images, and log warnings about them.
-
-    Args:
-        category: its name.
-        samples: the test images.
-        masks: the mask of each.
-        at_original: whether pixel metrics are computed at the original size, where no mask is resized.
+def mask_report(samples: Sequence[Sample], masks: Sequence[SampleMask]) -> dict[str, Any]:
+    """Return what is remarkable about the masks of a category's defective test images; empty if there are none.
 
     Returns:
-        "images": defective images with mask files. "regions", "input_regions": defect regions at full size and at the
-        size of the input. "black", "vanished": ids of the images whose mask marks nothing at full size, or only at the
-        size of the input; their pixels are unknown. "changed": ids of the images whose number of regions changes.
-        "levels": levels above zero of masks with several. "soft_edges": ids of the images whose mask is cut at half.
+        "images": defective images with mask files. "regions", "input_regions": their defect regions at full size and
+        at the size of the input. "black", "vanished": ids of the images whose masks mark nothing at full size, or only
+        at the size of the input; their pixels are unknown. "changed": ids of the images whose number of regions
+        changes. "levels": levels above zero of masks with several. "soft_edges": ids of the images whose masks are cut
+        at half. "inverted": ids of the images whose masks mark most of the image.
     """
     masked = [(sample.id, mask) for sample, mask in zip(samples, masks, strict=True) if sample.masks]
     if not masked:
         return {}
-    black = [name for name, mask in masked if not mask.regions]
-    vanished = [name for name, mask in masked if mask.regions and not mask.input_regions]
-    changed = [name for name, mask in masked if mask.regions != mask.input_regions]
-    with_levels = [name for name, mask in masked if "levels" in mask.kinds]
-    soft = [name for name, mask in masked if "soft edges" in mask.kinds]
-    inverted = [name for name, mask in masked if mask.may_be_inverted]
-    report: dict[str, Any] = {
+    return {
         "images": len(masked),
         "regions": sum(mask.regions for _, mask in masked),
         "input_regions": sum(mask.input_regions for _, mask in masked),
-        "black": black,
-        "vanished": vanished,
-        "changed": changed,
+        "black": [name for name, mask in masked if not mask.regions],
+        "vanished": [name for name, mask in masked if mask.regions and not mask.input_regions],
+        "changed": [name for name, mask in masked if mask.regions != mask.input_regions],
         "levels": sorted({level for _, mask in masked for level in mask.levels}),
-        "soft_edges": soft,
+        "soft_edges": [name for name, mask in masked if "soft edges" in mask.kinds],
+        "inverted": [name for name, mask in masked if mask.may_be_inverted],
     }
-    total = len(masked)
+
+
+def mask_warnings(category: str, report: Mapping[str, Any], *, at_original: bool) -> Iterator[str]:
+    """Yield the warnings that follow from a report of `mask_report`.
+
+    Args:
+        category: its name.
+        report: of its masks.
+        at_original: whether pixel metrics are computed at the original size, where no mask is resized.
+    """
+    if not report:
+        return
+    black, vanished, changed, soft, inverted = (
+        _count_and_names(report, key) for key in ("black", "vanished", "changed", "soft_edges", "inverted")
+    )
     if black:
-        _log.warning("%s: %d of %d masks mark nothing; the pixels of these defective images are unknown: %s.",
-                     category, len(black), total, _names(black))  # fmt: skip
+        yield f"{category}: {black[0]} mark nothing; the pixels of these defective images are unknown: {black[1]}."
     if vanished and not at_original:
-        _log.warning("%s: %d of %d masks mark nothing at the size of the input; the pixels of these defective images "
-                     "are unknown: %s. --resolution original evaluates them.",
-                     category, len(vanished), total, _names(vanished))  # fmt: skip
+        yield (
+            f"{category}: {vanished[0]} mark nothing at the size of the input; the pixels of these images are "
+            f"unknown: {vanished[1]}. --resolution original evaluates them."
+        )
     if changed and not at_original:
-        _log.warning("%s: the resize changes the number of defect regions of %d of %d masks, from %d to %d in total: "
-                     "%s. Pixel metrics differ with --resolution original.", category, len(changed), total,
-                     report["regions"], report["input_regions"], _names(changed))  # fmt: skip
-    if with_levels:
+        yield (
+            f"{category}: the resize changes the number of defect regions of {changed[0]}, from {report['regions']} to "
+            f"{report['input_regions']} in total: {changed[1]}. Pixel metrics differ with --resolution original."
+        )
+    if report["levels"]:
         levels = ", ".join(f"{level:g}" for level in report["levels"])
-        _log.warning("%s: %d of %d masks have several levels (%s); every pixel above zero is a defect.",
-                     category, len(with_levels), total, levels)  # fmt: skip
+        yield f"{category}: masks have several levels ({levels}); every pixel above zero is a defect."
     if soft:
-        _log.warning("%s: %d of %d masks have soft edges; pixels above half of the maximum are defects: %s.",
-                     category, len(soft), total, _names(soft))  # fmt: skip
+        yield f"{category}: {soft[0]} have soft edges; pixels above half of the maximum are defects: {soft[1]}."
     if inverted:
-        _log.warning("%s: %d of %d masks mark most of the image and may be inverted; defects must be above zero: %s.",
-                     category, len(inverted), total, _names(inverted))  # fmt: skip
-    return report
+        yield (
+            f"{category}: {inverted[0]} mark most of the image and may be inverted: {inverted[1]}. Pixels above zero "
+            f"must be the defects."
+        )
 
 
-def _names(names: Sequence[str]) -> str:
+def _count_and_names(report: Mapping[str, Any], key: str) -> tuple[str, str] | None:
+    """Return "2 of 6 masks" and the names of the images, or None if there are none."""
+    names = report[key]
     rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + rest
+    return (f"{len(names)} of {report['images']} masks", ", ".join(names[:MAX_NAMES]) + rest) if names else None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ MAX_PIXELS = 89_478_485
 MAX_LARGE_PIXELS = 1 << 30
 """Largest number of pixels of a file with `allow_large`."""
 
-Values = NDArray[np.generic]
+Values = NDArray[Any]
 """(h, w) or (h, w, 3), values of an image with more than 8 bits per channel."""
 
 _TURNS = {

@@ -115,6 +115,12 @@ class OriginalResolution:
         self._sizes = [image_size(sample.image, preprocessing) for sample in samples]
         self._boxes = [visible_box(size, preprocessing) for size in self._sizes]
 
+    @cached_property
+    def has_pixel_labels(self) -> NDArray[np.bool_]:
+        """(n,) False for a defective image whose masks mark nothing on the visible part: its pixels are unknown."""
+        labeled = [self.mask(i).any() or not sample.is_anomalous for i, sample in enumerate(self.samples)]
+        return np.array(labeled, dtype=np.bool_)
+
     def map(self, index: int, anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return an anomaly map, bilinearly resized to the visible part of the original image."""
         left, top, right, bottom = self._boxes[index]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from bench.data.decoding import file_errors, image_size, load, open_page, stored_size, to_rgb
+from bench.data.decoding import Values, file_errors, image_size, load, open_page, stored_size, to_rgb
 from bench.data.preprocessing import preprocess
 from bench.dataset import Sample
 from bench.method import Preprocessing
@@ -130,7 +130,7 @@ def read_mask(path: Path, image: Path, preprocessing: Preprocessing) -> MaskFile
     return mark_defects(values, file_format)
 
 
-def mark_defects(values: NDArray[np.generic], file_format: str = "PNG") -> MaskFile:
+def mark_defects(values: Values, file_format: str = "PNG") -> MaskFile:
     """Return which pixels of a mask are defects, by the rule of this module.
 
     Args:
@@ -141,18 +141,18 @@ def mark_defects(values: NDArray[np.generic], file_format: str = "PNG") -> MaskF
         maximum = values.max()
         values = np.where(values <= LOSSY_FLOOR, 0, values)
         values = np.where((values > 0) & (values >= maximum - LOSSY_FLOOR), maximum, values)
-    defects: Bools = values > 0  # type: ignore[operator]
+    defects: Bools = values > 0
     if not defects.any():
         return MaskFile(defects, "two values", ())
     rows, columns = (np.flatnonzero(defects.any(axis=axis)) for axis in (1, 0))
     box = slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
     levels = np.unique(values[box])
-    levels = levels[levels > 0]  # type: ignore[operator]
+    levels = levels[levels > 0]
     shown = tuple(level.item() for level in levels[:FEW_LEVELS])
     if len(levels) == 1:
         return MaskFile(defects, "two values", shown)
     if _is_soft(values[box], len(levels)):
-        return MaskFile(values > values.max() / 2, "soft edges", shown)  # type: ignore[operator]
+        return MaskFile(values > values.max() / 2, "soft edges", shown)
     return MaskFile(defects, "levels", shown)
 
 
@@ -161,10 +161,10 @@ def count_regions(defects: Bools) -> int:
     return int(ndimage.label(defects, structure=_EIGHT_NEIGHBORS)[1])
 
 
-def _is_soft(values: NDArray[np.generic], n_levels: int) -> bool:
+def _is_soft(values: Values, n_levels: int) -> bool:
     """Return whether the levels between zero and the maximum are edges and not areas of their own."""
     maximum = values.max()
-    between: Bools = (values > 0) & (values < maximum)  # type: ignore[operator]
+    between: Bools = (values > 0) & (values < maximum)
     lowest, highest = ndimage.minimum_filter(values, 3), ndimage.maximum_filter(values, 3)
     if n_levels <= FEW_LEVELS:
         ramp = between & (lowest < values) & (highest > values)
@@ -181,7 +181,7 @@ def _is_soft(values: NDArray[np.generic], n_levels: int) -> bool:
     return not concentrated
 
 
-def _flat(values: NDArray[np.generic]) -> Bools:
+def _flat(values: Values) -> Bools:
     """Return which pixels lie in a block of 2 x 2 equal values."""
     flat = np.zeros(values.shape, dtype=np.bool_)
     first = values[:-1, :-1]
@@ -192,7 +192,7 @@ def _flat(values: NDArray[np.generic]) -> Bools:
     return flat
 
 
-def _values(image: Image.Image) -> NDArray[np.generic]:
+def _values(image: Image.Image) -> Values:
     """Return one value per pixel of an 8-bit mask, (h, w): the largest channel, 0 where it is transparent.
 
     The opacity is the value if it varies and the color of all visible pixels is the same. A palette whose colors
@@ -204,16 +204,19 @@ def _values(image: Image.Image) -> NDArray[np.generic]:
         colors = np.asarray(image.convert("RGB")).max(axis=2)
         entries = np.asarray(image)
         is_distinct = len(np.unique(colors)) > 1 or len(np.unique(entries)) == 1
-        return colors if is_distinct and not colors.all() else entries
+        chosen: Values = colors if is_distinct and not colors.all() else entries
+        return chosen
     has_alpha = "transparency" in image.info or "A" in image.getbands() or image.mode in {"La", "RGBa"}
     if not has_alpha:
-        return np.asarray(to_rgb(image)).max(axis=2)
+        brightest: Values = np.asarray(to_rgb(image)).max(axis=2)
+        return brightest
     channels = np.asarray(image.convert("RGBA"))  # (h, w, 4)
     color, alpha = channels[..., :3].max(axis=2), channels[..., 3]
-    if alpha.min() == alpha.max():
-        return color
-    visible = color[alpha > 0]
-    return alpha if visible.min() == visible.max() else np.where(alpha > 0, color, 0)
+    if alpha.min() != alpha.max():
+        visible = color[alpha > 0]
+        color = alpha if visible.min() == visible.max() else np.where(alpha > 0, color, 0)
+    values: Values = color
+    return values
 
 
 def _unite(masks: Sequence[Bools]) -> list[Bools]:

@@ -5,8 +5,7 @@ the scale is found over the training images of a fit, stored in its record, and 
 `bench predict`. Images with 8 bits are never scaled.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,8 +25,6 @@ NARROW = 1 / 8
 
 MARGIN = 0.5
 """A stretch adds this times the used range on both sides, so that defects may be darker or brighter than training."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class ValueRange:
 def find_value_range(samples: Sequence[Sample], preprocessing: Preprocessing) -> ValueRange | None:
     """Return the range over the samples, or None if all have 8 bits or less per channel.
 
-    Decodes the samples with more than 8 bits once. `black` and `white` of the preprocessing are taken over if given.
+    Decodes the samples with more than 8 bits once. `black` and `white` of the preprocessing win over the found ones.
 
     Raises:
         BenchError: a sample is unreadable, or has values that are not finite.
@@ -95,32 +92,46 @@ def find_value_range(samples: Sequence[Sample], preprocessing: Preprocessing) ->
 
 
 def with_value_range(
-    preprocessing: Preprocessing, samples: Sequence[Sample], name: str
+    preprocessing: Preprocessing, samples: Sequence[Sample]
 ) -> tuple[Preprocessing, ValueRange | None]:
-    """Return the preprocessing with black and white found over training samples, and the range; log warnings.
+    """Return the preprocessing with black and white found over training samples, and the range if there is one."""
+    values = find_value_range(samples, preprocessing)
+    return (replace(preprocessing, black=values.black, white=values.white) if values else preprocessing), values
+
+
+def value_range_warnings(name: str, values: ValueRange, n_samples: int, *, is_given: bool) -> Iterator[str]:
+    """Yield the warnings about a range.
 
     Args:
-        preprocessing: its black and white win over the found ones.
-        samples: the training samples of a fit.
-        name: of the fit in warnings: "bolt".
+        name: of the fit: "bolt".
+        values: the range.
+        n_samples: number of training samples, with any number of bits.
+        is_given: whether black and white were given and not found.
     """
-    found = find_value_range(samples, preprocessing)
-    if found is None:
-        return preprocessing, None
-    is_given = preprocessing.black is not None
-    used = f"the values of {found.n_images} training images with more than 8 bits run from {_text(found.low)} to "
-    used = f"{name}: {used}{_text(found.high)}"
-    scale = f"{_text(found.black)} becomes black and {_text(found.white)} white"
-    if is_given and (found.low < found.black or found.high > found.white):
-        _log.warning("%s; %s, and values outside are clipped. Pass a larger --depth.", used, scale)
-    elif found.used_fraction < NARROW or (found.is_stretched and not is_given):
+    used = (
+        f"{name}: the values of {values.n_images} training images with more than 8 bits per channel run from "
+        f"{_text(values.low)} to {_text(values.high)}"
+    )
+    scale = f"{_text(values.black)} becomes black and {_text(values.white)} white"
+    if is_given and (values.low < values.black or values.high > values.white):
+        yield f"{used}; {scale}, and values outside are clipped. Pass a larger --depth."
+    elif values.used_fraction < NARROW or (values.is_stretched and not is_given):
+        of_type = (
+            f"{100 * values.used_fraction:.2g} % of the range {_text(values.type_low)} to {_text(values.type_high)}"
+        )
         fix = "" if is_given else " Pass --depth to set the scale."
-        _log.warning("%s, %.2g %% of the range of their type (%s to %s); %s.%s", used, 100 * found.used_fraction,
-                     _text(found.type_low), _text(found.type_high), scale, fix)  # fmt: skip
-    if found.n_images < len(samples):
-        _log.warning("%s: %d of %d training images have more than 8 bits per channel, the others have 8 and are not "
-                     "scaled. Save all of them with one depth.", name, found.n_images, len(samples))  # fmt: skip
-    return replace(preprocessing, black=found.black, white=found.white), found
+        yield f"{used}, {of_type} of their type; {scale}.{fix}"
+    if values.n_images < n_samples:
+        yield (
+            f"{name}: {values.n_images} of {n_samples} training images have more than 8 bits per channel; the others "
+            f"are not scaled. Save all of them with one depth."
+        )
+
+
+def stored_value_range(preprocessing: Preprocessing, data_report: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing with the black and white that a record's `data_report` has, if it has any."""
+    values = data_report.get("value_range")
+    return replace(preprocessing, black=values["black"], white=values["white"]) if values else preprocessing
 
 
 def depth_range(depth: int) -> tuple[float, float]:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from bench.data.images import FileImages, decode, visible_box
+from bench.data.decoding import decode
+from bench.data.images import FileImages
+from bench.data.preprocessing import visible_box
 from bench.dataset import Sample
 from bench.deploy.saved_model import RECORD_DEPTH, SavedModel
 from bench.errors import BenchError
@@ -137,7 +139,7 @@ def _color_range(saved: SavedModel, predictions: Sequence[ImagePrediction]) -> t
 
 def _draw_overlay(saved: SavedModel, path: Path, anomaly_map: Floats, color_range: tuple[float, float]) -> Image.Image:
     """Return the image with its map as a color overlay; the part that a crop removes is left unchanged."""
-    image = decode(path)
+    image = decode(path, saved.preprocessing)
     left, top, right, bottom = visible_box(image.size, saved.preprocessing)
     resized = Image.fromarray(anomaly_map).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
     maps, (low, high) = np.asarray(resized), color_range

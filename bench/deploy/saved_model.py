@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
 
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bench import environment, registry
 from bench.config.settings import resolve
+from bench.data.value_range import stored_value_range
+from bench.dataset import EXTENSIONS
 from bench.errors import BenchError
 from bench.execution.job import source_hash
 from bench.method import Method, Precision, Preprocessing, Setup
@@ -40,8 +41,8 @@ class SavedModel:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Preprocessing of the run."""
-        return Preprocessing(**self.record.run.preprocessing)
+        """Preprocessing of the run, with the range of values of its training images."""
+        return stored_value_range(Preprocessing(**self.record.run.preprocessing), self.record.data_report)
 
 
 def find(run: str, runs: Path, category: str | None = None) -> Path:
@@ -159,8 +160,7 @@ def _images_of(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise BenchError(f"bench predict needs images or folders of images; {place} does not exist. Correct the path.")
-    extensions = Image.registered_extensions()
-    paths = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in extensions and path.is_file()]
+    paths = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()]
     visible = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(place).parts)]
     if not visible:
         raise BenchError(f"bench predict needs folders with images; {place} has none. Correct the path.")

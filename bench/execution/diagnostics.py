@@ -16,6 +16,7 @@ from bench.data import dataset_checks
 from bench.errors import BenchError, CheckResult, check_known
 from bench.execution import method_checks
 from bench.execution.job import capture_warnings
+from bench.execution.planned_method import shared_preprocessing
 
 MIN_FREE_BYTES = 5 << 30
 """Free disk space below which the maps of a campaign may not fit."""
@@ -57,13 +58,13 @@ def check_target(
         return check_method(config, name)
     if name in datasets:
         root = data or config.data(name) or cache_folder(config) / name
-        return _check_dataset(registry.load("datasets", name), root, progress)
+        return _check_dataset(config, registry.load("datasets", name), root, progress)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         check_known([name], [*methods, *datasets], "a method, a data set or a folder")
     if data is not None:
         raise BenchError(f"--data needs the name of a data set; {name} is a folder. Remove --data.")
-    return _check_dataset(_detect_layout(folder), folder, progress)
+    return _check_dataset(config, _detect_layout(folder), folder, progress)
 
 
 def check_method(config: Config, name: str) -> list[CheckResult]:
@@ -83,13 +84,20 @@ def check_method(config: Config, name: str) -> list[CheckResult]:
     return method_checks.check_method(module, settings)
 
 
-def _check_dataset(module: ModuleType, root: Path, progress: Callable[[int, int], None]) -> list[CheckResult]:
+def _check_dataset(
+    config: Config, module: ModuleType, root: Path, progress: Callable[[int, int], None]
+) -> list[CheckResult]:
+    plan = make_plan(config, registry.names("methods"), options={"dataset": module.__name__.rpartition(".")[2]})
     with capture_warnings() as warnings:
         samples = module.samples(root)
     count = len({sample.category for sample in samples})
     categories = "1 category" if count == 1 else f"{count} categories"
     summary = CheckResult(f"{module.TITLE}: {len(samples)} images in {categories}, {root}")
-    return [summary, *dataset_checks.check_dataset(samples, warnings, progress)]
+    is_official = module.__name__ != registry.load("datasets", "folder").__name__
+    checks = dataset_checks.check_dataset(
+        samples, warnings, progress, shared_preprocessing(plan), is_official=is_official
+    )
+    return [summary, *checks]
 
 
 def _detect_layout(folder: Path) -> ModuleType:
