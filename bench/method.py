@@ -1,42 +1,53 @@
-"""The contract of a method: fit on good images, predict a score and a map for each image.
+"""The contract of a method: fit on good images, predict an anomaly score and an anomaly map for each image.
 
-A `methods/<name>.py` defines `Settings`, a frozen dataclass with a default for every field, and `METHOD`, a subclass
-of `Method`. Nothing registers it: the file's name is the method's name.
+A file `methods/<name>.py` defines `Settings`, a frozen dataclass with a default for every field, and `METHOD`, a
+subclass of `Method`. The name of the file is the name of the method; there is nothing to register. Title, aliases and
+the settings of each profile are literal constants in the same file: see `bench.method_metadata`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.errors import BenchError
+
+M = TypeVar("M", bound=nn.Module)
 
 Resample = Literal["bilinear", "bicubic", "lanczos", "nearest"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 Progress = Callable[[int, int, float | None], None]
-"""Called as `progress(done, total, loss)`; `loss` is None where nothing is minimised.
+"""Called as `progress(done, total, loss)`; `loss` is None if nothing is minimized.
 
-After epochs with a loss, a call without one tells of work that changes no prediction: it counts as no epoch.
+After epochs with a loss, a call without one reports work that changes no prediction; it does not count as an epoch.
 """
 
-NOT_FITTED = "A method predicts only after fit or restore; this one has had neither. Call one of them first."
+NOT_FITTED = "A method must be fitted or restored before predict, explain and state. Call fit or restore first."
+
+
+class NotFittedError(BenchError):
+    """A learned attribute was read before `fit` or `restore`."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_FITTED)
 
 
 @dataclass(frozen=True, slots=True)
-class Preparation:
-    """How a file becomes an input; its mask goes the same way by nearest neighbour.
+class Preprocessing:
+    """How an image file becomes an input tensor; its mask is resized in the same way by nearest neighbour.
 
     Attributes:
-        height: pixels.
-        width: pixels.
-        resample: the filter of the resize.
-        keep_aspect: True resizes the shorter side and cuts out the centre; False squeezes both sides.
-        crop: side in pixels of a square cut from the centre after the resize, or None. PatchCore: 256, then 224.
+        height: in pixels.
+        width: in pixels.
+        resample: filter of the resize.
+        keep_aspect: True resizes the shorter side and crops the center; False resizes both sides independently.
+        crop: side in pixels of a square cropped from the center after the resize, or None. PatchCore: 256, then 224.
     """
 
     height: int = 256
@@ -47,22 +58,22 @@ class Preparation:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels of what comes out."""
+        """Height and width of the input tensor in pixels."""
         return (self.crop, self.crop) if self.crop else (self.height, self.width)
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a method is given besides its own settings.
+    """What a method gets besides its own settings.
 
     Attributes:
-        size: height and width in pixels of the images that will come.
-        device: where it computes.
-        seed: of everything that it draws; the global generators are seeded from it as well.
-        weights: a folder with backbone weights, looked in first.
-        cache: a folder for frozen features, or None to keep them in memory.
-        precision: of the network; maps and scores are formed in float32 in any case.
-        compile: whether predictions go through networks as torch.compile makes them, where `Method.compiles`.
+        size: height and width of the images in pixels.
+        device: on which the method computes.
+        seed: of all random numbers of the method; the global generators are seeded from it as well.
+        weights: folder with backbone weights, searched first; None searches only packages and the hub.
+        cache: folder for features of frozen backbones; None keeps them in memory.
+        precision: of the network; maps and scores are computed in float32 in any case.
+        compile: whether predictions use torch.compile, for methods with `supports_compile`.
     """
 
     size: tuple[int, int]
@@ -75,28 +86,28 @@ class Setup:
 
 
 class Images(Protocol):
-    """Good images to fit on, walkable as often as wished."""
+    """Good images to fit on; they can be iterated any number of times."""
 
     @property
     def digest(self) -> str:
-        """Of the files' contents and their preparation: the key of any cache."""
+        """Hash of the files' contents and their preprocessing: the key of a cache."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        """(b, 3, h, w) RGB in [0, 1] on the CPU, b <= size; `order` (n,) holds indices, None walks in file order."""
+        """Yield (b, 3, h, w) RGB in [0, 1] on the CPU, b <= size; `order` (n,) holds indices, None is file order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a method answers for b images. Higher is more anomalous; no scale is promised; every value is finite.
+    """Scores and maps of b images. Higher is more anomalous; the scale is free; all values are finite.
 
     Attributes:
-        scores: (b,) one number an image.
-        maps: (b, h, w) one number a pixel, at the size of the images given.
+        scores: (b,) one value per image.
+        maps: (b, h, w) one value per pixel, at the size of the input images.
 
-    Both lie on the method's device, in float32, and stay valid after the next predict.
+    Both are float32 on the method's device, and later calls of predict do not overwrite them.
     """
 
     scores: Tensor
@@ -104,23 +115,43 @@ class Prediction:
 
 
 class Method(ABC):
-    """An anomaly detector: made, fitted once on good images, then asked.
+    """An anomaly detector: constructed, fitted once on good images, then used to predict.
 
-    It normalises inside itself and never sees a label or a test image. An image scores the same alone as in a batch.
-    Its generators are drawn from `setup.seed`, so two fits with one seed answer alike.
+    A method normalizes images itself and never gets labels or test images. An image gets the same score alone and in a
+    batch. All random numbers come from `setup.seed`, so two fits with one seed give the same predictions.
+
+    The learned state: `learned` names the attributes that hold it, tensors or modules. `fit` sets them, at the latest
+    before its last call of `progress`; an iterative method sets them before each call. From these names the base class
+    implements `state`, `restore` and the check that the method is fitted, so a subclass overrides none of them:
+
+    - Reading a learned attribute before it is set raises NotFittedError.
+    - A learned module `x` is constructed by a method `build_x() -> nn.Module` of the subclass. `fit` calls
+      `self.initialize(self.build_x)`, and `restore` loads the stored tensors into such a module, in eval mode.
+    - A learned attribute with a default in the class (`decoder: Decoder | None = None`) is optional.
+    - Setting a learned attribute discards all values of `functools.cached_property`. What is derived from the learned
+      state (a compiled copy for predictions, an index) is therefore a cached property, and is never out of date.
     """
 
-    native: ClassVar[Preparation] = Preparation()
-    """The paper's own input, used with `--preparation native`."""
+    learned: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that hold what `fit` learns: tensors and modules."""
+
+    paper_preprocessing: ClassVar[Preprocessing] = Preprocessing()
+    """The preprocessing of the paper, used with `--preprocessing paper`."""
 
     iterative: ClassVar[bool] = False
-    """True where progress counts epochs and predict works inside progress, so a selection rule can choose an epoch."""
+    """True if progress counts epochs and predict works inside progress, so that a selection rule can choose an epoch."""
 
-    compiles: ClassVar[bool] = False
-    """True where `setup.compile` has an effect; elsewhere a run with --compile is refused."""
+    supports_compile: ClassVar[bool] = False
+    """True if `setup.compile` has an effect; other methods refuse a run with --compile."""
+
+    pretrains: ClassVar[bool] = False
+    """True if `pretrain` is to be called before `fit`."""
 
     checkpoint: ClassVar[str] = ""
-    """The file that the authors release for each category, as "AMAE.pth"; "" where `from_checkpoint` can't read one."""
+    """Name of the file that the authors release per category, as "AMAE.pth"; "" without `from_checkpoint`."""
+
+    backbone_settings: ClassVar[tuple[str, ...]] = ("backbone",)
+    """Settings that hold the tag of a frozen backbone; `file_hashes` and `info` cover the weights of each."""
 
     def __init__(self, settings: Any, setup: Setup) -> None:
         self.settings = settings
@@ -128,42 +159,159 @@ class Method(ABC):
 
     @abstractmethod
     def fit(self, train: Images, progress: Progress) -> None:
-        """Learns what is normal. Leaves itself ready to predict. Raises BenchError where a loss stops being finite."""
+        """Learn from good images and set the learned attributes.
+
+        Raises:
+            BenchError: if a loss is not finite.
+        """
 
     @abstractmethod
     def predict(self, images: Tensor) -> Prediction:
-        """Judges (b, 3, h, w) RGB in [0, 1] on the method's device. Raises BenchError(NOT_FITTED) before fit."""
+        """Return scores and maps of (b, 3, h, w) RGB in [0, 1] on the method's device.
 
-    @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """All that a fitted method is, without its frozen backbone: what `restore` needs to answer the same."""
+        Raises:
+            NotFittedError: before fit or restore.
+        """
 
-    @abstractmethod
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Makes this method the one that `state` was taken from."""
+    def pretrain(self, others: Mapping[str, Images], progress: Progress) -> None:
+        """Learn from the other categories, before `fit`. Only called if `pretrains` is True.
+
+        It is not called if there are no other categories (one category, or one model for all of them), so `fit` must
+        work without it. What it learns for predict belongs in `learned`. Its calls of `progress` are separate from
+        those of `fit`: no epoch of it is evaluated.
+
+        Args:
+            others: good training images by category, without the category that `fit` gets. They are grouped because
+                some methods form pairs within one category.
+            progress: as in `fit`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} sets pretrains = True, so it must define pretrain.")
 
     def explain(self, images: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
-        """Pictures for a person, by name: (b, h, w) maps or (b, 3, h, w) RGB in [0, 1]. None by default."""
+        """Return pictures by name: (b, h, w) maps or (b, 3, h, w) RGB in [0, 1]. Default: none."""
         return {}
 
-    def facts(self) -> dict[str, str | int | float]:
-        """What the record tells of this method: trainable parameters, backbone with source and hash, bank rows."""
-        return {}
+    def info(self) -> dict[str, str | int | float]:
+        """Return what the record states about a fitted method, as values for JSON.
+
+        By default the number of trainable parameters, and tag, source and sha256 of each backbone's weights.
+        """
+        from bench.weights import find_weights  # timm takes seconds to import
+
+        modules = [module for name in self.learned if isinstance(module := vars(self).get(name), nn.Module)]
+        parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+        values: dict[str, str | int | float] = {"trainable_parameters": sum(p.numel() for p in parameters)}
+        for name, tag in self._backbone_tags(self.settings).items():
+            weights = find_weights(tag, self.setup.weights)
+            values |= {name: tag, f"{name}_source": weights.source, f"{name}_sha256": weights.sha256}
+        return values
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the learned tensors as contiguous copies on the CPU, by name: all that `restore` needs.
+
+        A tensor has the name of its attribute; the tensors of a module have the name of its attribute as prefix.
+
+        Raises:
+            NotFittedError: before fit or restore.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name in self.learned:
+            value = getattr(self, name)
+            if isinstance(value, nn.Module):
+                tensors |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
+            elif value is not None:
+                tensors[name] = value
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Set the learned attributes from what `state` returned; the tensors are copied.
+
+        Raises:
+            BenchError: if the tensors do not fit the settings.
+        """
+        unused = dict(state)
+        for name in self.learned:
+            prefix = f"{name}."
+            tensors = {key.removeprefix(prefix): unused.pop(key) for key in state if key.startswith(prefix)}
+            if tensors:
+                module = self.initialize(getattr(self, f"build_{name}"))
+                try:
+                    module.load_state_dict(tensors)
+                except RuntimeError as error:
+                    lines = str(error).split("\n\t")  # torch puts a heading before the list of differences
+                    raise _state_mismatch(self, lines[min(1, len(lines) - 1)]) from error
+                setattr(self, name, module.eval())
+            elif name in unused:
+                setattr(self, name, unused.pop(name).to(self.setup.device, copy=True))
+            elif hasattr(type(self), name):
+                setattr(self, name, getattr(type(self), name))
+            else:
+                raise _state_mismatch(self, f"It has no tensors for '{name}'.")
+        if unused:
+            raise _state_mismatch(self, f"It has unknown tensors, as '{next(iter(unused))}'.")
+
+    def initialize(self, build: Callable[[], M], seed: int | None = None) -> M:
+        """Return the module that `build` constructs, on the method's device.
+
+        Initial weights are drawn on the CPU from `seed` (default: `setup.seed`), so they are the same on every device;
+        the global random generator is left unchanged.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.setup.seed if seed is None else seed)
+            return build().to(self.setup.device)
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: Any, setup: Setup) -> "Method":  # noqa: ARG003
-        """A fitted method from a file that its authors released; nothing in the file is ever run.
+        """Return a fitted method from a file that its authors released; no code in the file is executed.
 
-        Raises BenchError where the file has another form or other sizes than the settings say.
+        Raises:
+            BenchError: if the file has another format, or other sizes than the settings.
         """
-        raise BenchError(f"{cls.__name__} reads no released checkpoint ({path.name}). Fit it: leave out --checkpoint.")
+        raise BenchError(f"{cls.__name__} cannot read a released checkpoint ({path.name}). Leave out --checkpoint.")
 
     @classmethod
-    def inputs(cls, settings: Any, weights: Path | None) -> dict[str, str]:  # noqa: ARG003
-        """Hashes of the files besides the images that decide the answer, found without loading them: the backbone's."""
-        return {}
+    def file_hashes(cls, settings: Any, weights: Path | None) -> dict[str, str]:
+        """Return hashes of the files besides the images that determine the predictions, without loading them.
+
+        By default the sha256 of each backbone's weights, by the name of the setting. The hashes are part of the run's
+        identity.
+
+        Args:
+            settings: of the method.
+            weights: folder with backbone weights, searched first; or None.
+        """
+        from bench.weights import find_weights  # timm takes seconds to import
+
+        return {name: find_weights(tag, weights).sha256 for name, tag in cls._backbone_tags(settings).items()}
 
     @classmethod
-    def memory(cls, settings: Any, size: tuple[int, int], images: int) -> int | None:  # noqa: ARG003
-        """Estimated peak bytes of a fit on so many images, or None where nobody worked it out."""
+    def estimate_memory(cls, settings: Any, size: tuple[int, int], n_images: int) -> int | None:  # noqa: ARG003
+        """Return the estimated peak memory in bytes of a fit on `n_images` images of (h, w) pixels, or None."""
         return None
+
+    @classmethod
+    def _backbone_tags(cls, settings: Any) -> dict[str, str]:
+        return {name: tag for name in cls.backbone_settings if (tag := getattr(settings, name, ""))}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.learned:
+            for key in [key for key in vars(self) if isinstance(getattr(type(self), key, None), cached_property)]:
+                del self.__dict__[key]
+        super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:  # for a type checker, the attributes have the types that the subclass declares
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise NotFittedError for a learned attribute that is not set yet."""
+            if name in type(self).learned:
+                raise NotFittedError
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+
+def _state_mismatch(method: Method, reason: str) -> BenchError:
+    return BenchError(
+        f"The saved state of {type(method).__name__} must fit its settings. {reason} "
+        "Use the settings that it was fitted with."
+    )

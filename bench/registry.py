@@ -25,6 +25,12 @@ def names(kind: Kind) -> list[str]:
     return sorted({file.stem for folder in plugin_folders(kind) for file in folder.glob("[!_.]*.py")})
 
 
+def source_file(kind: Kind, name: str) -> Path | None:
+    """Return the file of a plug-in, or None if there is none; it is not imported."""
+    paths = (folder / f"{name}.py" for folder in plugin_folders(kind)) if name in names(kind) else ()
+    return next((path for path in paths if path.is_file()), None)
+
+
 def load(kind: Kind, name: str) -> ModuleType:
     """The plug-in's module, imported only now, so that one broken file breaks one name.
 

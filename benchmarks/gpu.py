@@ -30,7 +30,7 @@ from bench.data.images import FileImages
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.evaluation.timing import Clock, latency, milliseconds, parameters
-from bench.method import Method, Preparation, Setup
+from bench.method import Method, Preprocessing, Setup
 from bench.methods import aminet, patchcore
 from bench.methods.parts.backbone import find
 
@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     side = 90 if asked.small else 900
     with tempfile.TemporaryDirectory() as folder:
         samples = _official(asked) or _drawn(Path(folder), asked.images, side)
-        images = FileImages(samples, Preparation(size, size))
+        images = FileImages(samples, Preprocessing(size, size))
         ceilings = measured_ceilings(device, 256 if asked.small else 8192, setup.precision)
         rows = {
             **fitted("aminet", aminet.AMINet(network, setup), images, ceilings, _network_floor(network, setup, images)),

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from bench.data.images import FileImages
 from bench.dataset import GOOD, Sample
-from bench.method import Preparation
+from bench.method import Preprocessing
 
 
 def main() -> None:
@@ -33,14 +33,14 @@ def main() -> None:
             noise.filter(ImageFilter.GaussianBlur(2)).save(path)  # compresses about as a photograph does
             samples.append(Sample(path, "drawn", "train", GOOD))
         size = np.mean([sample.image.stat().st_size for sample in samples])
-        kept = FileImages(samples, Preparation())
+        kept = FileImages(samples, Preprocessing())
 
         def walk(images: FileImages) -> None:
             for _ in images.batches(8):
                 pass
 
         calls = {
-            "decoded anew": lambda: walk(FileImages(samples, Preparation())),
+            "decoded anew": lambda: walk(FileImages(samples, Preprocessing())),
             "from the second walk on": lambda: walk(kept),
         }
         turns = interleave(calls, options.rounds)

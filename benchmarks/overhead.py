@@ -24,7 +24,7 @@ from bench.config.plan import Plan, make_plan
 from bench.data.images import FileImages
 from bench.execution import schedule
 from bench.execution.job import build_method
-from bench.method import Preparation
+from bench.method import Preprocessing
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = cache_folder(load_config()) / "demo"  # drawn once, also for the bench itself
     known = schedule.make_schedule(plan())
     (job,) = known.jobs
-    samples, preparation = job.task.tests[options.category], Preparation(**job.run.preprocessing)
+    samples, preprocessing = job.task.tests[options.category], Preprocessing(**job.run.preprocessing)
 
     def benched() -> None:
         asked = plan()
@@ -47,9 +47,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def bare() -> None:
         method = build_method(replace(job, device="cpu", cache=Path(tempfile.mkdtemp(dir=folder))))[2]()
-        method.fit(FileImages(job.task.train, preparation), lambda *_: None)
+        method.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
         with torch.no_grad():
-            for images in FileImages(samples, preparation).batches(job.batch):
+            for images in FileImages(samples, preprocessing).batches(job.batch):
                 method.predict(images)
 
     turns = interleave({"fit and predict alone": bare, "bench run": benched}, options.rounds)

@@ -24,7 +24,7 @@ from bench.config.plan import make_plan
 from bench.data.images import FileImages
 from bench.execution import schedule
 from bench.execution.job import build_method
-from bench.method import Preparation
+from bench.method import Preprocessing
 from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, greedy_coreset
 
@@ -77,11 +77,11 @@ def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
         paths={"data": options.data, "weights": options.weights},
     )
     (job,) = schedule.make_schedule(plan, force=True).jobs
-    method, preparation = build_method(replace(job, device="cpu"))[2](), Preparation(**job.run.preprocessing)
+    method, preprocessing = build_method(replace(job, device="cpu"))[2](), Preprocessing(**job.run.preprocessing)
     assert isinstance(method, PatchCore)
-    method.fit(FileImages(job.task.train, preparation), lambda *_: None)
+    method.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
     bank, samples = method._fitted(), job.task.tests[options.category]
-    tested = FileImages(samples[:: len(samples) // 8][:8], preparation)
+    tested = FileImages(samples[:: len(samples) // 8][:8], preprocessing)
     with torch.no_grad():
         return bank.rows, [method._patches(image)[0] - bank.centre for image in tested.batches(1)]
 

@@ -22,7 +22,7 @@ from bench.data.images import FileImages
 from bench.evaluation.metrics import evaluate
 from bench.execution import schedule
 from bench.execution.job import build_method
-from bench.method import Method, Preparation
+from bench.method import Method, Preprocessing
 
 
 def answers(method: Method, images: FileImages) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -59,13 +59,13 @@ def main() -> None:
     said |= {"dataset": options.dataset}
     plan = make_plan(load_config(), registry.names("methods"), said=said, paths={"data": options.data})
     (job,) = schedule.make_schedule(plan, force=True).jobs
-    run, preparation = job.run, Preparation(**job.run.preprocessing)
+    run, preprocessing = job.run, Preprocessing(**job.run.preprocessing)
     exact = build_method(job)[2]()
-    exact.fit(FileImages(job.task.train, preparation), lambda *_: None)
+    exact.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
     half = type(exact)(exact.settings, replace(exact.setup, precision=options.precision))
     half.restore(exact.state())
 
-    images = FileImages(job.task.tests[options.category], preparation)
+    images = FileImages(job.task.tests[options.category], preprocessing)
     anomalous = torch.tensor([sample.is_anomalous for sample in images.samples]).numpy()
     found: dict[str, Any] = {}
     for name, method in (("float32", exact), (options.precision, half)):

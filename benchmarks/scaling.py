@@ -18,7 +18,7 @@ import torch
 from interleaved import write
 
 from bench.evaluation.metrics import evaluate
-from bench.execution.method_checks import Drawn
+from bench.execution.method_checks import SyntheticImages
 from bench.method import Setup
 from bench.methods.parts.bank import Bank, nearest
 from bench.methods.patchcore import PatchCore, Settings, greedy_coreset
@@ -47,17 +47,17 @@ def grown(what: str, theory: float, make: Callable[[int], Callable[[], Any]], ro
 
 def method(images: int, side: int = 64) -> PatchCore:
     made = PatchCore(SETTINGS, Setup((side, side), torch.device("cpu"), 0))
-    made.fit(Drawn((side, side), images), lambda *_: None)
+    made.fit(SyntheticImages((side, side), images), lambda *_: None)
     return made
 
 
 def fitting(images: int) -> Callable[[], Any]:
-    made, drawn = PatchCore(SETTINGS, Setup((64, 64), torch.device("cpu"), 0)), Drawn((64, 64), images)
+    made, drawn = PatchCore(SETTINGS, Setup((64, 64), torch.device("cpu"), 0)), SyntheticImages((64, 64), images)
     return lambda: made.fit(drawn, lambda *_: None)
 
 
 def predicting(images: int, side: int) -> Callable[[], Any]:
-    fitted, asked = method(4, side), Drawn((side, side), images).pixels
+    fitted, asked = method(4, side), SyntheticImages((side, side), images).pixels
     return lambda: [fitted.predict(batch) for batch in asked.split(8)]
 
 

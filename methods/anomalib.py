@@ -1,23 +1,22 @@
-"""anomalib's image models under our protocols, metrics and clocks: `--method anomalib:Padim`, `anomalib:Stfpm`, ...
+"""anomalib's image models with our protocols, metrics and timing: `--method anomalib:Padim`, `anomalib:Stfpm`, ...
 
 anomalib (https://github.com/open-edge-platform/anomalib, Apache-2.0) is an extra: pip install 'maskbench[anomalib]'.
 A model is the name of its class in anomalib.models.image. It is trained by its own training_step, optimizers and
-schedules, and answers by its own forward; `docs/other-libraries.md` lists the models that work and why others don't.
+schedulers, and predicts by its own forward; `docs/other-libraries.md` lists the models that work and why others do not.
 
 Departures from a run by anomalib's own Engine:
-(1) Images come as every method here gets them. The model's own normalisation is applied to them, its resize is not
-    needed.
-(2) Scores and maps are raw: anomalib's post-processor, which normalises by validation images, is left out.
-(3) No validation images, no early stopping: `epochs` runs to its end.
-(4) Backbone weights come from our own lookup wherever the model makes its backbone by timm; Cfa's, too, though it asks
-    torchvision.
-(5) A model without a map (Dfkde) gives its score to every pixel: its pixel metrics say nothing.
+(1) Images are preprocessed as for every method here. The model's own normalization is applied, its resize is not.
+(2) Scores and maps are raw: anomalib's post-processor, which normalizes by validation images, is left out.
+(3) No validation images, no early stopping: all epochs are run.
+(4) Backbone weights come from our own search if the model creates its backbone by timm; also those of Cfa, although it
+    uses torchvision.
+(5) A model without a map (Dfkde) has its score at every pixel: its pixel metrics have no meaning.
 
     setting    default  source
     model      none     the class
     backbone   ""       timm's tag, as "resnet18.tv_in1k"; "" is the model's own default
-    epochs     0        0: what the model asks its trainer for, else 100 [ours]; a memory bank is filled in one anyway
-    batch      32       [ours] anomalib's default of its data modules
+    epochs     0        0: the number in the model's trainer arguments, else 100 [I]; a memory bank always has one
+    batch      32       [I] anomalib's default of its data modules
     options    "{}"     a JSON object of other arguments of the class, as {"n_features": 100, "layers": ["layer1"]}
 """
 
@@ -40,20 +39,36 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from bench.errors import BenchError
-from bench.method import NOT_FITTED, Images, Method, Prediction, Progress, Setup
+from bench.method import Images, Method, Prediction, Progress, Setup
+from bench.weights import architecture_name, find_weights
 
-from .parts.backbone import fill, find
+from .parts.backbone import load_weights
+from .parts.frozen import exclude_from_state
+from .parts.json_options import parse_json_object
 from .parts.maps import image_score, upsample
-from .parts.options import parsed
-from .parts.refusals import refuse_below
+from .parts.validation import check_at_least
+
+TITLE = "{model} (anomalib)"
+FAMILY = "hosted"
+NEEDS = ("the extra maskbench[anomalib]",)
+PROFILES = {
+    "check": {
+        "model": "Padim",
+        "backbone": "tf_efficientnet_lite0",
+        "options": '{"layers": ["blocks.1", "blocks.2"], "n_features": 16}',
+    },
+}
 
 EPOCHS = 100
-EXAMPLE = '{"n_features": 100}'  # of options
+"""If neither the setting nor the model gives a number."""
+
+EXAMPLE = '{"n_features": 100}'
+"""Of the setting options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be chosen; the table above tells what it means."""
+    """Settings of a hosted model; the table above explains them."""
 
     model: str = ""
     backbone: str = ""
@@ -62,221 +77,205 @@ class Settings:
     options: str = "{}"
 
     def __post_init__(self) -> None:
-        refuse_below(1, "anomalib", self, "batch")
-        refuse_below(0, "anomalib", self, "epochs")
-        parsed(self.options, EXAMPLE)
+        check_at_least(1, self, "batch")
+        check_at_least(0, self, "epochs")
+        parse_json_object(self.options, EXAMPLE)
 
 
-class Hosted(Method):
-    """A model of anomalib's, asked as any other method."""
+class AnomalibMethod(Method):
+    """A model of anomalib with the interface of a method."""
 
+    learned = ("model",)
     iterative: ClassVar[bool] = True
     settings: Settings
+    model: nn.Module
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
         if setup.precision != "float32":
-            raise BenchError(f"anomalib's models compute in float32; {setup.precision} came. Leave --precision out.")
-        self._kind = _kind(settings)
-        self._tag = _tag(settings, self._kind)
-        self._fitted: AnomalibModule | None = None
+            raise BenchError(
+                f"The precision of anomalib's models must be float32, got {setup.precision}. Leave it out."
+            )
+        self._class = _model_class(settings)
+        self._tag = _backbone_tag(settings, self._class)
+        self._pre_processor = self._class.configure_pre_processor(setup.size)
+
+    def build_model(self) -> nn.Module:
+        """Return the untrained torch model."""
+        model: nn.Module = self._create_module().model
+        return model
 
     def fit(self, train: Images, progress: Progress) -> None:
-        """Trains by the model's own steps; a memory bank is closed behind its last epoch, as anomalib does."""
-        module = self._made()
-        asked = module.trainer_arguments
-        filled = isinstance(module, MemoryBankMixin)
-        epochs = 1 if filled else self.settings.epochs or asked.get("max_epochs", EPOCHS)
-        made = module.configure_optimizers()
-        optimizers, schedules = _optimizers(made)
-        draws = torch.Generator().manual_seed(self.setup.seed)
-        if isinstance(module.model, cfa.CfaModel):  # which would ask its trainer's data module for them
-            whole = [self._normalised(module, images) for images in train.batches(self.settings.batch)]
-            module.model.initialize_centroid([SimpleNamespace(image=images) for images in whole])
+        """Train by the model's own steps; a memory bank is completed after its only epoch, as in anomalib."""
+        module = self._create_module()
+        has_memory_bank = isinstance(module, MemoryBankMixin)
+        trainer_arguments = module.trainer_arguments
+        epochs = 1 if has_memory_bank else self.settings.epochs or trainer_arguments.get("max_epochs", EPOCHS)
+        optimizers, schedulers = _optimizers_and_schedulers(module.configure_optimizers())
+        generator = torch.Generator().manual_seed(self.setup.seed)
+        if isinstance(module.model, cfa.CfaModel):  # otherwise it would use the data module of its trainer
+            batches = [self._normalize(images) for images in train.batches(self.settings.batch)]
+            module.model.initialize_centroid([SimpleNamespace(image=images) for images in batches])
         for epoch in range(1, epochs + 1):
             module.train()
             total = torch.zeros((), device=self.setup.device)
-            order = torch.randperm(len(train), generator=draws)
+            order = torch.randperm(len(train), generator=generator)
             for number, images in enumerate(train.batches(self.settings.batch, order)):
                 loss = self._loss(module, images, number)
                 if optimizers and loss is not None:
-                    _descend(module, loss, optimizers, asked.get("gradient_clip_val") or 0.0)
+                    _optimizer_step(module, loss, optimizers, trainer_arguments.get("gradient_clip_val") or 0.0)
                 total += 0 if loss is None else loss.detach() * len(images)
-            for schedule in schedules:
-                schedule.step()
+            for scheduler in schedulers:
+                scheduler.step()
             module.eval()
-            if filled:
+            if has_memory_bank:
                 module.fit()
-            self._fitted = module
+            self.model = module.model
             progress(epoch, epochs, float(total) / len(train) if optimizers else None)
 
     def _loss(self, module: AnomalibModule, images: Tensor, number: int) -> Tensor | None:
         try:
-            step: Any = module.training_step(SimpleNamespace(image=self._normalised(module, images)), number)
+            step: Any = module.training_step(SimpleNamespace(image=self._normalize(images)), number)
         except RuntimeError as error:
             if "Trainer" not in str(error):
                 raise
-            raise BenchError(self._needs_a_trainer()) from error
+            raise self._trainer_error() from error
         loss: Tensor | None = step["loss"] if isinstance(step, Mapping) else step
         return loss
 
-    def _needs_a_trainer(self) -> str:
-        return (
-            f"anomalib's {self.settings.model} works only inside a Lightning trainer, which is not to be had here. "
+    def _trainer_error(self) -> BenchError:
+        return BenchError(
+            f"anomalib's {self.settings.model} works only with a Lightning trainer, which is not available here. "
             f"docs/other-libraries.md lists the models that work."
         )
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """The model's raw scores and maps."""
-        if self._fitted is None:
-            raise BenchError(NOT_FITTED)
-        found = self._fitted.model(self._normalised(self._fitted, images))
+        """Return the model's raw scores and maps."""
+        output: Any = self.model(self._normalize(images))
         size = (images.shape[2], images.shape[3])
-        if found.anomaly_map is None:
-            scores = found.pred_score.float().view(len(images))
+        if output.anomaly_map is None:
+            scores = output.pred_score.float().view(len(images))
             return Prediction(scores, scores[:, None, None].expand(-1, *size).contiguous())
-        maps = found.anomaly_map.float().view(len(images), *found.anomaly_map.shape[-2:]).clone()
+        maps = output.anomaly_map.float().view(len(images), *output.anomaly_map.shape[-2:]).clone()
         if maps.shape[1:] != size:
             maps = upsample(maps, size, align_corners=False)
-        scores = image_score(maps, "max") if found.pred_score is None else found.pred_score.float().view(len(images))
+        has_score = output.pred_score is not None
+        scores = output.pred_score.float().view(len(images)) if has_score else image_score(maps, "max")
         return Prediction(scores.clone(), maps)
 
-    def facts(self) -> dict[str, str | int | float]:
-        """Which library, which backbone, and how many numbers the model learned or kept."""
-        told: dict[str, str | int | float] = {"library": f"anomalib {version('anomalib')}", "backbone": self._tag}
-        if self._fitted is not None:
-            parameters = self._fitted.model.parameters()
-            told["trainable_parameters"] = sum(each.numel() for each in parameters if each.requires_grad)
-        return told
-
-    def state(self) -> dict[str, Tensor]:
-        """The model's tensors without its frozen backbones."""
-        if self._fitted is None:
-            raise BenchError(NOT_FITTED)
-        frozen = _frozen(self._fitted.model)
-        tensors = self._fitted.model.state_dict().items()
-        return {name: value.detach().cpu().clone() for name, value in tensors if not name.startswith(frozen)}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes the tensors that `state` gave. Raises BenchError where they don't fit the settings."""
-        module = self._made()
-        frozen = _frozen(module.model)
-        own = {name: value for name, value in module.model.state_dict().items() if name.startswith(frozen)}
-        try:
-            module.model.load_state_dict(own | {name: value.to(self.setup.device) for name, value in state.items()})
-        except RuntimeError as error:
-            why = " ".join(str(error).split("\n\t")[1:2])
-            raise BenchError(f"A fitted {self.settings.model} needs the settings it was fitted with. {why}") from error
-        self._fitted = module.eval()
+    def info(self) -> dict[str, str | int | float]:
+        """Return the library, the backbone, and the number of trainable parameters."""
+        return super().info() | {"library": f"anomalib {version('anomalib')}", "backbone": self._tag}
 
     @classmethod
-    def inputs(cls, settings: Settings, weights: Path | None) -> dict[str, str]:
-        """The hash of the backbone's weights, for the models that take a backbone by name."""
-        tag = _tag(settings, _kind(settings))
-        return {"backbone": find(tag, weights).sha256} if tag else {}
+    def file_hashes(cls, settings: Settings, weights: Path | None) -> dict[str, str]:
+        """Return the sha256 of the backbone's weights, for models that get a backbone by name."""
+        tag = _backbone_tag(settings, _model_class(settings))
+        return {"backbone": find_weights(tag, weights).sha256} if tag else {}
 
-    def _made(self) -> AnomalibModule:
-        """The untrained model on its device, its backbone filled from our lookup."""
-        options = parsed(self.settings.options, EXAMPLE)
+    def _create_module(self) -> AnomalibModule:
+        """Return the untrained Lightning module on its device, with backbone weights from our search."""
+        options = parse_json_object(self.settings.options, EXAMPLE)
         if self._tag:
-            options["backbone"] = _architecture(self._tag)
-        given = {"evaluator": False, "visualizer": False, "post_processor": False}
-        pre_processor = self._kind.configure_pre_processor(self.setup.size)
+            options["backbone"] = architecture_name(self._tag)
+        options |= {"evaluator": False, "visualizer": False, "post_processor": False}
         try:
-            with _weights_of_ours(self._tag, self.setup.weights):
-                module = self._kind(pre_processor=pre_processor, **given, **options)
+            with _use_own_weights(self._tag, self.setup.weights):
+                module = self._class(pre_processor=self._pre_processor, **options)
         except BenchError:
             raise
         except Exception as error:
-            raise BenchError(f"anomalib's {self.settings.model} can't be made so: {error}. Look at options.") from error
+            raise BenchError(
+                f"anomalib's {self.settings.model} rejects these options: {error}. Correct them."
+            ) from error
         if not module.automatic_optimization:
-            raise BenchError(self._needs_a_trainer())
-        module.log = lambda *_, **__: None  # there is no trainer to log to
-        placed: AnomalibModule = module.to(self.setup.device)
-        return placed
+            raise self._trainer_error()
+        module.log = lambda *_, **__: None  # there is no trainer with a logger
+        for part in module.model.modules():
+            if isinstance(part, TimmFeatureExtractor) and not part.requires_grad:
+                exclude_from_state(part)
+        on_device: AnomalibModule = module.to(self.setup.device)
+        return on_device
 
-    def _normalised(self, module: AnomalibModule, images: Tensor) -> Tensor:
+    def _normalize(self, images: Tensor) -> Tensor:
         images = images.to(self.setup.device)
-        normalised: Tensor = module.pre_processor.transform(images) if module.pre_processor else images
-        return normalised
+        normalized: Tensor = self._pre_processor.transform(images) if self._pre_processor else images
+        return normalized
 
 
-METHOD = Hosted
+METHOD = AnomalibMethod
 
 
-def _kind(settings: Settings) -> type[AnomalibModule]:
-    kinds = {name: kind for name, kind in vars(library).items() if inspect.isclass(kind) and name != "AnomalibModule"}
-    models = sorted(name for name, kind in kinds.items() if issubclass(kind, AnomalibModule))
+def _model_class(settings: Settings) -> type[AnomalibModule]:
+    classes = {name: cls for name, cls in vars(library).items() if inspect.isclass(cls) and name != "AnomalibModule"}
+    models = sorted(name for name, cls in classes.items() if issubclass(cls, AnomalibModule))
     if settings.model not in models:
         raise BenchError(
-            f"anomalib hosts many models, and one is named, as anomalib:Padim; '{settings.model}' is none. "
+            f"anomalib needs the name of a model, as anomalib:Padim, got '{settings.model}'. "
             f"There are: {', '.join(models)}."
         )
-    found: type[AnomalibModule] = kinds[settings.model]
-    return found
+    model_class: type[AnomalibModule] = classes[settings.model]
+    return model_class
 
 
-def _tag(settings: Settings, kind: type[AnomalibModule]) -> str:
-    """Timm's tag of the backbone; "" where the model takes none by name."""
-    parameter = inspect.signature(kind.__init__).parameters.get("backbone")
+def _backbone_tag(settings: Settings, model_class: type[AnomalibModule]) -> str:
+    """Return timm's tag of the backbone; "" if the model gets none by name."""
+    parameter = inspect.signature(model_class.__init__).parameters.get("backbone")
     if parameter is None:
         if settings.backbone:
-            raise BenchError(f"anomalib's {settings.model} takes no backbone by name; '{settings.backbone}' came.")
+            raise BenchError(
+                f"anomalib's {settings.model} has no backbone option, got backbone = {settings.backbone}. Leave it out."
+            )
         return ""
     return settings.backbone or str(parameter.default)
 
 
-def _architecture(tag: str) -> str:
-    return tag.removeprefix("random:").split(".")[0]
-
-
 @contextmanager
-def _weights_of_ours(tag: str, folder: Path | None) -> Iterator[None]:
-    """While a model is made, whoever asks timm for a pre-trained network gets one that our own lookup has filled."""
-    make = timm.create_model
+def _use_own_weights(tag: str, folder: Path | None) -> Iterator[None]:
+    """While a model is constructed, replace pretrained networks of timm by networks with weights from our search."""
+    timm_create_model = timm.create_model
 
-    def made(name: str, *, pretrained: bool = False, pretrained_cfg: Any = None, **options: Any) -> nn.Module:  # noqa: ARG001
-        network: nn.Module = make(name, pretrained=False, **options)
+    def create_model(name: str, *, pretrained: bool = False, pretrained_cfg: Any = None, **options: Any) -> nn.Module:  # noqa: ARG001
+        network: nn.Module = timm_create_model(name, pretrained=False, **options)
         if pretrained:
-            weights = find(tag if _architecture(tag) == name else name, folder)
+            weights = find_weights(tag if architecture_name(tag) == name else name, folder)
             if weights.source != "random":
-                fill(network, weights)
+                load_weights(network, weights)
         return network
 
-    def traced(backbone: str, nodes: list[str]) -> nn.Module:
-        network = made(backbone, pretrained=True, features_only=True, out_indices=(1, 2, 3))
-        extractor: nn.Module = create_feature_extractor(network, return_nodes=nodes).eval()
+    def get_feature_extractor(backbone: str, return_nodes: list[str]) -> nn.Module:
+        network = create_model(backbone, pretrained=True, features_only=True, out_indices=(1, 2, 3))
+        extractor: nn.Module = create_feature_extractor(network, return_nodes=return_nodes).eval()
         return extractor
 
-    with patch.object(timm, "create_model", made), patch.object(cfa, "get_feature_extractor", traced):
+    with (
+        patch.object(timm, "create_model", create_model),
+        patch.object(cfa, "get_feature_extractor", get_feature_extractor),
+    ):
         yield
 
 
-def _frozen(model: nn.Module) -> tuple[str, ...]:
-    """The beginnings of the names of the tensors that nothing learns."""
-    extractors = ((name, part) for name, part in model.named_modules() if isinstance(part, TimmFeatureExtractor))
-    return tuple(f"{name}." for name, part in extractors if not part.requires_grad)
-
-
-def _optimizers(made: Any) -> tuple[list[torch.optim.Optimizer], list[Any]]:
-    """The optimizers and the schedules (a step an epoch) in the forms that Lightning lets a model give them."""
-    if made is None:
+def _optimizers_and_schedulers(configured: Any) -> tuple[list[torch.optim.Optimizer], list[Any]]:
+    """Return optimizers and schedulers (one step per epoch) from the formats that Lightning accepts."""
+    if configured is None:
         return [], []
-    if isinstance(made, torch.optim.Optimizer):
-        return [made], []
-    if isinstance(made, Mapping):
-        made = ([made["optimizer"]], [made["lr_scheduler"]] if "lr_scheduler" in made else [])
-    optimizers, schedules = made
-    plain = [each["scheduler"] if isinstance(each, Mapping) else each for each in schedules]
+    if isinstance(configured, torch.optim.Optimizer):
+        return [configured], []
+    if isinstance(configured, Mapping):
+        configured = ([configured["optimizer"]], [configured["lr_scheduler"]] if "lr_scheduler" in configured else [])
+    optimizers, schedulers = configured
+    plain = [entry["scheduler"] if isinstance(entry, Mapping) else entry for entry in schedulers]
     return list(optimizers), plain
 
 
-def _descend(module: AnomalibModule, loss: Tensor, optimizers: list[torch.optim.Optimizer], clip: float) -> None:
+def _optimizer_step(
+    module: AnomalibModule, loss: Tensor, optimizers: list[torch.optim.Optimizer], max_norm: float
+) -> None:
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     module.backward(loss)
     for optimizer in optimizers:
-        if clip:
-            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+        if max_norm:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
         optimizer.step()

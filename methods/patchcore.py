@@ -1,35 +1,35 @@
-"""PatchCore: the distance of each patch to its nearest normal patch.
+"""PatchCore: the distance of each patch feature to its nearest neighbor among normal patch features.
 
 Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler: Towards Total Recall in Industrial Anomaly Detection, CVPR 2022
-(https://arxiv.org/abs/2106.08265). [C] marks what only the authors' code says
+(https://arxiv.org/abs/2106.08265). [C] marks what only the authors' code states
 (https://github.com/amazon-science/patchcore-inspection, fcaa92f).
 
-Departures from the paper, all as in the authors' code unless a setting says else:
+Departures from the paper, all as in the authors' code unless a setting changes it:
 (1) Distances are squared, `distance = "squared"`; the paper's are "euclidean".
-(2) The image score is the largest patch score; the paper's reweighting by the neighbourhood is `reweight = 9`.
-(3) The greedy coreset starts from mean distances to 10 random patches, not from an empty set, and works on a linear
-    layer's random projection to 128 dimensions.
-Departures from the code, which change no answer beyond rounding:
-(4) Channels are pooled before the second layer is enlarged to the first one's grid; both are linear, so they commute.
-(5) The picks of the coreset are found many at a time (`greedy_coreset`); they are the same picks.
-(6) On a CPU the nearest patch is sought in few dimensions first (`parts/bank.py`); it is the same patch.
-(7) Scores and maps aren't rescaled to the range of the test set.
+(2) The image score is the maximum patch score; the paper's reweighting by the neighborhood is `reweight = 9`.
+(3) The greedy coreset starts from mean distances to 10 random patches instead of an empty set, and uses a random
+    projection to 128 dimensions by a linear layer.
+Departures from the code, which change no result beyond rounding:
+(4) Channels are pooled before the second stage is upsampled to the first one's grid; both are linear, so they commute.
+(5) Rows of the coreset are selected in blocks (`greedy_coreset`); the selected rows are the same.
+(6) On a CPU nearest neighbors are searched in few dimensions first (`parts/bank.py`); the result is the same.
+(7) Scores and maps are not rescaled to the range of the test set.
 
-    bench run --method patchcore --profile code --preparation native
-    expect image AUROC 99.2, pixel AUROC 98.1 (the authors' result file for these settings: WideResNet50, 10 %, 224 px)
+    bench run --method patchcore --profile code --preprocessing paper
+    expected image AUROC 99.2, pixel AUROC 98.1 (the authors' result file for these settings: WideResNet50, 10 %, 224 px)
 
     bench run --method patchcore --profile code --dataset folder --data DIR --category bottle,capsule \
         --set backbone=resnet18.tv_in1k --set coreset=0.01
-    expect image/pixel AUROC: bottle 100.0/98.4, capsule 98.3/98.5 (the authors' code, means of 3 seeds; 256 px);
-    ours 100.0/98.3 and 97.2/98.8, where the seed of the coreset alone moves capsule's image AUROC from 96.4 to 98.4
+    expected image/pixel AUROC: bottle 100.0/98.4, capsule 98.3/98.5 (the authors' code, means of 3 seeds; 256 px);
+    ours 100.0/98.3 and 97.2/98.8; the seed of the coreset alone changes capsule's image AUROC between 96.4 and 98.4
 """
 
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -37,67 +37,90 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.errors import BenchError
-from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Progress, Setup
+from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
 
-from .parts.backbone import Backbone, find, layout
-from .parts.bank import Bank, nearest
-from .parts.maps import gaussian, upsample
-from .parts.refusals import refuse_below, refuse_unless
+from .parts.backbone import Backbone, channels_and_strides
+from .parts.bank import MemoryBank, nearest_neighbors
+from .parts.maps import gaussian_filter, upsample
+from .parts.validation import check_at_least, check_setting
 
-BATCH = 8  # images a pass through the backbone while fitting
-TICKS = 100  # times that progress hears of the coreset's picks
-CANDIDATES = 2048  # patches among which the coreset's next picks are sought, so few that they stay in the cache
-BLOCK = 2**18  # distances of the coreset that are held at once
+TITLE = "PatchCore"
+FAMILY = "memory bank"
+PAPER = (
+    "Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler: Towards Total Recall in Industrial Anomaly Detection, CVPR, "
+    "https://arxiv.org/abs/2106.08265"
+)
+YEAR = 2022
+PROFILES = {
+    "demo": {"backbone": "tf_efficientnet_lite0", "pretrain_dim": 96, "target_dim": 96},
+    "paper": {
+        "distance": "euclidean",  # eq. 6; the code squares
+        "reweight": 9,  # eq. 7; the code leaves it out, and 9 is anomalib's choice
+    },
+    "check": {"backbone": "tf_efficientnet_lite0", "pretrain_dim": 32, "target_dim": 32, "projection": 16},
+}
+
+BATCH = 8
+"""Images per batch in fit."""
+
+PROGRESS_STEPS = 100
+"""Calls of progress while the coreset is selected."""
+
+CANDIDATES = 2048
+"""Rows among which the next rows of the coreset are searched, few enough for the processor's cache."""
+
+BLOCK = 2**18
+"""Distances of the coreset in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be chosen; the defaults are the authors' code's for their WideResNet50 result at 10 %."""
+    """Settings of PatchCore; the defaults are those of the authors' code for their WideResNet50 result at 10 %."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # paper, sec. 4
     stages: tuple[int, ...] = (2, 3)  # paper, sec. 3.1: the second and third of the ResNet's blocks
-    patch: int = 3  # paper, sec. 4.4.1: side of the neighbourhood that a patch feature sums up, in features
-    pretrain_dim: int = 1024  # [C]: each layer's channels x neighbours are pooled to so many
-    target_dim: int = 1024  # [C]: both layers together are pooled to so many
-    coreset: float = 0.1  # paper, table 1: fraction of the patches that is kept; 1 keeps all, also 0.25 and 0.01
-    projection: int | None = 128  # [C]: dimensions in which the coreset is chosen; None for the features' own
-    starts: int = 10  # [C]: random patches whose mean distance starts the greedy choice
-    neighbours: int = 1  # paper, eq. 6: nearest patches whose distances are averaged
-    distance: Literal["squared", "euclidean"] = "squared"  # [C]; the paper, eq. 6, says euclidean
-    reweight: int = 0  # paper, eq. 7: neighbourhood that weighs the image score; 0 = off [C], 9 = anomalib's choice
+    patch: int = 3  # paper, sec. 4.4.1: side of the neighborhood of a patch feature, in features
+    pretrain_dim: int = 1024  # [C]: dimensions to which each stage's channels x neighbors are pooled
+    target_dim: int = 1024  # [C]: dimensions to which both stages together are pooled
+    coreset: float = 0.1  # paper, table 1: fraction of the patches in the memory bank; also 1 (all), 0.25 and 0.01
+    projection: int | None = 128  # [C]: dimensions in which the coreset is selected; None is all
+    n_starting_points: int = 10  # [C]: random patches whose mean distance starts the greedy selection
+    n_neighbors: int = 1  # paper, eq. 6: nearest patches whose distances are averaged
+    distance: Literal["squared", "euclidean"] = "squared"  # [C]; in the paper, eq. 6, euclidean
+    reweight: int = 0  # paper, eq. 7: neighborhood that weights the image score; 0 = off [C], 9 = anomalib's choice
     smoothing: float = 4.0  # paper, sec. 3.3: sigma of the Gaussian over the map, in pixels
 
     def __post_init__(self) -> None:
-        refuse_below(1, "PatchCore", self, "pretrain_dim", "target_dim", "starts", "neighbours")
-        refuse_below(0, "PatchCore", self, "smoothing")
-        refuse_unless(0 < self.coreset <= 1, "PatchCore's coreset is a fraction above 0 and at most 1", self.coreset)
-        odd = self.patch > 0 and self.patch % 2 == 1
-        refuse_unless(odd, "PatchCore's patch is odd, so that a neighbourhood has a middle", self.patch)
-        some = self.projection is None or self.projection >= 1
-        refuse_unless(some, "PatchCore's projection is at least 1, or None", self.projection)
-        holds = self.reweight == 0 or self.reweight >= 2  # a neighbourhood of one weighs every score with 0
-        refuse_unless(holds, "PatchCore's reweight is 0 (off) or at least 2", self.reweight)
+        check_at_least(1, self, "pretrain_dim", "target_dim", "n_starting_points", "n_neighbors")
+        check_at_least(0, self, "smoothing")
+        check_setting(0 < self.coreset <= 1, self, "coreset", "must be in (0, 1]")
+        check_setting(self.patch > 0 and self.patch % 2 == 1, self, "patch", "must be an odd integer >= 1")
+        check_setting(self.projection is None or self.projection >= 1, self, "projection", "must be >= 1 or None")
+        is_valid = self.reweight == 0 or self.reweight >= 2  # a neighborhood of one gives every score the weight 0
+        check_setting(is_valid, self, "reweight", "must be 0 (off) or >= 2")
 
 
 class PatchCore(Method):
-    """A memory of normal patches, thinned to a coreset; nothing is trained."""
+    """A memory bank of normal patch features, reduced to a coreset; nothing is trained."""
 
-    native: ClassVar[Preparation] = Preparation(256, 256, keep_aspect=True, crop=224)  # [C]
-    compiles: ClassVar[bool] = True  # the backbone
+    learned = ("bank", "center")
+    paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256, keep_aspect=True, crop=224)  # [C]
+    supports_compile: ClassVar[bool] = True  # the backbone
     settings: Settings
+    bank: Tensor  # (m, d) patch features of the coreset, minus center
+    center: Tensor  # (d,) mean of all patch features
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self.backbone = Backbone.of(settings.backbone, settings.stages, setup)
-        self.bank: Bank | None = None
+        self._backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
 
     @torch.no_grad()
     def fit(self, train: Images, progress: Progress) -> None:
-        """Gathers the patches of all images and keeps a coreset of them."""
+        """Compute the patch features of all images and select a coreset of them."""
         settings = self.settings
-        _refuse_what_does_not_fit(self.memory(settings, self.setup.size, len(train)), self.setup.device)
-        passes = -(-len(train) // BATCH)
-        ticks = TICKS if settings.coreset < 1 else 0
+        _check_memory(self.estimate_memory(settings, self.setup.size, len(train)), self.setup.device)
+        n_batches = -(-len(train) // BATCH)
+        n_steps = PROGRESS_STEPS if settings.coreset < 1 else 0
 
         features, filled = torch.empty(0), 0
         for done, images in enumerate(train.batches(BATCH)):
@@ -106,22 +129,22 @@ class PatchCore(Method):
                 features = patches.new_empty(len(train) * prod(grid), patches.shape[1])  # (n, d)
             features[filled : filled + len(patches)] = patches
             filled += len(patches)
-            progress(min(done + 1, passes), passes + ticks, None)
-        centre = features.mean(dim=0)  # (d,)
-        if not centre.isfinite().all():
-            raise BenchError("Patch features are finite numbers; some aren't. Try --precision float32.")
-        features -= centre
+            progress(min(done + 1, n_batches), n_batches + n_steps, None)
+        center = features.mean(dim=0)  # (d,)
+        if not center.isfinite().all():
+            raise BenchError("Patch features must be finite, got NaN or infinity. Pass --precision float32.")
+        features -= center
 
-        def tell(picked: int, count: int) -> None:
-            progress(passes + picked * ticks // count, passes + ticks, None)
+        def report(selected: int, count: int) -> None:
+            progress(n_batches + selected * n_steps // count, n_batches + n_steps, None)
 
-        rows = features[self._coreset(features, tell)] if settings.coreset < 1 else features
-        self.restore({"bank": rows, "centre": centre})
+        self.bank = features[self._coreset(features, report)] if settings.coreset < 1 else features
+        self.center = center
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """The smoothed map of distances, and the largest of them as the score."""
-        patches, grid, scores, index = self._judged(images)
+        """Return the smoothed map of distances, and the maximum distance as the score."""
+        patches, grid, scores, index = self._score_patches(images)
         maps = scores.view(len(images), *grid)  # (b, h, w)
         flat = maps.flatten(1)  # (b, h * w)
         best = flat.argmax(dim=1, keepdim=True)  # (b, 1)
@@ -130,122 +153,110 @@ class PatchCore(Method):
             farthest = best[:, 0] + torch.arange(len(images), device=best.device) * flat.shape[1]
             image_scores = image_scores * self._weight(patches[farthest], index[farthest, 0])
         maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)  # (b, H, W)
-        return Prediction(image_scores, gaussian(maps, self.settings.smoothing))
+        return Prediction(image_scores, gaussian_filter(maps, self.settings.smoothing))
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """The distances before smoothing."""
-        _, grid, scores, _ = self._judged(images)
+        """Return the distances before smoothing."""
+        _, grid, scores, _ = self._score_patches(images)
         maps = upsample(scores.view(-1, *grid), (images.shape[2], images.shape[3]), align_corners=False)
         return {"nearest distance": maps}
 
-    def facts(self) -> dict[str, str | int | float]:
-        """The backbone, and the bank's rows and dimensions."""
-        facts = self.backbone.facts()
-        facts["trainable_parameters"] = 0
-        if self.bank is not None:
-            facts["bank_rows"], facts["bank_dimensions"] = self.bank.rows.shape
-        return facts
-
-    def state(self) -> dict[str, Tensor]:
-        """The bank and the centre that was taken from it."""
-        bank = self._fitted()
-        return {"bank": bank.rows, "centre": bank.centre}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes over a bank."""
-        rows, centre = (state[name].to(self.setup.device) for name in ("bank", "centre"))
-        self.bank = Bank.of(rows, centre, self.setup.precision, count=self.settings.neighbours)
+    def info(self) -> dict[str, str | int | float]:
+        """Return the backbone, and the size of the memory bank."""
+        rows, dimensions = self.bank.shape
+        return super().info() | {"bank_rows": rows, "bank_dimensions": dimensions}
 
     @classmethod
-    def inputs(cls, settings: Settings, weights: Path | None) -> dict[str, str]:
-        """The hash of the backbone's weights."""
-        return {"backbone": find(settings.backbone, weights).sha256}
-
-    @classmethod
-    def memory(cls, settings: Settings, size: tuple[int, int], images: int) -> int:
-        """Bytes of all patches, their projection, coreset, few dimensions if used, and a batch's neighbourhoods."""
-        channels, strides = layout(settings.backbone, settings.stages)
+    def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
+        """Return the bytes of all patches, projection, coreset, projected bank, and the neighborhoods of a batch."""
+        channels, strides = channels_and_strides(settings.backbone, settings.stages)
         grids = [-(-size[0] // stride) * -(-size[1] // stride) for stride in strides]
-        patches = images * grids[0]
-        kept = 0 if settings.coreset == 1 else int(patches * settings.coreset)
-        projected = settings.projection if kept and settings.projection else 0
+        n_patches = n_images * grids[0]
+        n_selected = 0 if settings.coreset == 1 else int(n_patches * settings.coreset)
+        projection = settings.projection if n_selected and settings.projection else 0
         batch = sum(c * settings.patch**2 * grid for c, grid in zip(channels, grids, strict=True))
         batch += grids[0] * (2 * len(channels) * settings.pretrain_dim + settings.target_dim)
-        few = (kept or patches) * settings.target_dim // 4
-        return 4 * ((patches + kept) * settings.target_dim + few + patches * projected + min(images, BATCH) * batch)
+        projected_bank = (n_selected or n_patches) * settings.target_dim // 4
+        patches = (n_patches + n_selected) * settings.target_dim + n_patches * projection
+        return 4 * (patches + projected_bank + min(n_images, BATCH) * batch)
 
-    def _fitted(self) -> Bank:
-        if self.bank is None:
-            raise BenchError(NOT_FITTED)
-        return self.bank
+    @cached_property
+    def _memory_bank(self) -> MemoryBank:
+        return MemoryBank.from_rows(self.bank, self.center, self.setup.precision, count=self.settings.n_neighbors)
 
     def _patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(b, 3, H, W) -> locally aware patch features (b * h * w, target_dim) in float32, and the grid (h, w)."""
-        settings, stages = self.settings, self.backbone(images)
+        """Map (b, 3, H, W) to locally aware patch features (b * h * w, target_dim) in float32, and the grid (h, w)."""
+        settings, stages = self.settings, self._backbone(images)
         return locally_aware(stages, settings.patch, pretrain_dim=settings.pretrain_dim, target_dim=settings.target_dim)
 
-    def _coreset(self, features: Tensor, tell: Callable[[int, int], None]) -> Tensor:
-        """(n, d) -> the kept rows in the order in which they were picked, at least one."""
+    def _coreset(self, features: Tensor, report: Callable[[int, int], None]) -> Tensor:
+        """Return indices of the selected rows of (n, d), at least one, in the order of selection."""
         generator = torch.Generator().manual_seed(self.setup.seed)
         n, d = features.shape
-        reduced = features
-        if self.settings.projection and self.settings.projection != d:  # a linear layer's usual first weights [C]
+        projected = features
+        if (
+            self.settings.projection and self.settings.projection != d
+        ):  # PyTorch's initial weights of a linear layer [C]
             weight = torch.empty(self.settings.projection, d).uniform_(-(d**-0.5), d**-0.5, generator=generator)
-            reduced = features @ weight.to(features.device).T  # (n, projection)
-        starts = torch.randperm(n, generator=generator)[: self.settings.starts].to(features.device)
-        return greedy_coreset(reduced, max(1, int(n * self.settings.coreset)), starts, tell)
+            projected = features @ weight.to(features.device).T  # (n, projection)
+        starts = torch.randperm(n, generator=generator)[: self.settings.n_starting_points].to(features.device)
+        return greedy_coreset(projected, max(1, int(n * self.settings.coreset)), starts, report)
 
-    def _judged(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
-        """Centred patches (n, d), grid (h, w), patch scores (n,), and the bank's rows nearest to each (n, k)."""
-        bank = self._fitted()
+    def _score_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
+        """Return centered patches (n, d), grid (h, w), scores (n,), and the nearest rows of the bank (n, k)."""
+        bank = self._memory_bank
         patches, grid = self._patches(images)
-        patches = patches - bank.centre
-        squared, index = nearest(patches, bank, self.settings.neighbours)  # (n, k)
+        patches = patches - bank.center
+        squared, index = nearest_neighbors(patches, bank, self.settings.n_neighbors)  # (n, k)
         distances = squared if self.settings.distance == "squared" else squared.sqrt()
         return patches, grid, distances.mean(dim=1), index
 
     def _weight(self, farthest: Tensor, index: Tensor) -> Tensor:
-        """Eq. 7: (b, d) the farthest patch of each image and (b,) its nearest row of the bank -> (b,) in [0, 1].
+        """Return the weight of eq. 7 in [0, 1], (b,).
 
-        A patch whose nearest neighbour lies in a sparse region of the bank counts more. The exponentials are of
-        Euclidean distances whatever `distance` says, and the neighbourhood holds the neighbour itself (our reading).
+        A patch whose nearest neighbor is in a sparse region of the bank has a larger weight. The exponentials use
+        Euclidean distances for both values of `distance`, and the neighborhood contains the neighbor itself [R].
+
+        Args:
+            farthest: (b, d) the patch with the maximum score of each image.
+            index: (b,) its nearest row of the bank.
         """
-        bank = self._fitted()
-        _, around = nearest(bank.rows[index], bank, self.settings.reweight)  # (b, k)
-        own = (farthest - bank.rows[index]).norm(dim=1)  # (b,)
-        others = (farthest[:, None] - bank.rows[around]).norm(dim=2)  # (b, k)
-        return (1 - torch.exp(own - others.logsumexp(dim=1))).clamp(min=0)
+        bank = self._memory_bank
+        _, neighborhood = nearest_neighbors(bank.rows[index], bank, self.settings.reweight)  # (b, k)
+        distance = (farthest - bank.rows[index]).norm(dim=1)  # (b,)
+        others = (farthest[:, None] - bank.rows[neighborhood]).norm(dim=2)  # (b, k)
+        return (1 - torch.exp(distance - others.logsumexp(dim=1))).clamp(min=0)
 
 
 def locally_aware(
     stages: list[Tensor], patch: int, *, pretrain_dim: int, target_dim: int
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Feature maps (b, c_i, h_i, w_i) -> (b * h * w, target_dim) in float32, rows in reading order, and the first grid.
+    """Map stages (b, c_i, h_i, w_i) to patch features (b * h * w, target_dim) in float32, row-major, and the first grid.
 
-    Each feature is joined with its patch x patch neighbours, zeros beyond the border, and each stage pooled to
-    `pretrain_dim`, enlarged to the first stage's grid, then all of them pooled to `target_dim`. Paper, eq. 2 and 3;
-    the one-dimensional adaptive average pools are [C].
+    Each feature is concatenated with its patch x patch neighbors (zero padding), each stage is pooled to
+    `pretrain_dim` and upsampled to the first stage's grid, then all of them are pooled to `target_dim`. Paper, eq. 2
+    and 3; the one-dimensional adaptive average pools are [C].
     """
     grid = (stages[0].shape[2], stages[0].shape[3])
     pooled = []
     for stage in stages:
-        own = _pooled(_neighbourhoods(stage.float(), patch), pretrain_dim)  # (b, pretrain_dim, h_i * w_i)
-        own = own.reshape(len(stage), -1, *stage.shape[2:])  # (b, pretrain_dim, h_i, w_i)
-        pooled.append(upsample(own, grid, align_corners=False).flatten(2))  # (b, pretrain_dim, h * w)
-    joined = _pooled(torch.cat(pooled, dim=1), target_dim)  # (b, target_dim, h * w)
+        part = _pool_channels(_neighborhoods(stage.float(), patch), pretrain_dim)  # (b, pretrain_dim, h_i * w_i)
+        part = part.reshape(len(stage), -1, *stage.shape[2:])  # (b, pretrain_dim, h_i, w_i)
+        pooled.append(upsample(part, grid, align_corners=False).flatten(2))  # (b, pretrain_dim, h * w)
+    joined = _pool_channels(torch.cat(pooled, dim=1), target_dim)  # (b, target_dim, h * w)
     return joined.transpose(1, 2).flatten(0, 1), grid
 
 
-def _neighbourhoods(stage: Tensor, patch: int) -> Tensor:
-    """(b, c, h, w) -> (b, c * patch^2, h * w): `F.unfold`, but several times as fast, as a copy of windows."""
+def _neighborhoods(stage: Tensor, patch: int) -> Tensor:
+    """Map (b, c, h, w) to (b, c * patch^2, h * w): `F.unfold`, but several times as fast, by a copy of windows."""
     padded = F.pad(stage.contiguous(), (patch // 2,) * 4)
     windows = padded.unfold(2, patch, 1).unfold(3, patch, 1)  # (b, c, h, w, patch, patch)
     return windows.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
 
 
-def _pooled(values: Tensor, count: int) -> Tensor:
-    """(b, c, n) -> (b, count, n): adaptive average pooling of the channels, done for neighbouring places at once."""
+def _pool_channels(values: Tensor, count: int) -> Tensor:
+    """Map (b, c, n) to (b, count, n): adaptive average pooling of the channels, vectorized over n."""
     if values.shape[1] == count:
         return values
     as_image = values.unsqueeze(2).permute(0, 3, 1, 2)  # (b, n, c, 1), channels last
@@ -253,83 +264,88 @@ def _pooled(values: Tensor, count: int) -> Tensor:
 
 
 def greedy_coreset(
-    features: Tensor, count: int, starts: Tensor, tell: Callable[[int, int], None] = lambda _done, _count: None
+    features: Tensor, count: int, starts: Tensor, report: Callable[[int, int], None] = lambda _selected, _count: None
 ) -> Tensor:
-    """Indices (count,) of rows that cover all others well, in the order of picking; no row is picked twice.
+    """Return indices (count,) of rows that cover all others, in the order of selection; no row is selected twice.
 
-    features: (n, d), best centred.  starts: (s,) indices whose mean distance to a row is that row's first anchor.
-    The next pick is always the row with the largest anchor, and each anchor falls to the distance of the nearest pick
-    (paper, alg. 1; the starting points are the authors' "approximate greedy" [C]).
+    The next row is always the one with the largest anchor, and each anchor is reduced to the distance of the nearest
+    selected row (paper, alg. 1; the starting points are the authors' "approximate greedy" [C]).
 
-    Anchors only ever fall. So as long as some of the rows with the largest anchors has more than `limit`, what any
-    other row has at most, the next pick is among them. Many picks thus come from a few rows that stay in the cache, and
-    all other anchors learn of them in one matrix product: the picks are those of the plain loop, which passes over all
-    rows for each of them.
+    Anchors never increase. So as long as one of the rows with the largest anchors has more than `limit`, the maximum of
+    all other rows, the next row is among them. Many rows are thus selected from a few candidates that fit into the
+    processor's cache, and all other anchors are updated in one matrix product. The result is that of the plain loop,
+    which reads all rows for each selection.
+
+    Args:
+        features: (n, d), best centered.
+        count: rows to select.
+        starts: (s,) indices; the mean distance to them is a row's first anchor.
+        report: called with the number of selected rows and `count`.
     """
     norms = features.square().sum(dim=1)  # (n,)
     anchors = torch.empty_like(norms)  # squared, as are all distances
     for rows in _blocks(len(features), len(starts)):
-        squared = _squared(features[rows], norms[rows], features[starts], norms[starts])
+        squared = _squared_distances(features[rows], norms[rows], features[starts], norms[starts])
         anchors[rows] = squared.clamp_(min=0).sqrt_().mean(dim=1).square_()
-    picks: list[Tensor] = []
-    picked = 0
-    while picked < count:
+    selected: list[Tensor] = []
+    n_selected = 0
+    while n_selected < count:
         highest, candidates = anchors.topk(min(CANDIDATES + 1, len(anchors)))
         limit = float(highest[-1]) if len(anchors) > CANDIDATES else float("-inf")
-        candidates = candidates[:CANDIDATES].sort().values  # of equals, the first is picked
-        few = _greedy_among(features[candidates], norms[candidates], anchors[candidates], limit, count - picked)
-        few = candidates[few]
-        for rows in _blocks(len(features), len(few)):
-            squared = _squared(features[rows], norms[rows], features[few], norms[few]).amin(dim=1).clamp_(min=0)
-            anchors[rows] = torch.minimum(anchors[rows], squared)
-        anchors[few] = -1.0
-        picks.append(few)
-        picked += len(few)
-        tell(picked, count)
-    return torch.cat(picks)
+        candidates = candidates[:CANDIDATES].sort().values  # the first of equal anchors
+        block = _select(features[candidates], norms[candidates], anchors[candidates], limit, count - n_selected)
+        block = candidates[block]
+        for rows in _blocks(len(features), len(block)):
+            squared = _squared_distances(features[rows], norms[rows], features[block], norms[block])
+            anchors[rows] = torch.minimum(anchors[rows], squared.amin(dim=1).clamp_(min=0))
+        anchors[block] = -1.0
+        selected.append(block)
+        n_selected += len(block)
+        report(n_selected, count)
+    return torch.cat(selected)
 
 
-def _greedy_among(features: Tensor, norms: Tensor, anchors: Tensor, limit: float, count: int) -> Tensor:
-    """The plain loop over a few rows: picks until no anchor exceeds `limit`, at least one and at most `count`."""
-    picks: list[Tensor] = []
-    while len(picks) < count:
-        highest, pick = anchors.max(dim=0)
-        if picks and float(highest) <= limit:
+def _select(features: Tensor, norms: Tensor, anchors: Tensor, limit: float, count: int) -> Tensor:
+    """Run the plain loop on few rows: select until no anchor exceeds `limit`, at least one and at most `count`."""
+    selected: list[Tensor] = []
+    while len(selected) < count:
+        highest, row = anchors.max(dim=0)
+        if selected and float(highest) <= limit:
             break
-        squared = torch.addmv(norms, features, features[pick], alpha=-2).add_(norms[pick]).clamp_(min=0)
+        squared = torch.addmv(norms, features, features[row], alpha=-2).add_(norms[row]).clamp_(min=0)
         anchors = torch.minimum(anchors, squared)
-        anchors[pick] = -1.0
-        picks.append(pick)
-    return torch.stack(picks)
+        anchors[row] = -1.0
+        selected.append(row)
+    return torch.stack(selected)
 
 
-def _squared(rows: Tensor, row_norms: Tensor, columns: Tensor, column_norms: Tensor) -> Tensor:
-    """(n, d) and (m, d) with their squared norms -> (n, m) squared distances, a little below 0 where they round so."""
+def _squared_distances(rows: Tensor, row_norms: Tensor, columns: Tensor, column_norms: Tensor) -> Tensor:
+    """Map (n, d) and (m, d) with their squared norms to (n, m) squared distances; rounding can make them negative."""
     return torch.addmm(column_norms, rows, columns.T, alpha=-2).add_(row_norms[:, None])
 
 
 def _blocks(n: int, columns: int) -> list[slice]:
-    """Slices over n rows such that a block of them by so many columns stays in the cache."""
+    """Return slices over n rows such that a block of them by so many columns fits into the processor's cache."""
     rows = max(64, BLOCK // columns)
     return [slice(start, start + rows) for start in range(0, n, rows)]
 
 
-def _refuse_what_does_not_fit(needed: int, device: torch.device) -> None:
-    """Tells how much memory the patches need. Raises BenchError where the machine hasn't got it."""
+def _check_memory(required: int, device: torch.device) -> None:
+    """Log the memory that the patches require. Raises BenchError if it is more than the device has."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        there = free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        available = free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         try:
-            there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError):  # Windows doesn't tell
-            there = needed
-    gigabytes = f"{needed / 1e9:.2f} GB"
-    logging.getLogger(__name__).info("The patches of all training images need about %s of memory.", gigabytes)
-    if needed > there:
+            available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError):  # not available on Windows
+            available = required
+    gigabytes = f"{required / 1e9:.2f} GB"
+    logging.getLogger(__name__).info("The patches of all training images require about %s of memory.", gigabytes)
+    if required > available:
         raise BenchError(
-            f"PatchCore keeps the patches of all training images in memory until the coreset is chosen: {gigabytes}; "
-            f"{device} has {there / 1e9:.2f} GB. Take fewer images (--limit N) or --set target_dim=256 or less."
+            f"PatchCore requires {gigabytes} for the patches of all training images; {device} has "
+            f"{available / 1e9:.2f} GB. Use fewer images (--limit N) or --set target_dim=256 or less."
         )
 
 

@@ -1,42 +1,44 @@
 """RIAD: reconstruction by inpainting (Zavrtanik, Kristan, Skočaj; Pattern Recognition 112, 2021, 107706).
 
-The squares of a grid are cut into three random sets. A U-Net sees the image three times, each time without one of the
-sets, and paints it in; put together, every pixel comes from a pass in which it was hidden. The grid has cells of 2, 4,
-8 or 16 pixels: one size a step in training, all of them at test. What can't be painted in again is anomalous.
+The cells of a grid are divided into three random sets. A U-Net inpaints the image three times, each time with one of
+the sets hidden, so that every pixel is reconstructed by a pass in which it was hidden. Cells are squares of 2, 4, 8 or
+16 pixels: one size per step in training, all of them at test time. What cannot be inpainted is anomalous.
 
-The authors have released no code and the paper was not to be had. [R] two public re-implementations agree
+The authors have released no code, and we could not read the paper. [R] two public re-implementations agree
 (plutoyuxie/Reconstruction-by-inpainting-for-visual-anomaly-detection at 7c0aaf9, "PY"; taikiinoue45/RIAD at 36139f9,
-"TI"), [PY] or [TI] one of them says so, [M] recollection of the paper, to be verified, [O] ours.
+"TI"), [PY] or [TI] only one of them, [M] recollection of the paper, to be verified, [I] ours.
 
     setting               default       source
     width                 64            [PY] channels of the first stage; 128, 256, 512, 512 follow
-    cells                 2, 4, 8, 16   [R] pixels on a side; one drawn for each step in training
+    cell_sizes            2, 4, 8, 16   [R] side in pixels; one drawn per step in training
     subsets               3             [R]
     epochs, batch         300, 4        [R]; the paper's batch is 8 [M]
-    lr, lr_drop           1e-4, 250     [PY] Adam, a tenth from that epoch on; TI has no drop in effect
+    lr, lr_drop_epoch     1e-4, 250     [PY] Adam, one tenth from that epoch; in TI the drop has no effect
     weight_decay          1e-5          [R]
     gms_weight            1             [R] alpha, and [M]
     ssim_weight           1             [R] beta, and [M]
-    grey                  no            [TI] gradients of each colour; [PY] yes, of their mean
-    holdout, patience     0.2, 20       [PY] fraction of the images that is held out, epochs without a better loss there
-    mean_filter           21            [TI] [M] pixels on a side; [PY] has a Gaussian of sigma 7 instead
-    test_seed             0             [O] of the masks at test, which are the same for every image
-    reduce                1             [O] images are averaged over so many pixels a side first; 1 is as published
+    grayscale             no            [TI] gradients of each color; [PY] yes, of the mean color
+    validation_fraction   0.2           [PY] of the training images
+    patience              20            [PY] epochs without a lower validation loss
+    mean_filter           21            [TI] [M] side in pixels; [PY] has a Gaussian of sigma 7 instead
+    test_seed             0             [I] of the masks at test time, which are the same for every image
+    downsample            1             [I] factor by which images are averaged first; 1 is as published
 
-Departures from both: the three passes of a step are one batch, so batch norm sees them together; the same masks judge
-the held-out images after every epoch, so epochs compare; fewer than 10 images hold none out, and all epochs run. From
-PY: no median blur before the gradients, the four cell sizes count alike, no scaling over the test set. From TI: the
-cosine schedule with restarts, which holds the rate nearly still.
+Departures from both: the three passes of a step are one batch, so batch norm uses them together; the validation masks
+are the same in every epoch, so epochs can be compared; with fewer than 10 images there is no validation, and all epochs
+run. From PY: no median blur before the gradients, the four cell sizes have equal weights, no scaling over the test set.
+From TI: the cosine schedule with restarts, which hardly changes the rate.
 
-    bench run --method riad --profile code --dataset mvtec --protocol one-for-one --preparation native
-    expect mean image/pixel AUROC 91.7/94.2 (the paper); TI's own mean image AUROC is 89.0, so several points of spread
+    bench run --method riad --profile code --dataset mvtec --protocol one-for-one --preprocessing paper
+    expected mean image/pixel AUROC: 91.7/94.2 (the paper); TI's mean image AUROC is 89.0, a spread of several points
 
-To see how far the random masks move a result, run it with --set test_seed=0, 1, 2 and so on.
+To measure the effect of the random masks, run with --set test_seed=0, 1, 2 and so on.
 """
 
 import math
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -44,237 +46,235 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from bench.errors import BenchError
-from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Progress, Setup
+from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.training import TrainingStep, check_finite
 
-from .parts.compiled import compiled
-from .parts.holdout import held_out
+from .parts.compile import with_compiled_methods
 from .parts.maps import image_score, mean_filter, upsample
 from .parts.masks import complementary_masks
 from .parts.precision import autocast
-from .parts.refusals import refuse_another_size, refuse_another_state, refuse_below, refuse_unless
 from .parts.similarity import msgms, ssim
+from .parts.train_validation_split import train_validation_split
 from .parts.unet import UNet
+from .parts.validation import check_at_least, check_image_size, check_setting
+
+TITLE = "RIAD"
+FAMILY = "mask-based"
+PAPER = "Zavrtanik, Kristan, Skočaj: Reconstruction by inpainting for visual anomaly detection, Pattern Recognition 112"
+YEAR = 2021
+PROFILES = {
+    "demo": {  # the defaults are width 64, 300 epochs, batch 4, lr 1e-4 and images of 256 x 256 pixels
+        "width": 8,
+        "downsample": 2,  # with cells of 4, 8 and 16 pixels of the image
+        "cell_sizes": [2, 4, 8],
+        "epochs": 100,
+        "batch": 1,
+        "lr": 2e-3,
+        "lr_drop_epoch": 83,
+    },
+    "check": {"width": 2, "epochs": 2},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be chosen; the table above tells every source."""
+    """Settings of RIAD; the table above has the source of each."""
 
     width: int = 64
-    cells: tuple[int, ...] = (2, 4, 8, 16)
+    cell_sizes: tuple[int, ...] = (2, 4, 8, 16)
     subsets: int = 3
     epochs: int = 300
     batch: int = 4
     lr: float = 1e-4
-    lr_drop: int = 250
+    lr_drop_epoch: int = 250
     weight_decay: float = 1e-5
     gms_weight: float = 1.0
     ssim_weight: float = 1.0
-    grey: bool = False
-    holdout: float = 0.2
+    grayscale: bool = False
+    validation_fraction: float = 0.2
     patience: int = 20
     mean_filter: int = 21
     test_seed: int = 0
-    reduce: int = 1
+    downsample: int = 1
 
     def __post_init__(self) -> None:
-        refuse_below(1, "RIAD", self, "width", "epochs", "batch", "patience", "reduce")
-        refuse_below(0, "RIAD", self, "lr", "weight_decay")
-        holds = bool(self.cells) and min(self.cells) >= 1
-        refuse_unless(holds, "RIAD's cells are one or more sides of at least 1 pixel", self.cells)
-        refuse_unless(self.subsets >= 2, "RIAD's subsets are at least 2, for a pass must see something", self.subsets)
-        refuse_unless(0 <= self.holdout < 1, "RIAD's holdout is from 0 (none) to below 1", self.holdout)
-        odd = self.mean_filter >= 1 and self.mean_filter % 2 == 1
-        refuse_unless(odd, "RIAD's mean_filter is odd, so that it has a middle", self.mean_filter)
+        check_at_least(1, self, "width", "epochs", "batch", "patience", "downsample")
+        check_at_least(0, self, "lr", "weight_decay")
+        has_cells = bool(self.cell_sizes) and min(self.cell_sizes) >= 1
+        check_setting(has_cells, self, "cell_sizes", "must be one or more integers >= 1")
+        check_setting(self.subsets >= 2, self, "subsets", "must be >= 2, so that some pixels are visible in each pass")
+        check_setting(0 <= self.validation_fraction < 1, self, "validation_fraction", "must be in [0, 1)")
+        is_odd = self.mean_filter >= 1 and self.mean_filter % 2 == 1
+        check_setting(is_odd, self, "mean_filter", "must be an odd integer >= 1")
 
 
 class RIAD(Method):
-    """Paints every part of an image from the rest, and marks where the gradients of the two differ."""
+    """Inpaints every part of an image from the rest; the map is the difference of the gradients."""
 
-    native: ClassVar[Preparation] = Preparation(256, 256, resample="lanczos")  # [PY]
+    learned = ("network", "best_epoch")
+    paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256, resample="lanczos")  # [PY]
     iterative: ClassVar[bool] = True
-    compiles: ClassVar[bool] = True
+    supports_compile: ClassVar[bool] = True
     settings: Settings
+    network: UNet  # in eval mode
+    best_epoch: Tensor  # () of the network
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        side = UNet.STRIDE * settings.reduce
-        if setup.size[0] % side or setup.size[1] % side:
+        multiple = UNet.STRIDE * settings.downsample
+        if setup.size[0] % multiple or setup.size[1] % multiple:
             raise BenchError(
-                f"RIAD's U-Net halves an image four times, so {side} divides its height and width (reduce is "
-                f"{settings.reduce}); {setup.size[0]} x {setup.size[1]} came. Choose multiples of {side}."
+                f"Height and width must be multiples of {multiple} (16 of RIAD's U-Net, times downsample = "
+                f"{settings.downsample}), got {setup.size[0]} x {setup.size[1]}. Change the size of the images."
             )
-        self._size = (setup.size[0] // settings.reduce, setup.size[1] // settings.reduce)
-        self._network: UNet | None = None  # in eval mode: what predicts
-        self._asked: UNet | None = None  # what answers for it
-        self._kept = 0  # the epoch that it is of
-        draws = Generator().manual_seed(settings.test_seed)  # on the CPU: the same masks on every device
+        self._size = (setup.size[0] // settings.downsample, setup.size[1] // settings.downsample)
+        generator = Generator().manual_seed(settings.test_seed)  # on the CPU: the same masks on every device
         masks = [
-            complementary_masks(*self._size, cell=cell, subsets=settings.subsets, generator=draws)
-            for cell in settings.cells  # those too large for the image are refused now, not after hours of fitting
+            complementary_masks(*self._size, cell=cell, subsets=settings.subsets, generator=generator)
+            for cell in settings.cell_sizes  # cells that are too large for the image raise an error here, before fit
         ]
         self._test_masks = torch.stack(masks).to(setup.device)  # (cells, subsets, h, w), the same for every image
 
+    def build_network(self) -> UNet:
+        """Return the untrained U-Net; channels last is faster, above all on CPUs."""
+        return UNet(self.settings.width).to(memory_format=torch.channels_last)
+
     def fit(self, train: Images, progress: Progress) -> None:
-        """Learns to paint in. Where images are held out, the epoch that does best on them is kept."""
-        settings, device = self.settings, self.setup.device
-        network, optimizer = self._untrained()
-        scaler = torch.amp.GradScaler(device.type, enabled=self.setup.precision == "float16")
-        draws = Generator().manual_seed(self.setup.seed)  # on the CPU: the same masks on every device
-        held, learned = held_out(len(train), settings.holdout, draws)
-        best = math.inf
+        """Train the U-Net to inpaint good images; if there are validation images, keep the best epoch on them."""
+        settings = self.settings
+        network = self.initialize(self.build_network)
+        training = TrainingStep(
+            self.setup, torch.optim.Adam, network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        generator = Generator().manual_seed(self.setup.seed)  # on the CPU: the same masks on every device
+        train_indices, validation = train_validation_split(len(train), settings.validation_fraction, generator)
+        best_epoch, best_loss = 0, math.inf
 
         for epoch in range(1, settings.epochs + 1):
-            if epoch == settings.lr_drop:
-                optimizer.param_groups[0]["lr"] = settings.lr / 10
+            if epoch == settings.lr_drop_epoch:
+                training.optimizer.param_groups[0]["lr"] = settings.lr / 10
             network.train()
-            total = torch.zeros((), device=device)
-            for images in train.batches(settings.batch, learned[torch.randperm(len(learned), generator=draws)]):
-                loss = self._loss(network, images, draws)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                total += loss.detach() * len(images)
+            order = train_indices[torch.randperm(len(train_indices), generator=generator)]
+            for images in train.batches(settings.batch, order):
+                training.minimize(self._loss(network, images, generator), len(images))
             network.eval()
-            mean = float(total) / len(learned)  # the only wait for the device in an epoch, but for the held-out loss
-            judged = self._held_loss(network, train, held) if len(held) else mean
-            if not math.isfinite(mean + judged):
-                raise BenchError(f"A loss must be finite; RIAD's is {mean + judged} in epoch {epoch}. Try a lower lr.")
-            if judged < best or not len(held):
-                self._network, self._asked = deepcopy(network) if len(held) else network, None
-                self._kept, best = epoch, judged
-            stop = epoch - self._kept >= settings.patience
-            progress(epoch, epoch if stop else settings.epochs, mean)
+            loss = training.epoch_loss()
+            validation_loss = self._validation_loss(network, train, validation) if len(validation) else loss
+            check_finite(validation_loss, epoch)
+            if validation_loss < best_loss or not len(validation):
+                best_epoch, best_loss = epoch, validation_loss
+                self.network = deepcopy(network) if len(validation) else network
+                self.best_epoch = torch.tensor(epoch)
+            stop = epoch - best_epoch >= settings.patience
+            progress(epoch, epoch if stop else settings.epochs, loss)
             if stop:
                 break
 
-    def _untrained(self) -> tuple[UNet, torch.optim.Adam]:
-        with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same weights on every device
-            torch.default_generator.manual_seed(self.setup.seed)
-            network = UNet(self.settings.width)
-        device = self.setup.device
-        network = network.to(device).to(memory_format=torch.channels_last)  # faster, on CPUs above all
-        settings, fused = self.settings, device.type in {"cpu", "cuda"}
-        optimizer = torch.optim.Adam(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=fused)
-        return network, optimizer
-
     @torch.no_grad()
-    def _held_loss(self, network: UNet, train: Images, held: Tensor) -> float:
-        """The mean loss over the held-out images, under masks that are the same after every epoch."""
-        draws, total = Generator().manual_seed(self.setup.seed), torch.zeros((), device=self.setup.device)
-        for images in train.batches(self.settings.batch, held):
-            total += self._loss(network, images, draws) * len(images)
-        return float(total) / len(held)
+    def _validation_loss(self, network: UNet, train: Images, validation: Tensor) -> float:
+        """Return the mean loss over the validation images, with masks that are the same in every epoch."""
+        generator, total = Generator().manual_seed(self.setup.seed), torch.zeros((), device=self.setup.device)
+        for images in train.batches(self.settings.batch, validation):
+            total += self._loss(network, images, generator) * len(images)
+        return float(total) / len(validation)
 
-    def _loss(self, network: UNet, images: Tensor, draws: Generator) -> Tensor:
-        """The loss of (b, 3, h, w) images in [0, 1] under masks of one cell size, both drawn."""
+    def _loss(self, network: UNet, images: Tensor, generator: Generator) -> Tensor:
+        """Return the loss of (b, 3, h, w) images in [0, 1] with random masks of one random cell size."""
         settings = self.settings
-        wanted = self._scaled(images.to(self.setup.device))
-        cell = settings.cells[int(torch.randint(len(settings.cells), (), generator=draws))]
-        masks = complementary_masks(*self._size, cell=cell, subsets=settings.subsets, generator=draws)
-        painted = self._painted(network, wanted, masks[None].to(wanted.device), len(masks) * len(wanted))[0]
-        unlike = self._unlike(wanted, painted).mean()
-        loss = F.mse_loss(painted, wanted) + settings.gms_weight * unlike
-        return loss + settings.ssim_weight * (1 - ssim(wanted, painted).mean())
+        original = self._scale(images.to(self.setup.device))
+        cell = settings.cell_sizes[int(torch.randint(len(settings.cell_sizes), (), generator=generator))]
+        masks = complementary_masks(*self._size, cell=cell, subsets=settings.subsets, generator=generator)
+        restored = self._inpaint(network, original, masks[None].to(original.device), len(masks) * len(original))[0]
+        dissimilarity = self._gms_dissimilarity(original, restored).mean()
+        loss = F.mse_loss(restored, original) + settings.gms_weight * dissimilarity
+        return loss + settings.ssim_weight * (1 - ssim(original, restored).mean())
 
-    def _painted(self, network: UNet, images: Tensor, masks: Tensor, at_once: int) -> Tensor:
-        """Images (b, 3, h, w) in [-1, 1] put together from passes: (cells, b, 3, h, w), each pixel from where it hid.
+    def _inpaint(self, network: UNet, images: Tensor, masks: Tensor, batch: int) -> Tensor:
+        """Combine the passes, each pixel from the pass that hid it.
 
-        masks: (cells, subsets, h, w), True where a pass hides; it is 0, mid-grey, there.  at_once: passes in a batch.
+        Args:
+            network: to apply.
+            images: (b, 3, h, w) in [-1, 1].
+            masks: (cells, subsets, h, w), True where a pass hides; hidden pixels are 0, mid-gray.
+            batch: passes per batch.
+
+        Returns:
+            (cells, b, 3, h, w).
         """
         hidden = masks[:, :, None, None]  # (cells, subsets, 1, 1, h, w)
-        shown = (images * ~hidden).flatten(0, 2)  # (cells * subsets * b, 3, h, w)
+        visible = (images * ~hidden).flatten(0, 2)  # (cells * subsets * b, 3, h, w)
         with autocast(self.setup):
-            passes = [network(some.contiguous(memory_format=torch.channels_last)) for some in shown.split(at_once)]
+            passes = [network(part.contiguous(memory_format=torch.channels_last)) for part in visible.split(batch)]
         restored = torch.cat(passes).float().contiguous()
         return (restored.view(*masks.shape[:2], *images.shape) * hidden).sum(dim=1)
 
-    def _unlike(self, images: Tensor, painted: Tensor) -> Tensor:
-        """(b, 3, h, w) twice -> (b, h, w): 1 - MSGMS, the mean over colours or that of their mean."""
-        if self.settings.grey:
-            images, painted = images.mean(dim=1, keepdim=True), painted.mean(dim=1, keepdim=True)
-        return 1 - msgms(images, painted).mean(dim=1)
+    def _gms_dissimilarity(self, original: Tensor, restored: Tensor) -> Tensor:
+        """Return 1 - MSGMS of two (b, 3, h, w), averaged over colors or of the mean color: (b, h, w)."""
+        if self.settings.grayscale:
+            original, restored = original.mean(dim=1, keepdim=True), restored.mean(dim=1, keepdim=True)
+        return 1 - msgms(original, restored).mean(dim=1)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """The mean over cell sizes of how unlike gradients are, smoothed; the largest value is the score."""
-        wanted, painted = self._restored(images)
-        unlike = torch.stack([self._unlike(wanted, one) for one in painted]).mean(dim=0)  # (b, h, w)
-        if self.settings.reduce > 1:
-            unlike = upsample(unlike, self.setup.size, align_corners=False)
-        maps = mean_filter(unlike, self.settings.mean_filter)
+        """Return the smoothed mean dissimilarity of gradients over cell sizes, and its maximum as the score."""
+        original, restored = self._restore_images(images)
+        dissimilarity = torch.stack([self._gms_dissimilarity(original, part) for part in restored]).mean(dim=0)
+        if self.settings.downsample > 1:
+            dissimilarity = upsample(dissimilarity, self.setup.size, align_corners=False)  # (b, h, w)
+        maps = mean_filter(dissimilarity, self.settings.mean_filter)
         return Prediction(image_score(maps, "max"), maps)
 
-    def _restored(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The images as the network is shown them, (b, 3, h, w), and as it paints them, (cells, b, 3, h, w)."""
-        network = self._answering()
-        refuse_another_size(images, self.setup.size, "RIAD")
-        wanted = self._scaled(images)
-        at_once = max(1, 3 * room(wanted.device) // UNet.remembered(self.settings.width, self._size))
-        return wanted, self._painted(network, wanted, self._test_masks, at_once)
+    def _restore_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's input (b, 3, h, w) and its restorations (cells, b, 3, h, w)."""
+        network = self._inference_network
+        check_image_size(images, self.setup.size)
+        original = self._scale(images)
+        # without gradients, a pass needs a third of these bytes
+        batch = max(
+            1, 3 * batch_memory_budget(original.device) // UNet.activation_bytes(self.settings.width, self._size)
+        )
+        return original, self._inpaint(network, original, self._test_masks, batch)
 
-    def _answering(self) -> UNet:
-        """The fitted network, or what is compiled from it once and not at each predict."""
-        if self._network is None:
-            raise BenchError(NOT_FITTED)
-        self._asked = self._asked or compiled(self._network, self.setup, "forward")
-        return self._asked
+    @cached_property
+    def _inference_network(self) -> UNet:
+        return with_compiled_methods(self.network, self.setup, "forward")
 
-    def _scaled(self, images: Tensor) -> Tensor:
-        """[0, 1] -> [-1, 1], at the size that the network works at."""
-        return F.avg_pool2d(images, self.settings.reduce) * 2 - 1
+    def _scale(self, images: Tensor) -> Tensor:
+        """Map [0, 1] to [-1, 1] at the resolution of the network."""
+        return F.avg_pool2d(images, self.settings.downsample) * 2 - 1
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """For each cell size what was painted, what one pass was not shown, and how unlike the gradients are."""
-        wanted, painted = self._restored(images)
-        told = {}
-        for cell, masks, one in zip(self.settings.cells, self._test_masks, painted, strict=True):
-            told[f"reconstruction, cells of {cell}"] = (one + 1) / 2
-            told[f"mask, cells of {cell}"] = masks[0].float().expand(len(images), -1, -1)
-            told[f"gradient difference, cells of {cell}"] = self._unlike(wanted, one)
-        if self.settings.reduce > 1:
-            told = {name: upsample(picture, self.setup.size, align_corners=False) for name, picture in told.items()}
-        return told
+        """Return for each cell size the reconstruction, the mask of one pass, and the difference of the gradients."""
+        original, restored = self._restore_images(images)
+        pictures = {}
+        for cell, masks, part in zip(self.settings.cell_sizes, self._test_masks, restored, strict=True):
+            pictures[f"reconstruction, cells of {cell}"] = (part + 1) / 2
+            pictures[f"mask, cells of {cell}"] = masks[0].float().expand(len(images), -1, -1)
+            pictures[f"gradient difference, cells of {cell}"] = self._gms_dissimilarity(original, part)
+        if self.settings.downsample > 1:
+            size = self.setup.size
+            pictures = {name: upsample(picture, size, align_corners=False) for name, picture in pictures.items()}
+        return pictures
 
-    def facts(self) -> dict[str, str | int | float]:
-        """The size of the network, how often it looks at an image, and the epoch that was kept."""
-        passes = len(self.settings.cells) * self.settings.subsets
-        kept = {"kept_epoch": self._kept} if self._kept else {}
-        return {"trainable_parameters": _weights(self.settings.width), "passes": passes, **kept}
-
-    def state(self) -> dict[str, Tensor]:
-        """Weights and running statistics of the network, copied to the CPU."""
-        if self._network is None:
-            raise BenchError(NOT_FITTED)
-        tensors = self._network.state_dict().items()
-        return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes the tensors that `state` gave. Raises BenchError where they don't fit the settings."""
-        network = UNet(self.settings.width)
-        with refuse_another_state("RIAD"):
-            network.load_state_dict(state)
-        self._network = network.to(self.setup.device).to(memory_format=torch.channels_last).eval()
-        self._asked = None
+    def info(self) -> dict[str, str | int | float]:
+        """Return the size of the network, its passes per image, and the epoch that is used."""
+        passes = len(self.settings.cell_sizes) * self.settings.subsets
+        return super().info() | {"passes": passes, "best_epoch": int(self.best_epoch)}
 
     @classmethod
-    def memory(cls, settings: Settings, size: tuple[int, int], images: int) -> int:
-        """Bytes of weights with gradients and moments, and of what the passes of one step keep for their gradients."""
-        seen = (size[0] // settings.reduce, size[1] // settings.reduce)
-        passes = settings.subsets * min(settings.batch, images)
-        return 16 * _weights(settings.width) + passes * UNet.remembered(settings.width, seen)
+    def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
+        """Return the bytes of weights, gradients and moments, and of what the passes of one step keep for gradients."""
+        with torch.device("meta"):
+            n_weights = sum(parameter.numel() for parameter in UNet(settings.width).parameters())
+        network_size = (size[0] // settings.downsample, size[1] // settings.downsample)
+        passes = settings.subsets * min(settings.batch, n_images)
+        return 16 * n_weights + passes * UNet.activation_bytes(settings.width, network_size)
 
 
-def room(device: torch.device) -> int:
-    """Bytes that the passes of one batch may take at test: half of a GPU's memory; a CPU gains nothing from more."""
+def batch_memory_budget(device: torch.device) -> int:
+    """Return the bytes for the passes of one batch at test time: half of a GPU's memory; on a CPU more has no use."""
     return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else 2**29
-
-
-def _weights(width: int) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(width).parameters())
 
 
 METHOD = RIAD

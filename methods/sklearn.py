@@ -1,32 +1,33 @@
-"""scikit-learn's outlier detectors over pooled frozen features: `--method sklearn:IsolationForest`, `sklearn:PCA`, ...
+"""scikit-learn's outlier detectors on pooled frozen features: `--method sklearn:IsolationForest`, `sklearn:PCA`, ...
 
-Any estimator with `fit` and `score_samples` is hosted: the outlier detectors (IsolationForest, LocalOutlierFactor,
-OneClassSVM, EllipticEnvelope, ...) and the densities (GaussianMixture, KernelDensity, PCA, ...). No paper stands behind
-this: it tells what a textbook detector makes of the features that the papers' methods begin with.
+Every estimator with `fit` and `score_samples` can be used: the outlier detectors (IsolationForest, LocalOutlierFactor,
+OneClassSVM, EllipticEnvelope, ...) and the densities (GaussianMixture, KernelDensity, PCA, ...). It is not the method of
+a paper: it measures a standard detector on the features that the papers' methods start from.
 
-The stages of a frozen backbone are joined to one map, whose means over a grid of cells are the vectors. The estimator
-is fitted on those of all training images; at test each cell's anomaly is minus its score, enlarged to the image's size.
-With `grid = 1` an image is one vector, and its map is flat.
+The stages of a frozen backbone are fused to one map, whose means over a grid of cells are the feature vectors. The
+estimator is fitted on those of all training images; at test time the map is minus the score of each cell, resized to
+the image. With `grid = 1` an image is one vector, and its map is constant.
 
-    setting       default                    meaning
-    model         none                       the class's name in scikit-learn
-    options       "{}"                       a JSON object of its arguments, as {"n_estimators": 300}
-    backbone      wide_resnet50_2.tv_in1k    timm's tag, as the papers' methods
-    stages        2, 3                       as PatchCore's
-    grid          16                         cells on a side
-    standardise   yes                        each channel to mean 0 and deviation 1 over the training vectors
-    dimensions    0                          principal components kept; 0 is all
-    rows          20000                      training vectors at most, drawn at random
-    smoothing     4                          sigma in pixels of a Gaussian over the map
-    score         max                        of the map
+    setting         default                    meaning
+    model           none                       name of the class in scikit-learn
+    options         "{}"                       a JSON object of its arguments, as {"n_estimators": 300}
+    backbone        wide_resnet50_2.tv_in1k    timm's tag, as in the papers' methods
+    stages          2, 3                       as in PatchCore
+    grid            16                         cells per side
+    standardize     yes                        each channel to mean 0 and std 1 over the training vectors
+    pca_components  0                          principal components that are used; 0 is all
+    max_vectors     20000                      training vectors at most, drawn at random
+    smoothing       4                          sigma in pixels of a Gaussian over the map
+    score           max                        image score from the map
 
-Where the estimator draws, it draws from the run's seed; a LocalOutlierFactor is made to judge new images.
+An estimator with `random_state` gets the run's seed; a LocalOutlierFactor gets novelty=True, so that it can score new
+images.
 """
 
 import inspect
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any
 
 import torch
 from sklearn.decomposition import PCA
@@ -37,130 +38,128 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.errors import BenchError
-from bench.method import NOT_FITTED, Images, Method, Prediction, Preparation, Progress, Setup
+from bench.method import Images, Method, Prediction, Progress, Setup
 
-from .parts.backbone import Backbone, find
+from .parts.backbone import Backbone
 from .parts.features import fuse
-from .parts.maps import Score, gaussian, image_score, upsample
-from .parts.options import parsed
-from .parts.refusals import refuse_below
+from .parts.json_options import parse_json_object
+from .parts.maps import Score, gaussian_filter, image_score, upsample
+from .parts.validation import check_at_least
+
+TITLE = "{model} (scikit-learn)"
+FAMILY = "hosted"
+PROFILES = {
+    "demo": {"backbone": "tf_efficientnet_lite0"},
+    "check": {"model": "IsolationForest", "backbone": "tf_efficientnet_lite0", "grid": 4},
+}
 
 BATCH = 8
-EXAMPLE = '{"n_estimators": 300}'  # of options
+"""Images per batch in fit."""
+
+EXAMPLE = '{"n_estimators": 300}'
+"""Of the setting options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be chosen; the table above tells what it means."""
+    """Settings of a hosted estimator; the table above explains them."""
 
     model: str = ""
     options: str = "{}"
     backbone: str = "wide_resnet50_2.tv_in1k"
     stages: tuple[int, ...] = (2, 3)
     grid: int = 16
-    standardise: bool = True
-    dimensions: int = 0
-    rows: int = 20_000
+    standardize: bool = True
+    pca_components: int = 0
+    max_vectors: int = 20_000
     smoothing: float = 4.0
     score: Score = "max"
 
     def __post_init__(self) -> None:
-        refuse_below(1, "scikit-learn", self, "grid", "rows")
-        refuse_below(0, "scikit-learn", self, "dimensions", "smoothing")
-        parsed(self.options, EXAMPLE)
+        check_at_least(1, self, "grid", "max_vectors")
+        check_at_least(0, self, "pca_components", "smoothing")
+        parse_json_object(self.options, EXAMPLE)
 
 
-class Detector(Method):
-    """A textbook detector on the cells of a frozen backbone's features."""
+class SklearnMethod(Method):
+    """An estimator of scikit-learn on the cells of a frozen backbone's features."""
 
-    native: ClassVar[Preparation] = Preparation()
+    learned = ("vectors",)  # the estimator is fitted on them again after restore, so no file with code is needed
     settings: Settings
+    vectors: Tensor  # (n, c) on the CPU in fit
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._kind = _kind(settings.model)
-        self._made()  # what it refuses is told now
-        self._backbone = Backbone.of(settings.backbone, settings.stages, setup)
-        self._vectors: Tensor | None = None
-        self._estimator: Any = None
+        self._class = _estimator_class(settings.model)
+        self._create_estimator()  # wrong options raise an error here, before fit
+        self._backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
 
     def fit(self, train: Images, progress: Progress) -> None:
-        """Gathers the vectors of all cells and fits the estimator on at most `rows` of them."""
-        gathered = []
+        """Compute the vectors of all cells and fit the estimator on at most `max_vectors` of them."""
+        batches = []
         for done, images in enumerate(train.batches(BATCH), start=1):
-            gathered.append(self._cells(images.to(self.setup.device)).flatten(0, 2).cpu())
+            batches.append(self._cells(images.to(self.setup.device)).flatten(0, 2).cpu())
             progress(min(done * BATCH, len(train)), len(train), None)
-        vectors = torch.cat(gathered)  # (n * grid * grid, c)
-        drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(self.setup.seed))
-        self._learn(vectors[drawn[: self.settings.rows].sort().values])
+        vectors = torch.cat(batches)  # (n * grid * grid, c)
+        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(self.setup.seed))
+        self.vectors = vectors[order[: self.settings.max_vectors].sort().values]
+        _ = self._estimator  # fitted here, so that its time is part of the fit
 
-    def _learn(self, vectors: Tensor) -> None:
+    @cached_property
+    def _estimator(self) -> Any:
+        """The estimator, fitted on the vectors."""
+        vectors = self.vectors.cpu().numpy()
         try:
-            self._estimator = self._made().fit(vectors.numpy())
+            return self._create_estimator().fit(vectors)
         except ValueError as error:
-            raise BenchError(f"{self.settings.model} can't be fitted on {len(vectors)} vectors: {error}") from error
-        self._vectors = vectors
+            raise BenchError(f"{self.settings.model} cannot be fitted on {len(vectors)} vectors: {error}") from error
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Minus the estimator's score of each cell, enlarged and smoothed."""
-        if self._estimator is None:
-            raise BenchError(NOT_FITTED)
+        """Return minus the estimator's score of each cell, resized and smoothed."""
+        estimator = self._estimator
         cells = self._cells(images)  # (b, grid, grid, c)
-        found = -self._estimator.score_samples(cells.flatten(0, 2).cpu().numpy())
-        maps = torch.as_tensor(found, dtype=torch.float32, device=images.device).view(cells.shape[:3])
+        scores = -estimator.score_samples(cells.flatten(0, 2).cpu().numpy())
+        maps = torch.as_tensor(scores, dtype=torch.float32, device=images.device).view(cells.shape[:3])
         maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)
-        maps = gaussian(maps, self.settings.smoothing)
+        maps = gaussian_filter(maps, self.settings.smoothing)
         return Prediction(image_score(maps, self.settings.score), maps)
 
-    def facts(self) -> dict[str, str | int | float]:
-        """The backbone, and how many vectors the estimator was fitted on."""
-        return self._backbone.facts() | ({"vectors": len(self._vectors)} if self._vectors is not None else {})
-
-    def state(self) -> dict[str, Tensor]:
-        """The vectors: the estimator is what fitting on them makes, which needs no file that could run code."""
-        if self._vectors is None:
-            raise BenchError(NOT_FITTED)
-        return {"vectors": self._vectors.clone()}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Fits again on the vectors that `state` gave."""
-        self._learn(state["vectors"].cpu())
-
-    @classmethod
-    def inputs(cls, settings: Settings, weights: Path | None) -> dict[str, str]:
-        """The hash of the backbone's weights."""
-        return {"backbone": find(settings.backbone, weights).sha256}
+    def info(self) -> dict[str, str | int | float]:
+        """Return the backbone, and the number of vectors that the estimator was fitted on."""
+        return super().info() | {"vectors": len(self.vectors)}
 
     def _cells(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) -> (b, grid, grid, c): the means of the fused features over cells."""
+        """Map (b, 3, h, w) to the means of the fused features over cells: (b, grid, grid, c)."""
         features = fuse([stage.float() for stage in self._backbone(images)])
         return F.adaptive_avg_pool2d(features, self.settings.grid).permute(0, 2, 3, 1)
 
-    def _made(self) -> Any:
-        """The estimator behind the steps that the settings ask for, unfitted."""
+    def _create_estimator(self) -> Any:
+        """Return the unfitted pipeline of standardization, PCA and estimator."""
         settings = self.settings
-        options = parsed(settings.options, EXAMPLE)
-        taken = inspect.signature(self._kind).parameters
-        own = {"random_state": self.setup.seed, "novelty": True}
+        options = parse_json_object(settings.options, EXAMPLE)
+        parameters = inspect.signature(self._class).parameters
+        defaults = {"random_state": self.setup.seed, "novelty": True}
         try:
-            estimator = self._kind(**{name: value for name, value in own.items() if name in taken} | options)
+            estimator = self._class(**{name: value for name, value in defaults.items() if name in parameters} | options)
         except TypeError as error:
-            told = f"scikit-learn's {settings.model} is not made so: {error}. It takes {', '.join(taken)}."
-            raise BenchError(told) from error
-        steps = [StandardScaler()] if settings.standardise else []
-        steps += [PCA(settings.dimensions, random_state=self.setup.seed)] if settings.dimensions else []
+            raise BenchError(
+                f"options must be arguments of scikit-learn's {settings.model}: {error}. "
+                f"Its arguments are {', '.join(parameters)}."
+            ) from error
+        steps = [StandardScaler()] if settings.standardize else []
+        steps += [PCA(settings.pca_components, random_state=self.setup.seed)] if settings.pca_components else []
         return make_pipeline(*steps, estimator)
 
 
-METHOD = Detector
+METHOD = SklearnMethod
 
 
-def _kind(name: str) -> Any:
-    kinds = {own: kind for own, kind in all_estimators() if hasattr(kind, "score_samples")}
-    if name not in kinds:
+def _estimator_class(name: str) -> Any:
+    classes = {key: cls for key, cls in all_estimators() if hasattr(cls, "score_samples")}
+    if name not in classes:
         raise BenchError(
-            f"scikit-learn hosts many detectors, and one is named, as sklearn:IsolationForest; '{name}' is none. "
-            f"There are: {', '.join(sorted(kinds))}."
+            f"sklearn needs the name of a model, as sklearn:IsolationForest, got '{name}'. "
+            f"There are: {', '.join(sorted(classes))}."
         )
-    return kinds[name]
+    return classes[name]

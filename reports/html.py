@@ -116,12 +116,12 @@ class _Own:
 
     @property
     def settings(self) -> list[tuple[str, str, str]]:
-        """Every setting and value of the preparation, and where it came from."""
+        """Every setting and value of the preprocessing, and where it came from."""
         origin = self.group.first.origin
         told = [(name, _plain(value), origin.get(f"settings.{name}", "")) for name, value in self.run.settings.items()]
-        prepared = self.run.preparation.items()
+        prepared = self.run.preprocessing.items()
         return told + [
-            (f"preparation {name}", _plain(value), origin.get("preparation", "")) for name, value in prepared
+            (f"preprocessing {name}", _plain(value), origin.get("preprocessing", "")) for name, value in prepared
         ]
 
 

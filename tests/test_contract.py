@@ -104,7 +104,7 @@ class Brightness(Method):
 def broken_by(flaw: str) -> list[str]:
     module = types.ModuleType("brightness")
     module.Settings, module.METHOD = Settings, Brightness  # type: ignore[attr-defined]
-    return [finding.requirement for finding in method_checks.check(module, Settings(flaw)) if finding.problem]
+    return [finding.requirement for finding in method_checks.check_method(module, Settings(flaw)) if finding.problem]
 
 
 def test_a_sound_method_breaks_no_promise() -> None:
@@ -135,6 +135,6 @@ def test_each_flaw_breaks_its_promise(flaw: str, promise: str) -> None:
 
 
 def test_a_file_without_settings_and_method_is_told_what_it_lacks() -> None:
-    found = method_checks.check(types.ModuleType("empty"), None)
+    found = method_checks.check_method(types.ModuleType("empty"), None)
     assert [bool(finding.problem) for finding in found] == [True, True]
     assert "METHOD = YourClass" in found[1].problem

@@ -107,8 +107,10 @@ def run(  # noqa: PLR0917  typer makes the options from these
         bool | None, typer.Option("--one-at-a-time", help="Sweep a key at a time from the defaults, not the product.")
     ] = None,
     selection: Annotated[str | None, typer.Option(help="last, oracle (best on the test set) or both.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="The oracle looks every so many epochs.")] = None,
-    preprocessing: Annotated[str | None, typer.Option(help="shared (alike for all) or native (the paper's).")] = None,
+    every: Annotated[int | None, typer.Option(help="The oracle looks every so many epochs.")] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="shared (the profile's, for all methods) or paper (of each method's paper).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile", help="Compile networks for predictions.")] = None,
@@ -143,7 +145,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
     plan = make_plan(
         known,
         registry.names("methods"),
-        said={
+        options={
             "method": method,
             "protocol": protocol,
             "k": k,
@@ -152,7 +154,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "seed": seed,
             "limit": limit,
             "selection": selection,
-            "eval_every": eval_every,
+            "eval_every": every,
             "preprocessing": preprocessing,
             "device": device,
             "precision": precision,
@@ -172,7 +174,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "ship_data": ship_data,
         },
         settings=parse_key_values("--set", settings or []),
-        over=parse_key_values("--over", over or []),
+        sweep=parse_key_values("--over", over or []),
         profile=profile,
         campaign=campaign,
         paths={"data": data, "weights": weights, "runs": runs, "checkpoint": checkpoint},

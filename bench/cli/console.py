@@ -77,7 +77,7 @@ def completer(kind: str) -> Callable[[str], list[str]]:
 def _names(kind: str) -> Iterable[str]:
     known = load_configuration()
     if kind == "methods":
-        return {*registry.names("methods"), *known.names("alias")}
+        return set(known.aliases())
     if kind == "datasets":
         return registry.names("datasets")
     if kind == "protocols":
@@ -110,7 +110,7 @@ def print_json(value: Any) -> None:
 def load_configuration() -> Config:
     """bench.toml, with the user's own folders of methods found."""
     known = load_config()
-    for folder in known.methods():
+    for folder in known.plugin_folders("methods"):
         registry.add_folder("methods", folder)
     return known
 

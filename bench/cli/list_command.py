@@ -48,13 +48,10 @@ def list_(
     known = load_configuration()
     rows: list[tuple[str, str]]
     if kind is Plugins.methods:
-        names = sorted({*registry.names("methods"), *known.names("alias")})
-        aliases = known.tables.get("alias", {})
-        files = {name: aliases.get(name, {}).get("method", name) for name in names}
-        hosts = known.tables.get("host", {})
-        named = {name: f"{name}:MODEL" if name in hosts else name for name in names}
-        titles = {name: hosts.get(name, known.title(name)) for name in names}
-        rows = [(named[name], f"{titles[name]} (methods/{files[name]}.py)") for name in names]
+        rows = [
+            (f"{name}:MODEL" if alias.is_hosted else name, f"{alias.title} (methods/{alias.method}.py)")
+            for name, alias in known.aliases().items()
+        ]
     elif kind is Plugins.datasets:
         rows = [(name, registry.load("datasets", name).TITLE) for name in registry.names("datasets")]
     elif kind is Plugins.protocols:

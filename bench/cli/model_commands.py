@@ -104,7 +104,7 @@ def export(  # noqa: PLR0917  typer makes the options from these
     quiet: Quiet = False,
     verbose: Verbose = False,  # noqa: ARG001  its callback acts
 ) -> None:
-    """Write a kept run as ONNX, its preparation inside, and compare the answers with the method's own."""
+    """Write a kept run as ONNX, its preprocessing inside, and compare the answers with the method's own."""
     kept = _kept(run, category, device="cpu", weights=weights, runs=runs)
     with spinner("Writing the graph and comparing its answers ..."):
         from bench.deploy import saved_model

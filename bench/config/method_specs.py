@@ -1,28 +1,32 @@
-"""The methods of a plan as a user names them: files, aliases and hosted models, with their settings and where from."""
+"""The methods of a plan by the names of the call: files, aliases and hosted models, with settings and their origins."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from bench.config.method_metadata import MethodMetadata, method_metadata
 from bench.config.settings import S, resolve
 from bench.config.sweep import Sweep, grid_points
 from bench.errors import BenchError, check_known
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
-    """A method as the user names it: the file that it is, its title, and its settings, still as TOML or text gave them.
+    """A method as named in the call: its file, its title, and its settings, not yet parsed.
 
     Attributes:
-        name: alias or file: "aminet_jitter"; or a hosted model: "anomalib:Padim".
+        name: of an alias or a file: "aminet_jitter"; or of a hosted model: "anomalib:Padim".
         method: the file in methods/: "aminet".
         title: as tables print it.
-        settings: key -> (value, origin), laid over the file's defaults.
-        by_category: the same, by category of the plan's data set, laid over those.
-        plain: the same, from --set key=value, laid over those where this method has such a setting.
-        last: the same, from --set name.key=value, laid over all.
-        over: what a sweep varies, key -> (values, origin); a key for this method alone is "name.key".
-        swept: the settings that tell this variant of a sweep from the others.
+        settings: key -> (value, origin); they replace the defaults of Settings.
+        by_category: the same by category of the plan's data set; they replace `settings`.
+        overrides: the same, from --set key=value; they replace those if the method has such a setting.
+        method_overrides: the same, from --set name.key=value; they replace all others.
+        sweep: values of a sweep, key -> (values, origin); the key for one method is "name.key".
+        sweep_keys: settings in which this variant of a sweep differs from the others.
     """
 
     name: str
@@ -36,13 +40,13 @@ class MethodSpec:
     sweep_keys: tuple[str, ...] = ()
 
     def merged(self, category: str) -> dict[str, tuple[Any, str]]:
-        """The settings for one category, or for "all", with every plain --set key."""
+        """Return the settings for one category, or for "all", with every key of --set."""
         return self.settings | self.by_category.get(category, {}) | self.overrides | self.method_overrides
 
     def resolve(self, kind: type[S], category: str) -> tuple[S, dict[str, str]]:
-        """The method's Settings for one category, or for "all", and the origin of each value.
+        """Return the method's Settings for one category, or for "all", and the origin of each value.
 
-        A plain --set key that `kind` does not have is meant for another method of the call: `meant` has seen to that.
+        A key of --set that `kind` does not have is for another method of the call; `check_setting_names` checks that.
         """
         others = self.overrides.keys() - _fields(kind) - self.method_overrides.keys()
         return resolve(
@@ -50,99 +54,172 @@ class MethodSpec:
         )
 
     def variants(self, kind: type[S], *, one_at_a_time: bool) -> "list[MethodSpec]":
-        """A choice for each point of the sweep, with every value typed; only itself where nothing is swept."""
-        own = {key.rpartition(".")[2]: found for key, found in self.sweep.items() if "." in key or key in _fields(kind)}
-        found: dict[str, MethodSpec] = {}
-        for point, swept in grid_points(own, one_at_a_time=one_at_a_time):
-            variant = replace(self, method_overrides=self.method_overrides | point, sweep_keys=swept)
-            found.setdefault(repr(variant.resolve(kind, "")[0]), variant)  # 2 and 2.0 may be one value
-        return list(found.values())
+        """Return a spec for each point of the sweep, with parsed values; only this one if there is no sweep."""
+        sweep = {
+            key.rpartition(".")[2]: values for key, values in self.sweep.items() if "." in key or key in _fields(kind)
+        }
+        variants: dict[str, MethodSpec] = {}
+        for point, sweep_keys in grid_points(sweep, one_at_a_time=one_at_a_time):
+            variant = replace(self, method_overrides=self.method_overrides | point, sweep_keys=sweep_keys)
+            variants.setdefault(repr(variant.resolve(kind, "")[0]), variant)  # 2 and 2.0 may be the same value
+        return list(variants.values())
 
 
 def check_setting_names(method_specs: Iterable[MethodSpec], kinds: Mapping[str, type]) -> None:
-    """Raises BenchError for a plain key of --set or of a sweep that is a setting of none of the methods.
+    """Raise BenchError for a key of --set or of a sweep that is a setting of none of the methods.
 
-    kinds: the Settings by name, of the methods that could be loaded.
+    Args:
+        method_specs: of the call.
+        kinds: Settings by name, of the methods that could be loaded.
     """
     names = sorted({name for kind in kinds.values() for name in _fields(kind)})
-    plain = {key for choice in method_specs for key in (*choice.overrides, *choice.sweep) if "." not in key}
-    check_known(sorted(plain), names, f"a setting of {' or '.join(kinds)}")
+    keys = {key for spec in method_specs for key in (*spec.overrides, *spec.sweep) if "." not in key}
+    check_known(sorted(keys), names, f"a setting of {' or '.join(kinds)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name of a method in a call: that of its file, or another one with a title and settings of its own.
+
+    Attributes:
+        method: the file in methods/: "aminet".
+        title: as tables print it; of a hosted method with "{model}".
+        settings: key -> (value, origin).
+    """
+
+    method: str
+    title: str
+    settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
+
+    @property
+    def is_hosted(self) -> bool:
+        """True if the method runs the models of another library."""
+        return "{model}" in self.title
+
+
+def aliases(tables: Mapping[str, Any], methods: Iterable[str]) -> dict[str, Alias]:
+    """Return all names of methods: the files, the ALIASES in them, and the [alias] tables of bench.toml, sorted.
+
+    A table [alias.NAME] replaces the title and single settings of an alias in a file. The constants of a file with
+    errors are skipped with a warning.
+
+    Raises:
+        BenchError: if two methods have an alias of one name, or an alias has the name of another method.
+    """
+    names: dict[str, Alias] = {}
+    methods = tuple(methods)
+    for method in methods:
+        try:
+            metadata = method_metadata(method)
+        except BenchError as error:
+            _log.warning("%s", error)
+            metadata = MethodMetadata()
+        names[method] = Alias(method, metadata.title or method)
+        for name, entry in metadata.aliases.items():
+            if name in names and names[name].method != method:
+                raise BenchError(
+                    f"An alias must be unique, '{name}' is one of {names[name].method} and {method}. Rename it."
+                )
+            settings = _with_origin(entry.get("settings", {}), f"alias {name} in {metadata.place}")
+            names[name] = Alias(method, entry.get("title", name), settings)
+    for name, table in tables.get("alias", {}).items():
+        alias = names.get(name, Alias(name, name))
+        if table.get("method", alias.method) != alias.method:
+            alias = Alias(table["method"], name)
+        settings = alias.settings | _with_origin(table.get("set", {}), f"alias {name}")
+        names[name] = Alias(alias.method, table.get("title", alias.title), settings)
+    for name in methods:
+        if names[name].method != name:
+            raise BenchError(f"'{name}' is an alias of {names[name].method} and a file of methods. Rename one.")
+    return dict(sorted(names.items()))
 
 
 def method_specs(
     tables: Mapping[str, Any],
-    asked: Sequence[str],
+    requested: Sequence[str],
     *,
     methods: Sequence[str],
     dataset: str,
+    profile: str,
     layers: Sequence[tuple[Mapping[str, Any], str]],
     settings: Mapping[str, str],
 ) -> tuple[MethodSpec, ...]:
-    """The methods that are asked for by name, "all" being every one of them but the hosts.
+    """Return the methods of a call.
 
-    tables: of bench.toml. methods: the files there are. dataset: whose categories may have settings of their own.
-    layers: the tables whose `set` is laid over the files' defaults, and where each stands. settings: --set.
-    Raises BenchError for a name that is none.
+    Settings have this precedence, from the lowest: PROFILES of the method's file, `layers`, the alias, the category.
+
+    Args:
+        tables: of bench.toml.
+        requested: names of methods or aliases; "all" is every one except hosted methods.
+        methods: names of the files.
+        dataset: its categories may have settings in bench.toml.
+        profile: name of the profile.
+        layers: tables with the key `set`, each with its origin.
+        settings: of --set.
+
+    Raises:
+        BenchError: for an unknown name.
     """
-    aliases = tables.get("alias", {}) | _hosted(tables.get("host", {}), asked)
-    names = sorted({*methods, *aliases})
-    for name in sorted(aliases.keys() & set(methods)):
-        if aliases[name].get("method", name) != name:
-            raise BenchError(f"'{name}' is an alias of {aliases[name]['method']} and a file of methods. Rename one.")
+    names = aliases(tables, methods)
+    hosts = [name for name in methods if names[name].is_hosted]
+    names |= _hosted_models(names, hosts, requested)
     # "all" leaves out a file to which an alias only gives another name, so that no run is made twice.
-    plainly = {name: alias.get("method", name) for name, alias in aliases.items() if not alias.get("set")}
-    renamed = {method for name, method in plainly.items() if method != name}
-    every = [name for name in names if name not in renamed and name not in tables.get("host", {})]
-    asked = every if "all" in asked else list(asked)
-    check_known(asked, names, "a method")
-    plain, last = _said(settings, asked)
-    sets = [(table.get("set", {}), where) for table, where in layers]
+    renamed = {alias.method for name, alias in names.items() if not alias.settings and alias.method != name}
+    if "all" in requested:
+        requested = [name for name in names if name not in renamed and name not in hosts and ":" not in name]
+    check_known(requested, names, "a method")
+    overrides, method_overrides = _split_overrides(settings, requested)
+    sets = [(table.get("set", {}), origin) for table, origin in layers]
     place = f"category.{dataset}"
     categories = tables.get("category", {}).get(dataset, {})
-    for table, where in (*sets, *((table, f"[{place}.{category}]") for category, table in categories.items())):
-        check_known(table, methods, f"a file in methods/, which is what {where} sets")
-    found = []
-    for name in asked:
-        alias = aliases.get(name, {})
-        method = alias.get("method", name)
-        raw: dict[str, tuple[Any, str]] = {}
-        for table, where in (*sets, ({method: alias.get("set", {})}, f"alias {name}")):
-            raw |= _from(table.get(method, {}), where)
-        own = {one: _from(table.get(method, {}), f"[{place}.{one}]") for one, table in categories.items()}
-        title = str(alias.get("title", name))
-        found.append(MethodSpec(name, method, title, raw, own, plain, last.get(name, {})))
-    return tuple(found)
+    for table, origin in (*sets, *((table, f"[{place}.{category}]") for category, table in categories.items())):
+        check_known(table, methods, f"a file in methods/, which is what {origin} sets")
+    specs = []
+    for name in requested:
+        alias = names[name]
+        metadata = method_metadata(alias.method)
+        values = _with_origin(metadata.profiles.get(profile, {}), f"profile {profile} in {metadata.place}")
+        for table, origin in sets:
+            values |= _with_origin(table.get(alias.method, {}), origin)
+        values |= alias.settings
+        by_category = {
+            category: _with_origin(table.get(alias.method, {}), f"[{place}.{category}]")
+            for category, table in categories.items()
+        }
+        own_overrides = method_overrides.get(name, {})
+        specs.append(MethodSpec(name, alias.method, alias.title, values, by_category, overrides, own_overrides))
+    return tuple(specs)
 
 
-def _hosted(hosts: Mapping[str, str], asked: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """An alias for each name like anomalib:Padim: the model Padim of the library that methods/anomalib.py hosts."""
-    found = {}
-    for name in asked:
+def _hosted_models(names: Mapping[str, Alias], hosts: Sequence[str], requested: Iterable[str]) -> dict[str, Alias]:
+    """Return an alias for each name like anomalib:Padim: the model Padim of the library in methods/anomalib.py."""
+    models = {}
+    for name in requested:
         host, colon, model = name.partition(":")
         if colon:
-            check_known([host], hosts, "a host of another library's models")
-            title = hosts[host].replace("{model}", model)
-            found[name] = {"method": host, "title": title, "set": {"model": model}}
-    return found
+            check_known([host], hosts, "a method that hosts the models of a library")
+            settings = names[host].settings | {"model": (model, f"--method {name}")}
+            models[name] = Alias(host, names[host].title.replace("{model}", model), settings)
+    return models
 
 
-def _said(
-    settings: Mapping[str, str], asked: list[str]
+def _split_overrides(
+    settings: Mapping[str, str], requested: Sequence[str]
 ) -> tuple[dict[str, tuple[Any, str]], dict[str, dict[str, tuple[Any, str]]]]:
-    """The plain keys of --set, and those for one method, by its name."""
-    plain: dict[str, tuple[Any, str]] = {}
-    last: dict[str, dict[str, tuple[Any, str]]] = {}
+    """Return the keys of --set for all methods, and those for one method by its name."""
+    overrides: dict[str, tuple[Any, str]] = {}
+    method_overrides: dict[str, dict[str, tuple[Any, str]]] = {}
     for key, value in settings.items():
-        name, dot, rest = key.rpartition(".")
-        if dot and name not in asked:
-            raise BenchError(f"--set {key} names a method that is not run; these are: {', '.join(asked)}.")
-        (last.setdefault(name, {}) if dot else plain)[rest] = (value, "--set")
-    return plain, last
+        name, dot, setting = key.rpartition(".")
+        if dot and name not in requested:
+            raise BenchError(f"--set {key} names a method that is not run; these are: {', '.join(requested)}.")
+        (method_overrides.setdefault(name, {}) if dot else overrides)[setting] = (value, "--set")
+    return overrides, method_overrides
 
 
 def _fields(kind: type) -> set[str]:
     return {entry.name for entry in fields(kind)} if is_dataclass(kind) else set()
 
 
-def _from(table: Mapping[str, Any], where: str) -> dict[str, tuple[Any, str]]:
-    return {key: (value, where) for key, value in table.items()}
+def _with_origin(table: Mapping[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
+    return {key: (value, origin) for key, value in table.items()}

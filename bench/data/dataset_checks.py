@@ -22,7 +22,7 @@ from bench import environment
 from bench.data import images
 from bench.dataset import Sample
 from bench.errors import BenchError, CheckResult
-from bench.method import Preparation
+from bench.method import Preprocessing
 
 THUMBNAIL_SIDE = 32
 """Side of a thumbnail in pixels."""
@@ -119,13 +119,13 @@ def _check_mask(sample: Sample, size: tuple[int, int]) -> str:
     if not sample.masks:
         return ""
     try:
-        fraction = float(images.defect_mask(sample, Preparation(height=size[1], width=size[0])).mean())
+        fraction = float(images.defect_mask(sample, Preprocessing(height=size[1], width=size[0])).mean())
     except BenchError as error:
         return str(error)
     if not fraction:
-        return f"the mask of {_name(sample)} marks nothing"
+        return f"the mask of {sample.id} marks nothing"
     if fraction > MAX_MASK_FRACTION:
-        return f"the mask of {_name(sample)} marks {fraction:.0%} of the image; is it inverted?"
+        return f"the mask of {sample.id} marks {fraction:.0%} of the image; is it inverted?"
     return ""
 
 
@@ -143,7 +143,7 @@ def _duplicates(infos: Sequence[ImageInfo]) -> Iterator[CheckResult]:
         ("No image is both good and defective.", contradictions, True),
         ("No image is twice in one split.", repeats, False),
     ):
-        yield _result(requirement, [" = ".join(map(_name, group)) for group in equal], required=required)
+        yield _result(requirement, [" = ".join(sample.id for sample in group) for group in equal], required=required)
 
 
 def near_duplicates(infos: Sequence[ImageInfo]) -> Iterator[str]:
@@ -163,14 +163,10 @@ def near_duplicates(infos: Sequence[ImageInfo]) -> Iterator[str]:
         for row, column in enumerate(differences.argmin(axis=1).tolist()):
             info, closest, difference = test[start + row], train[column], float(differences[row, column])
             if difference <= MAX_DIFFERENCE and info.digest != closest.digest:
-                yield f"{_name(info.sample)} ~ {_name(closest.sample)} ({difference:.1f} levels)"
+                yield f"{info.sample.id} ~ {closest.sample.id} ({difference:.1f} levels)"
 
 
 def _result(requirement: str, problems: list[str], *, required: bool = True) -> CheckResult:
     more = f"; and {len(problems) - MAX_LISTED_FILES} more" if len(problems) > MAX_LISTED_FILES else ""
     text = f"{len(problems)}: {'; '.join(problems[:MAX_LISTED_FILES])}{more}" if problems else ""
     return CheckResult(requirement, text, required=required)
-
-
-def _name(sample: Sample) -> str:
-    return f"{sample.category}/{sample.split}/{sample.defect}/{sample.image.name}"

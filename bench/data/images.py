@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.method import Preparation, Resample
+from bench.method import Preprocessing, Resample
 
 CACHE_BYTES = 2 << 30
 """Decoded images of one task that are kept in memory, in bytes; the rest is decoded again in each pass."""
@@ -38,7 +38,7 @@ class FileImages:
     Implements `bench.method.Images`. Each file is decoded once until the cache of `CACHE_BYTES` is full.
     """
 
-    def __init__(self, samples: Sequence[Sample], preprocessing: Preparation) -> None:
+    def __init__(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> None:
         self.samples = tuple(samples)
         self.preprocessing = preprocessing
         self._cache: dict[int, NDArray[np.uint8]] = {}
@@ -104,21 +104,20 @@ def content_hash(samples: Sequence[Sample]) -> str:
     """Return a hash of the names and labels of the samples and of every byte of their images and masks."""
     digest = sha256()
     for sample in samples:
-        name = f"{sample.category}/{sample.split}/{sample.defect}/{sample.image.name}\n"
-        digest.update(name.encode(errors="surrogateescape"))  # a file name need not be UTF-8
+        digest.update(f"{sample.id}\n".encode(errors="surrogateescape"))  # a file name need not be UTF-8
         for path in (sample.image, *sample.masks):
             with _file_errors(path, "A file of a data set"):
                 digest.update(sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def read(sample: Sample, preprocessing: Preparation) -> Tensor:
+def read(sample: Sample, preprocessing: Preprocessing) -> Tensor:
     """Decode and preprocess the image of one sample, without a cache: (1, 3, h, w) float32 RGB in [0, 1]."""
     with _file_errors(sample.image, "An image"):
         return _to_tensor(_decode_and_preprocess(sample.image, preprocessing)[None])
 
 
-def _decode_and_preprocess(path: Path, preprocessing: Preparation) -> NDArray[np.uint8]:
+def _decode_and_preprocess(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Return (3, h, w). The channels are moved to the front once, before the image is cached."""
     return np.asarray(preprocess(decode(path), preprocessing)).transpose(2, 0, 1).copy()
 
@@ -141,7 +140,7 @@ def decode(path: Path) -> Image.Image:
         return _to_rgb(image)
 
 
-def defect_mask(sample: Sample, preprocessing: Preparation) -> NDArray[np.bool_]:
+def defect_mask(sample: Sample, preprocessing: Preprocessing) -> NDArray[np.bool_]:
     """Return the union of the masks of a sample, (h, w), True on defect pixels.
 
     Masks are preprocessed like the image, with nearest-neighbor interpolation. If a mask has values above half of its
@@ -160,7 +159,7 @@ def defect_mask(sample: Sample, preprocessing: Preparation) -> NDArray[np.bool_]
     return union
 
 
-def soft_mask(sample: Sample, preprocessing: Preparation) -> NDArray[np.uint8]:
+def soft_mask(sample: Sample, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Return the bilinearly resized masks of a sample, (h, w) uint8 in 0..255; the maximum of several masks."""
     maximum = np.zeros(preprocessing.size, dtype=np.uint8)
     for path in sample.masks:
@@ -177,7 +176,7 @@ class OriginalResolution:
     that the input shows, rounded to whole pixels.
     """
 
-    def __init__(self, samples: Sequence[Sample], preprocessing: Preparation) -> None:
+    def __init__(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> None:
         self.samples = tuple(samples)
         self._sizes = [_image_size(sample.image) for sample in samples]
         self._boxes = [visible_box(size, preprocessing) for size in self._sizes]
@@ -206,7 +205,7 @@ class OriginalResolution:
         return union[top:bottom, left:right]
 
 
-def visible_box(size: tuple[int, int], preprocessing: Preparation) -> tuple[int, int, int, int]:
+def visible_box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom): the part of an image of `size` (width, height) that the input shows."""
     width, height = _resized_size(size, preprocessing)
     rows, columns = preprocessing.size
@@ -219,7 +218,7 @@ def visible_box(size: tuple[int, int], preprocessing: Preparation) -> tuple[int,
     return left, top, right, bottom
 
 
-def preprocess(image: Image.Image, preprocessing: Preparation, resample: Resample | None = None) -> Image.Image:
+def preprocess(image: Image.Image, preprocessing: Preprocessing, resample: Resample | None = None) -> Image.Image:
     """Resize an image and crop its center; `resample` replaces the filter (masks: "nearest").
 
     Raises:
@@ -240,7 +239,7 @@ def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).float().div_(255)
 
 
-def _resized_size(size: tuple[int, int], preprocessing: Preparation) -> tuple[int, int]:
+def _resized_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
     """Return (width, height) before the crop. Raises ValueError as `preprocess` does."""
     width, height = preprocessing.width, preprocessing.height
     if preprocessing.keep_aspect:

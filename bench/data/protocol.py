@@ -21,12 +21,14 @@ class Task:
         tests: test images by category.
         calibration: good images by category that are held out of training to set a threshold; empty without
             --calibrate.
+        others: good training images of the other categories, by category, for a method that pretrains; else empty.
     """
 
     name: str
     train: tuple[Sample, ...]
     tests: dict[str, tuple[Sample, ...]]
     calibration: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
+    others: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
 
 
 Protocol = Callable[[Sequence[Sample], int, int], list[Task]]
@@ -123,6 +125,18 @@ def split_calibration(task: Task, rate: float, seed: int) -> Task:
     held_out = {sample for samples in calibration.values() for sample in samples}
     train = tuple(sample for sample in task.train if sample not in held_out)
     return replace(task, train=train, calibration=calibration)
+
+
+def with_others(task: Task, samples: Iterable[Sample]) -> Task:
+    """Return the task with the good training images of all categories that it does not test, for pretraining.
+
+    They include no image of the task's categories, so k-shot uses no more than k images of a category.
+    """
+    others: dict[str, tuple[Sample, ...]] = {}
+    for sample in sorted(samples, key=_sort_key):
+        if sample.category not in task.tests and sample.split == "train" and not sample.is_anomalous:
+            others[sample.category] = (*others.get(sample.category, ()), sample)
+    return replace(task, others=others)
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({"one-for-one": one_for_one, "unified": unified, "kshot": k_shot})

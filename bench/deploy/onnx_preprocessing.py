@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bench.errors import BenchError
-from bench.method import Preparation, Resample
+from bench.method import Preprocessing, Resample
 
 OPSET = 18
 IMAGE, PREPROCESSED = "image", "preprocessed"
@@ -41,7 +41,7 @@ class _Graph:
         return name
 
 
-def preprocessing_graph(preprocessing: Preparation) -> onnx.ModelProto:
+def preprocessing_graph(preprocessing: Preprocessing) -> onnx.ModelProto:
     """Return the graph `image` (H, W, 3) uint8 RGB of any size -> `preprocessed` (1, 3, h, w) float32 in [0, 1].
 
     It equals `bench.data.images.preprocess`.

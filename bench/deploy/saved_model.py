@@ -14,7 +14,7 @@ from bench import environment, registry
 from bench.config.settings import resolve
 from bench.errors import BenchError
 from bench.execution.job import source_hash
-from bench.method import Method, Precision, Preparation, Setup
+from bench.method import Method, Precision, Preprocessing, Setup
 from bench.record import Record
 from bench.store import Store
 
@@ -39,9 +39,9 @@ class SavedModel:
     method: Method
 
     @property
-    def preprocessing(self) -> Preparation:
+    def preprocessing(self) -> Preprocessing:
         """Preprocessing of the run."""
-        return Preparation(**self.record.run.preprocessing)
+        return Preprocessing(**self.record.run.preprocessing)
 
 
 def find(run: str, runs: Path, category: str | None = None) -> Path:
@@ -107,7 +107,7 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Saved
     run, target = record.run, environment.device(device)
     module = registry.load("methods", run.method)
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, run.name)
-    current = module.METHOD.inputs(settings, weights)
+    current = module.METHOD.file_hashes(settings, weights)
     fitted = {name: value for name, value in run.file_hashes.items() if name != "checkpoint"}  # part of the saved model
     if current != fitted:
         raise BenchError(
@@ -119,7 +119,7 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Saved
     precision: Precision = run.precision  # type: ignore[assignment]  # checked when the run was planned
     seed = environment.derive_seed(run.seed, "all" if run.protocol == "unified" else record.category)
     environment.seed_everything(seed)
-    size = Preparation(**run.preprocessing).size
+    size = Preprocessing(**run.preprocessing).size
     method: Method = module.METHOD(settings, Setup(size, target, seed, weights, cache / "features", precision))
     model = path.with_suffix(".safetensors")
     try:

@@ -234,7 +234,7 @@ def caveats(group: Group) -> list[str]:
     found += ["compiled"] if run.compile else []
     found += [f"over: {run.sweep_label}"] if run.sweep_keys else []
     found += ["released checkpoint, not trained here"] if run.is_released_checkpoint else []
-    found += [_own_preparation(run)] if group.first.origin.get("preparation") == "--preparation" else []
+    found += [_own_preprocessing(run)] if group.first.origin.get("preprocessing") == "--preprocessing" else []
     changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
     found += [f"set: {', '.join(f'{name}={run.settings[name]}' for name in changed)}"] if changed else []
     found += [f"random weights in {run.settings.get('backbone', 'it')}"] if "random" in run.file_hashes.values() else []
@@ -260,7 +260,7 @@ def _sortable(value: Any) -> str:
     return f"{value:024.9f}" if isinstance(value, int | float) else str(value)
 
 
-def _own_preparation(run: Run) -> str:
+def _own_preprocessing(run: Run) -> str:
     told = run.preprocessing
     crop = f", centre {told['crop']}" if told.get("crop") else ""
     return f"prepared to {told.get('height')} x {told.get('width')}, {told.get('resample')}{crop}"

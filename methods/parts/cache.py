@@ -1,7 +1,7 @@
-"""Tensors that outlive a process: safetensors files in a bounded folder, mapped into memory, checked before use.
+"""A cache of tensors on disk: safetensors files in a folder of bounded size, mapped into memory, verified before use.
 
-Parallel processes may share the folder: a file gets its name only when it is whole, and one that was taken away stays
-readable for those who have it open.
+Parallel processes may share the folder: a file is renamed to its name when it is complete, and a removed file stays
+readable in the processes that have it open.
 """
 
 import json
@@ -23,44 +23,51 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FOLDER_BYTES = 16 * 2**30
-"""What a folder may hold; the files unused for longest go first."""
+"""Maximum size of a folder; the least recently used files are removed first."""
 
 RESERVE_BYTES = 2**30
-"""What is left free on the disk in any case."""
+"""Disk space that always stays free."""
 
 STALE_SECONDS = 24 * 3600.0
-"""After so long an unfinished file is what a killed process left behind."""
+"""Age after which an unfinished file is removed: the process that wrote it was killed."""
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _UNFINISHED = ".unfinished"
 
 
 def load(folder: Path, key: str) -> list[Tensor] | None:
-    """The tensors that were saved under the key, mapped: read from the disk where they are used. None without a file.
+    """Return the tensors that were saved with the key, memory-mapped, or None if there is no file.
 
-    A file that is damaged, cut off or another key's is never used: it is removed, and None comes back.
+    A file that is damaged, truncated or of another key is removed, and None is returned.
     """
     path = _path(folder, key)
     try:
         with safetensors.safe_open(path, "pt") as opened:
-            told = opened.metadata() or {}
-        if told.get("key") == key and told.get("crc32") == _checksum(path):
-            os.utime(path)  # used now
+            metadata = opened.metadata() or {}
+        if metadata.get("key") == key and metadata.get("crc32") == _checksum(path):
+            os.utime(path)  # marks it as used now
             tensors = load_file(path)
             return [tensors[str(number)] for number in range(len(tensors))]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # noqa: BLE001  safetensors has several of its own, and none of them may stop a fit
+    except Exception as error:  # noqa: BLE001  safetensors has several classes of errors, and none may end a fit
         logging.getLogger(__name__).debug("%s: %s", path, error)
-    logging.getLogger(__name__).warning("A file of frozen features was damaged and is made anew: %s", path.name)
+    logging.getLogger(__name__).warning("The cache file %s is damaged; its features are computed again.", path.name)
     path.unlink(missing_ok=True)
     return None
 
 
 def save(folder: Path, key: str, count: int, batches: Iterable[Sequence[Tensor]]) -> list[Tensor] | None:
-    """Writes tensors of `count` rows, given batch by batch, each (b, ...), and maps them.
+    """Write tensors batch by batch and return them memory-mapped.
 
-    None where the disk has no room or the folder can't be written; not all batches were taken then.
+    Args:
+        folder: of the cache.
+        key: of the file.
+        count: rows of each tensor.
+        batches: of each tensor (b, ...), together `count` rows.
+
+    Returns:
+        Tensors (count, ...), or None if the disk is full or the folder is not writable; then not all batches were used.
     """
     path = _path(folder, key)
     unfinished = path.with_name(f"{path.name}.{uuid4().hex}{_UNFINISHED}")
@@ -70,12 +77,12 @@ def save(folder: Path, key: str, count: int, batches: Iterable[Sequence[Tensor]]
             start = 0
             for batch in batches:
                 if start == 0:
-                    header, places = _header(key, count, batch)
-                    if not _make_room(folder, places[-1] - places[0]):
+                    header, offsets = _header(key, count, batch)
+                    if not _free_space(folder, offsets[-1] - offsets[0]):
                         return None
                     stream.write(header)
-                for place, rows in zip(places, batch, strict=False):
-                    stream.seek(place + start * rows[0].nbytes)
+                for offset, rows in zip(offsets, batch, strict=False):
+                    stream.seek(offset + start * rows[0].nbytes)
                     stream.write(_bytes(rows))
                 start += len(batch[0])
             stream.flush()
@@ -84,7 +91,7 @@ def save(folder: Path, key: str, count: int, batches: Iterable[Sequence[Tensor]]
             stream.write(header.replace(b"0" * 8, crc.encode(), 1))
         unfinished.replace(path)
     except OSError as error:
-        logging.getLogger(__name__).warning("Features can't be kept in %s: %s", folder, error.strerror or error)
+        logging.getLogger(__name__).warning("Cannot write features to %s: %s", folder, error.strerror or error)
         return None
     finally:
         with suppress(OSError):
@@ -97,16 +104,16 @@ def _path(folder: Path, key: str) -> Path:
 
 
 def _header(key: str, count: int, batch: Sequence[Tensor]) -> tuple[bytes, list[int]]:
-    """The head of a safetensors file with a checksum of zeros, and where each tensor begins and the last one ends."""
-    places, entries = [0], dict[str, Any]()
+    """Return the header of a safetensors file with a checksum of zeros, and the offset of each tensor and of the end."""
+    ends, entries = [0], dict[str, Any]()
     for number, rows in enumerate(batch):
-        places.append(places[-1] + count * rows[0].nbytes)
-        shape, offsets = [count, *rows.shape[1:]], places[-2:]
-        entries[str(number)] = {"dtype": _NAMES[rows.dtype], "shape": shape, "data_offsets": offsets}
+        ends.append(ends[-1] + count * rows[0].nbytes)
+        shape = [count, *rows.shape[1:]]
+        entries[str(number)] = {"dtype": _NAMES[rows.dtype], "shape": shape, "data_offsets": ends[-2:]}
     text = json.dumps({"__metadata__": {"crc32": "0" * 8, "key": key}, **entries}).encode()
-    text += b" " * (-len(text) % 64)  # data begins where a processor likes it to
-    head = len(text).to_bytes(8, "little") + text
-    return head, [len(head) + place for place in places]
+    text += b" " * (-len(text) % 64)  # aligns the data
+    header = len(text).to_bytes(8, "little") + text
+    return header, [len(header) + end for end in ends]
 
 
 def _bytes(rows: Tensor) -> memoryview:
@@ -114,38 +121,38 @@ def _bytes(rows: Tensor) -> memoryview:
 
 
 def _checksum(path: Path) -> str:
-    """Of the tensors' bytes, which begin behind the head."""
+    """Return the CRC-32 of the tensors' bytes, which follow the header."""
     crc = 0
     with path.open("rb") as stream:
-        _skip_head(stream)
+        _skip_header(stream)
         while chunk := stream.read(2**22):
             crc = zlib.crc32(chunk, crc)
     return f"{crc:08x}"
 
 
-def _skip_head(stream: BinaryIO) -> None:
+def _skip_header(stream: BinaryIO) -> None:
     stream.seek(int.from_bytes(stream.read(8), "little"), os.SEEK_CUR)
 
 
-def _make_room(folder: Path, needed: int) -> bool:
-    """Takes away what was unused for longest until the folder may take so many bytes more; False where it never can."""
+def _free_space(folder: Path, needed: int) -> bool:
+    """Remove the least recently used files until `needed` bytes fit into the folder; False if they never fit."""
     files = []
     for path in folder.iterdir():
         try:
-            about = path.stat()
-        except FileNotFoundError:  # another process was faster
+            stat = path.stat()
+        except FileNotFoundError:  # removed by another process
             continue
         if path.name.endswith(_UNFINISHED):
-            if time.time() - about.st_mtime > STALE_SECONDS:
+            if time.time() - stat.st_mtime > STALE_SECONDS:
                 path.unlink(missing_ok=True)
         elif path.suffix == ".safetensors":
-            files.append((about.st_mtime, about.st_size, path))
-    held = sum(size for _, size, _ in files)
+            files.append((stat.st_mtime, stat.st_size, path))
+    used = sum(size for _, size, _ in files)
     if needed > FOLDER_BYTES or needed + RESERVE_BYTES > shutil.disk_usage(folder).free:
         return False
     for _, size, path in sorted(files):
-        if held + needed <= FOLDER_BYTES:
+        if used + needed <= FOLDER_BYTES:
             break
         path.unlink(missing_ok=True)
-        held -= size
+        used -= size
     return True

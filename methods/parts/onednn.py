@@ -1,4 +1,4 @@
-"""Linear layers on a CPU by oneDNN: torch asks another library for them, which on some processors takes longer."""
+"""Linear layers on a CPU by oneDNN; by default torch uses another library, which is slower on some processors."""
 
 from math import prod
 from typing import Any, TypeVar
@@ -9,50 +9,50 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from bench.method import Setup
 
-from .compiled import twin
+from .compile import share_parameters
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def _product() -> Any:
-    """What torch's own compiler puts in place of a linear layer: nothing promised, so it is tried; None without it."""
+def _linear_operator() -> Any:
+    """Return the operator that torch's compiler uses for linear layers, or None; it is not public, so it is tested."""
     try:
-        product = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 - there is no public way that copies no weights
-        six = product(torch.full((1, 2), 2.0), torch.ones(1, 2), torch.full((1,), 2.0), "none", [], "")
+        operator = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 - no public operator works without a weight copy
+        output = operator(torch.full((1, 2), 2.0), torch.ones(1, 2), torch.full((1,), 2.0), "none", [], "")
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return None
-    return product if six.tolist() == [[6.0]] else None
+    return operator if output.tolist() == [[6.0]] else None
 
 
-PRODUCT: Any = _product()
+LINEAR: Any = _linear_operator()
 
 
-def by_onednn(network: M, setup: Setup) -> M:
-    """A twin for predictions that shares the network's tensors and gives its answers to rounding, by oneDNN.
+def with_onednn_linear(network: M, setup: Setup) -> M:
+    """Return a copy for predictions that shares the network's tensors and computes its linear layers by oneDNN.
 
-    It records no gradients. On a GPU, in half precision (where torch takes oneDNN by itself) and with `setup.compile`
-    it is the network itself.
+    Outputs are equal up to rounding; no gradients are recorded. On a GPU, in half precision (for which torch uses
+    oneDNN by default) and with `setup.compile` the network itself is returned.
     """
-    if PRODUCT is None or setup.device.type != "cpu" or setup.precision != "float32" or setup.compile:
+    if LINEAR is None or setup.device.type != "cpu" or setup.precision != "float32" or setup.compile:
         return network
-    quick = twin(network)
-    for module in quick.modules():
+    copy = share_parameters(network)
+    for module in copy.modules():
         if type(module) is nn.Linear:
-            module.__class__ = _Linear
-    return quick
+            module.__class__ = _OneDnnLinear
+    return copy
 
 
-class _Linear(nn.Linear):
+class _OneDnnLinear(nn.Linear):
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
-        if torch.compiler.is_compiling():  # as `bench export` does
+        """Map (..., in_features) to (..., out_features)."""
+        if torch.compiler.is_compiling():  # as in `bench export`
             return super().forward(tokens)
-        found: Tensor = PRODUCT(tokens, self.weight, self.bias, "none", [], "")
-        return found
+        output: Tensor = LINEAR(tokens, self.weight, self.bias, "none", [], "")
+        return output
 
 
-if PRODUCT is not None and PRODUCT not in flop_registry:
+if LINEAR is not None and LINEAR not in flop_registry:
 
-    @register_flop_formula(PRODUCT)
+    @register_flop_formula(LINEAR)
     def _flops(tokens: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
         return 2 * prod(tokens) * weight[0]

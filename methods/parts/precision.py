@@ -1,4 +1,4 @@
-"""Half precision by setting: of matrix products and convolutions; masks, losses and maps are float32 in any case."""
+"""Half precision of matrix products and convolutions; masks, losses and maps are float32 in any case."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,17 @@ from bench.method import Precision, Setup
 
 
 def autocast(setup: Setup) -> torch.autocast:
-    """For a network in the precision that the setup asks for; does nothing at float32."""
+    """Return the context for a network in the precision of the setup; it has no effect at float32."""
     half = setup.precision != "float32"
     return torch.autocast(setup.device.type, getattr(torch, setup.precision) if half else torch.bfloat16, enabled=half)
 
 
-class Centred(nn.Linear):
-    """A linear layer in half precision that rounds only how the tokens of an image differ from their mean.
+class MeanCenteredLinear(nn.Linear):
+    """A linear layer that applies half precision only to the difference of each token from its image's mean token.
 
-    The mean's own answer is float32, and so is the sum. Where the mean is long beside the differences, as that of
-    features which are never negative, ordinary rounding would drown these. It is for a fitted layer, with which it
-    shares its weight: `rounded` is that weight as it was when this was made.
+    The product with the mean token and the sum are float32. If the mean is long relative to the differences, as for
+    non-negative features, rounding whole tokens would lose the differences. The layer shares the weight of a fitted
+    layer; `rounded` is that weight in half precision, at the time of construction.
     """
 
     rounded: Tensor
@@ -29,8 +29,8 @@ class Centred(nn.Linear):
         self.register_buffer("rounded", linear.weight.detach().to(getattr(torch, precision)), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(b, n, in_features) -> (b, n, out_features), float32."""
+        """Map (b, n, in_features) to (b, n, out_features), float32."""
         mean = tokens.mean(dim=1, keepdim=True)  # (b, 1, in_features)
-        apart = F.linear((tokens - mean).to(self.rounded.dtype), self.rounded)
+        difference = F.linear((tokens - mean).to(self.rounded.dtype), self.rounded)
         with torch.autocast(tokens.device.type, enabled=False):
-            return super().forward(mean) + apart
+            return super().forward(mean) + difference

@@ -1,6 +1,6 @@
-"""The vision transformer's shared pieces: the pre-norm block, fixed positions, and tokens cut from a map and put back.
+"""Parts of a vision transformer: pre-norm block, fixed positions, and patches cut from a feature map and put back.
 
-The modules inside `Block` are named as timm names them, so that published checkpoints load key by key.
+The modules inside `Block` have timm's names, so published checkpoints load without renaming.
 """
 
 import torch
@@ -19,21 +19,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, asking: int | None = None) -> Tensor:
-        """(b, n, width) -> the same shape; of the first `asking` tokens alone, (b, asking, width)."""
+    def forward(self, tokens: Tensor, n_queries: int | None = None) -> Tensor:
+        """Map (b, n, width) to the same shape, or to (b, n_queries, width): only the first tokens are queries."""
         width = tokens.shape[2]
-        if asking is None:
-            query, key, value = self._headed(self.qkv(tokens), 3)  # 3 times (b, heads, n, width / heads)
+        if n_queries is None:
+            query, key, value = self._split_heads(self.qkv(tokens), 3)  # 3 times (b, heads, n, width / heads)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            (query,) = self._headed(F.linear(tokens[:, :asking], weight[:width], bias[:width]), 1)
-            key, value = self._headed(F.linear(tokens, weight[width:], bias[width:]), 2)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+            (query,) = self._split_heads(F.linear(tokens[:, :n_queries], weight[:width], bias[:width]), 1)
+            key, value = self._split_heads(F.linear(tokens, weight[width:], bias[width:]), 2)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        projected: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return projected
 
-    def _headed(self, joined: Tensor, parts: int) -> Tensor:
-        """(b, n, parts * width) -> (parts, b, heads, n, width / heads)."""
+    def _split_heads(self, joined: Tensor, parts: int) -> Tensor:
+        """Map (b, n, parts * width) to (parts, b, heads, n, width / heads)."""
         return joined.view(*joined.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
 
@@ -46,44 +46,45 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(b, n, width) -> the same shape."""
+        """Map (b, n, width) to the same shape."""
         transformed: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
         return transformed
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)) with four times the width inside; neither dropout nor drop path.
+    """x + attention(norm(x)), then x + mlp(norm(x)) with a hidden width of 4 * width; no dropout, no drop path.
 
-    Raises BenchError where `heads` does not divide `width`.
+    Raises BenchError if `heads` does not divide `width`.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise BenchError(f"heads must divide width; {heads} does not divide {width}. Change one of the two.")
+            raise BenchError(f"heads must divide width, got heads = {heads} and width = {width}. Change one of them.")
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, tokens: Tensor, asking: int | None = None) -> Tensor:
-        """(b, n, width) -> the same shape; of the first `asking` tokens alone, (b, asking, width), for less."""
-        tokens = tokens[:, :asking] + self.attn(self.norm1(tokens), asking)
+    def forward(self, tokens: Tensor, n_queries: int | None = None) -> Tensor:
+        """Map (b, n, width) to the same shape, or only the first tokens to (b, n_queries, width), which costs less."""
+        tokens = tokens[:, :n_queries] + self.attn(self.norm1(tokens), n_queries)
         tokens = tokens + self.mlp(self.norm2(tokens))
-        return tokens  # noqa: RET504 - the two halves read alike
+        return tokens  # noqa: RET504 - both halves in the same form
 
 
 def positions(width: int, rows: int, columns: int) -> Tensor:
-    """The fixed 2-D sine and cosine table, (rows * columns, width), tokens in row-major order.
+    """Return the fixed 2-D sine and cosine table, (rows * columns, width), tokens in row-major order.
 
     The first half of a row encodes the column index, the second half the row index; each half is
     [sin(p w_i), cos(p w_i)] with w_i = 10000^(-i / (width / 4)). Source: the code of He et al., Masked Autoencoders,
     CVPR 2022.
 
-    Raises BenchError where `width` is no multiple of 4.
+    Raises:
+        BenchError: if `width` is not a multiple of 4.
     """
     if width % 4:
-        raise BenchError(f"Positions on two axes need a width that 4 divides; {width} came. Try {width // 4 * 4 + 4}.")
+        raise BenchError(f"width must be a multiple of 4 for 2-D positions, got {width}. Use {width // 4 * 4 + 4}.")
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]  # 2 times (rows * columns, width / 4)
@@ -91,7 +92,7 @@ def positions(width: int, rows: int, columns: int) -> Tensor:
 
 
 def patchify(maps: Tensor, patch: int) -> Tensor:
-    """(b, c, h, w) -> (b, h/patch * w/patch, patch * patch * c): row-major tokens, in each the channel runs fastest.
+    """Cut (b, c, h, w) into (b, h/patch * w/patch, patch * patch * c): row-major tokens, channels fastest within each.
 
     A strided convolution with kernel (width, c, patch, patch) is then a linear layer whose weight is
     `patchify(kernel, patch)[:, 0]`.
@@ -102,8 +103,8 @@ def patchify(maps: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch: int, rows: int) -> Tensor:
-    """The inverse of `patchify` for a grid of `rows` rows of tokens: (b, n, patch * patch * c) -> (b, c, h, w)."""
-    b, n, entries = tokens.shape
-    columns, channels = n // rows, entries // patch**2
+    """Invert `patchify` for a grid of `rows` rows of tokens: (b, n, patch * patch * c) to (b, c, h, w)."""
+    b, n, patch_dim = tokens.shape
+    columns, channels = n // rows, patch_dim // patch**2
     cells = tokens.view(b, rows, columns, patch, patch * channels).transpose(2, 3)
     return cells.reshape(b, rows * patch, columns * patch, channels).permute(0, 3, 1, 2)

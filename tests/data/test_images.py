@@ -17,15 +17,15 @@ from bench.data.images import (
     content_hash,
     decode,
     defect_mask,
-    prepare,
+    preprocess,
     soft_mask,
     visible_box,
 )
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.method import Preparation
+from bench.method import Preprocessing
 
-SMALL = Preparation(4, 4, resample="nearest")
+SMALL = Preprocessing(4, 4, resample="nearest")
 
 
 def saved(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
@@ -47,16 +47,16 @@ def sample(image: Path, *masks: Path, category: str = "bolt") -> Sample:
     return Sample(image, category, "test", "crack" if masks else "good", masks)
 
 
-def only(image: Path, preparation: Preparation = SMALL) -> torch.Tensor:
-    (batch,) = FileImages([sample(image)], preparation).batches(1)
+def only(image: Path, preprocessing: Preprocessing = SMALL) -> torch.Tensor:
+    (batch,) = FileImages([sample(image)], preprocessing).batches(1)
     return batch[0]
 
 
-def mask_of(tmp_path: Path, mask: np.ndarray | Image.Image, preparation: Preparation = SMALL) -> np.ndarray:
+def mask_of(tmp_path: Path, mask: np.ndarray | Image.Image, preprocessing: Preprocessing = SMALL) -> np.ndarray:
     given = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
     given.save(tmp_path / "mask.png")
     image = saved(tmp_path / "image.png", grey(0, given.height, given.width))
-    return defect_mask(sample(image, tmp_path / "mask.png"), preparation)
+    return defect_mask(sample(image, tmp_path / "mask.png"), preprocessing)
 
 
 # ---- decoding
@@ -133,9 +133,9 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
 
 
 def test_a_one_pixel_image_fills_its_input(tmp_path: Path) -> None:
-    for preparation in (Preparation(4, 6), Preparation(4, 6, keep_aspect=True), Preparation(8, 8, crop=4)):
-        found = only(saved(tmp_path / "a.png", grey(51, 1, 1)), preparation)
-        assert found.shape == (3, *preparation.size)
+    for preprocessing in (Preprocessing(4, 6), Preprocessing(4, 6, keep_aspect=True), Preprocessing(8, 8, crop=4)):
+        found = only(saved(tmp_path / "a.png", grey(51, 1, 1)), preprocessing)
+        assert found.shape == (3, *preprocessing.size)
         assert torch.allclose(found, torch.tensor(0.2))
 
 
@@ -145,9 +145,9 @@ def test_a_one_pixel_image_fills_its_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no format is known for its content"),
-        (b"these are words", "no format is known for its content"),
-        (b"\x89PNG\r\n\x1a\n", "no format is known for its content"),
+        (b"", "its content has no known image format"),
+        (b"these are words", "its content has no known image format"),
+        (b"\x89PNG\r\n\x1a\n", "its content has no known image format"),
     ],
     ids=["zero bytes", "text", "a PNG's first 8 bytes"],
 )
@@ -205,7 +205,7 @@ def test_an_image_of_20000_pixels_on_a_side_is_refused_before_it_is_decoded(tmp_
 def test_a_strip_that_would_grow_huge_with_its_aspect_kept_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "strip.png", grey(0, 1, 5000))
     with pytest.raises(BenchError, match=r"strip\.png is not: 5000 x 1 would become 1280000 x 256"):
-        only(path, Preparation(256, 256, keep_aspect=True))
+        only(path, Preprocessing(256, 256, keep_aspect=True))
     assert only(path).shape == (3, 4, 4)
 
 
@@ -218,43 +218,43 @@ def test_a_broken_image_in_the_middle_is_told_when_the_walk_reaches_it(tmp_path:
         next(walk)
 
 
-# ---- preparation
+# ---- preprocessing
 
 
 def test_both_sides_are_squeezed_unless_the_aspect_is_kept() -> None:
     image = Image.fromarray(np.repeat([[0, 60, 120, 180, 240, 255, 30, 90]], 4, axis=0).astype(np.uint8))  # 4 x 8
-    squeezed = np.asarray(prepare(image, SMALL))
+    squeezed = np.asarray(preprocess(image, SMALL))
     assert squeezed[0].tolist() == [60, 180, 255, 90]  # the right one of each pair is the nearest to its centre
-    centre = np.asarray(prepare(image, Preparation(4, 4, resample="nearest", keep_aspect=True)))
+    centre = np.asarray(preprocess(image, Preprocessing(4, 4, resample="nearest", keep_aspect=True)))
     assert centre[0].tolist() == [120, 180, 240, 255]
 
 
 def test_a_crop_is_cut_from_the_centre_of_the_resized_image() -> None:
     image = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(6, 6))
-    found = np.asarray(prepare(image, Preparation(6, 6, resample="nearest", crop=2)))
+    found = np.asarray(preprocess(image, Preprocessing(6, 6, resample="nearest", crop=2)))
     assert found.tolist() == [[14, 15], [20, 21]]
 
 
 def test_an_image_of_the_wanted_size_is_left_as_it_is() -> None:
     image = Image.fromarray(noise(8, 8))
     for resample in ("bilinear", "bicubic", "lanczos", "nearest"):
-        assert np.array_equal(np.asarray(prepare(image, Preparation(8, 8, resample=resample))), noise(8, 8))
+        assert np.array_equal(np.asarray(preprocess(image, Preprocessing(8, 8, resample=resample))), noise(8, 8))
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), keep_aspect=st.booleans(), crop=st.sampled_from([None, 5]))
 @settings(deadline=None)
-def test_every_size_becomes_the_size_of_the_preparation(
+def test_every_size_becomes_the_size_of_the_preprocessing(
     height: int, width: int, keep_aspect: bool, crop: int | None
 ) -> None:
-    preparation = Preparation(7, 9, keep_aspect=keep_aspect, crop=crop)
-    found = prepare(Image.fromarray(noise(height, width)), preparation)
-    assert (found.height, found.width) == preparation.size
+    preprocessing = Preprocessing(7, 9, keep_aspect=keep_aspect, crop=crop)
+    found = preprocess(Image.fromarray(noise(height, width)), preprocessing)
+    assert (found.height, found.width) == preprocessing.size
 
 
-@pytest.mark.parametrize("preparation", [Preparation(0, 4), Preparation(4, -1), Preparation(4, 4, crop=5)])
-def test_a_preparation_that_makes_no_image_is_refused(preparation: Preparation) -> None:
+@pytest.mark.parametrize("preprocessing", [Preprocessing(0, 4), Preprocessing(4, -1), Preprocessing(4, 4, crop=5)])
+def test_a_preprocessing_that_makes_no_image_is_refused(preprocessing: Preprocessing) -> None:
     with pytest.raises(BenchError, match="at least 1 x 1"):
-        FileImages([], preparation)
+        FileImages([], preprocessing)
 
 
 # ---- masks
@@ -313,17 +313,17 @@ def test_several_masks_are_united(tmp_path: Path) -> None:
 
 
 def test_a_mask_is_enlarged_by_nearest_neighbour_whatever_the_image_takes(tmp_path: Path) -> None:
-    found = mask_of(tmp_path, CORNER * 255, Preparation(16, 16, resample="lanczos"))
+    found = mask_of(tmp_path, CORNER * 255, Preprocessing(16, 16, resample="lanczos"))
     assert np.array_equal(found, np.kron(CORNER, np.ones((4, 4))) == 1)
 
 
 def test_a_mask_is_cut_as_its_image_is(tmp_path: Path) -> None:
     pixels = np.zeros((4, 8), dtype=np.uint8)
     pixels[1, 5] = pixels[3, 0] = 255  # the second lies outside the centre
-    preparation = Preparation(4, 4, resample="nearest", keep_aspect=True)
-    found = mask_of(tmp_path, pixels, preparation)
+    preprocessing = Preprocessing(4, 4, resample="nearest", keep_aspect=True)
+    found = mask_of(tmp_path, pixels, preprocessing)
     assert np.argwhere(found).tolist() == [[1, 3]]
-    assert only(saved(tmp_path / "same.png", pixels), preparation)[0].argwhere().tolist() == [[1, 3]]
+    assert only(saved(tmp_path / "same.png", pixels), preprocessing)[0].argwhere().tolist() == [[1, 3]]
 
 
 def test_a_mask_of_half_the_images_size_lies_over_it(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_softened_mask_has_values_in_between_along_its_edges(tmp_path: Path) -
     pixels[:, :1] = 1  # a mask of class indices
     image, mask = saved(tmp_path / "a.png", grey(0)), saved(tmp_path / "m.png", pixels)
     # From 4 columns to 2, each new one is a triangle of 4 old ones: (3 + 3 + 1) / 8 in the middle, so 3 of 7 here.
-    found = soft_mask(sample(image, mask), Preparation(4, 2))
+    found = soft_mask(sample(image, mask), Preprocessing(4, 2))
     assert found[:, 1].tolist() == [0] * 4
     assert found[:, 0].tolist() == [round(255 * 3 / 7)] * 4
     assert not soft_mask(sample(image), SMALL).any()
@@ -353,24 +353,24 @@ def test_a_softened_mask_at_its_own_size_is_the_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "preparation", "part"),
     [
-        ((900, 700), Preparation(256, 256), (0, 0, 900, 700)),
-        ((8, 4), Preparation(4, 4, keep_aspect=True), (2, 0, 6, 4)),
-        ((1024, 1024), Preparation(256, 256, crop=224), (64, 64, 960, 960)),
-        ((600, 300), Preparation(256, 256, keep_aspect=True, crop=224), (169, 19, 431, 281)),
-        ((1, 1), Preparation(8, 8, crop=2), (0, 0, 1, 1)),
+        ((900, 700), Preprocessing(256, 256), (0, 0, 900, 700)),
+        ((8, 4), Preprocessing(4, 4, keep_aspect=True), (2, 0, 6, 4)),
+        ((1024, 1024), Preprocessing(256, 256, crop=224), (64, 64, 960, 960)),
+        ((600, 300), Preprocessing(256, 256, keep_aspect=True, crop=224), (169, 19, 431, 281)),
+        ((1, 1), Preprocessing(8, 8, crop=2), (0, 0, 1, 1)),
     ],
 )
 def test_what_the_input_shows_of_an_image_is_found_in_it_again(
-    size: tuple[int, int], preparation: Preparation, part: tuple[int, int, int, int]
+    size: tuple[int, int], preprocessing: Preprocessing, part: tuple[int, int, int, int]
 ) -> None:
-    assert visible_box(size, preparation) == part
+    assert visible_box(size, preprocessing) == part
 
 
 @given(width=st.integers(1, 60), height=st.integers(1, 60), keep_aspect=st.booleans(), crop=st.sampled_from([None, 5]))
 def test_what_the_input_shows_lies_inside_the_image(
     width: int, height: int, keep_aspect: bool, crop: int | None
 ) -> None:
-    left, top, right, bottom = visible_box((width, height), Preparation(7, 9, keep_aspect=keep_aspect, crop=crop))
+    left, top, right, bottom = visible_box((width, height), Preprocessing(7, 9, keep_aspect=keep_aspect, crop=crop))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
@@ -379,7 +379,7 @@ def test_at_its_own_size_a_map_is_enlarged_and_a_mask_only_cut(tmp_path: Path) -
     pixels = np.zeros((4, 8), dtype=np.uint8)
     pixels[1, 5] = pixels[3, 0] = 255  # the second lies outside the centre
     image, mask = saved(tmp_path / "a.png", grey(0, 4, 8)), saved(tmp_path / "m.png", pixels)
-    found = OriginalResolution([sample(image, mask)], Preparation(2, 2, keep_aspect=True))
+    found = OriginalResolution([sample(image, mask)], Preprocessing(2, 2, keep_aspect=True))
     assert np.argwhere(found.mask(0)).tolist() == [[1, 3]]
     ramp = np.array([[0, 4], [0, 4]], dtype=np.float32)
     # Pixel centres of the four columns lie at 1/4, 3/4, 5/4 and 7/4 of the two: 0, a quarter, three quarters, all.
@@ -444,12 +444,12 @@ def test_no_images_are_no_batches(six: list[Sample]) -> None:
 def test_a_second_walk_gives_the_same_bits_kept_in_memory_or_not(
     six: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preparation = Preparation(5, 7, resample="lanczos")
-    kept = FileImages(six, preparation)
+    preprocessing = Preprocessing(5, 7, resample="lanczos")
+    kept = FileImages(six, preprocessing)
     first = torch.cat(list(kept.batches(4)))
     assert torch.equal(first, torch.cat(list(kept.batches(3))))
     monkeypatch.setattr("bench.data.images.KEPT_BYTES", 0)
-    decoded_again = FileImages(six, preparation)
+    decoded_again = FileImages(six, preprocessing)
     for _ in range(2):
         assert torch.equal(first, torch.cat(list(decoded_again.batches(4))))
 
@@ -469,9 +469,9 @@ def test_a_walk_can_be_left_in_the_middle(six: list[Sample]) -> None:
     assert len(list(images.batches(1))) == 6
 
 
-def test_the_digest_follows_contents_order_and_preparation_not_the_folder(six: list[Sample], tmp_path: Path) -> None:
-    def digest(samples: list[Sample], preparation: Preparation = SMALL) -> str:
-        return FileImages(samples, preparation).digest
+def test_the_digest_follows_contents_order_and_preprocessing_not_the_folder(six: list[Sample], tmp_path: Path) -> None:
+    def digest(samples: list[Sample], preprocessing: Preprocessing = SMALL) -> str:
+        return FileImages(samples, preprocessing).digest
 
     moved = tmp_path / "elsewhere"
     (tmp_path / "images").rename(moved)
@@ -481,7 +481,7 @@ def test_the_digest_follows_contents_order_and_preparation_not_the_folder(six: l
     assert digest(six) == before
     assert digest(six[::-1]) != before
     assert digest(six[:5]) != before
-    assert digest(six, Preparation(4, 4, resample="bilinear")) != before
+    assert digest(six, Preprocessing(4, 4, resample="bilinear")) != before
     content = bytearray(six[2].image.read_bytes())
     content[-1] ^= 1
     six[2].image.write_bytes(content)

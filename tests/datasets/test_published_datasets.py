@@ -12,7 +12,7 @@ from bench import registry
 from bench.data.images import defect_mask
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.method import Preparation
+from bench.method import Preprocessing
 
 ksdd2 = import_module("bench.datasets.ksdd2")
 mpdd = import_module("bench.datasets.mpdd")
@@ -20,7 +20,7 @@ mvtec_3d = import_module("bench.datasets.mvtec_3d")
 mvtec_loco = import_module("bench.datasets.mvtec_loco")
 visa = import_module("bench.datasets.visa")
 
-NATIVE = Preparation(height=4, width=6)
+NATIVE = Preprocessing(height=4, width=6)
 
 
 def put(root: Path, *names: str) -> None:

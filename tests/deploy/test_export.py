@@ -15,7 +15,7 @@ from bench.deploy.saved_model import SavedModel
 from bench.environment import seed_everything
 from bench.errors import BenchError
 from bench.execution import method_checks
-from bench.method import Preparation, Setup
+from bench.method import Preprocessing, Setup
 from bench.record import Record, Run
 
 onnx = pytest.importorskip("onnx", reason="needs maskbench[export]")
@@ -28,27 +28,27 @@ SIZES = ((64, 64), (40, 50), (201, 333), (500, 90))
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("form", [{}, {"keep_aspect": True}, {"keep_aspect": True, "crop": 40}])
 def test_the_graph_prepares_an_image_of_any_size_as_pillow_does(resample: str, form: dict) -> None:
-    from bench.deploy.onnx_preprocessing import IMAGE, preparation_graph
+    from bench.deploy.onnx_preprocessing import IMAGE, preprocessing_graph
 
-    preparation = Preparation(48, 64, resample, **form)  # type: ignore[arg-type]
-    session = onnxruntime.InferenceSession(preparation_graph(preparation).SerializeToString())
+    preprocessing = Preprocessing(48, 64, resample, **form)  # type: ignore[arg-type]
+    session = onnxruntime.InferenceSession(preprocessing_graph(preprocessing).SerializeToString())
     generator = np.random.default_rng(0)
     for rows, columns in SIZES:
         shade = 60 + 120 * np.linspace(0, 1, rows)[:, None, None] * np.linspace(0, 1, columns)[None, :, None]
         shade = shade + generator.normal(0, 8, (rows, columns, 3)) + 40 * (generator.random((rows, columns, 1)) > 0.9)
         image = Image.fromarray(shade.clip(0, 255).astype(np.uint8))
         (found,) = session.run(None, {IMAGE: np.asarray(image)})
-        wanted = np.asarray(preprocess(image, preparation)).transpose(2, 0, 1)[None].astype(np.float32)
+        wanted = np.asarray(preprocess(image, preprocessing)).transpose(2, 0, 1)[None].astype(np.float32)
         apart = np.abs(found * 255 - wanted).round(3)
         assert apart.max() <= 1  # where a sum lies on the edge between two values
         assert (apart > 0).mean() < (0.4 if rows > columns else 0.04)  # Pillow may begin with a tall image's columns
 
 
 def test_a_resize_by_nearest_neighbours_is_refused() -> None:
-    from bench.deploy.onnx_preprocessing import preparation_graph
+    from bench.deploy.onnx_preprocessing import preprocessing_graph
 
     with pytest.raises(BenchError, match="this run's is nearest"):
-        preparation_graph(Preparation(48, 64, "nearest"))
+        preprocessing_graph(Preprocessing(48, 64, "nearest"))
 
 
 def kept(name: str, where: Path) -> SavedModel:
@@ -59,7 +59,7 @@ def kept(name: str, where: Path) -> SavedModel:
     settings, _ = choice.resolve(module.Settings, "")
     seed_everything(3)
     method = module.METHOD(settings, Setup(method_checks.SIZE, environment.device("cpu"), 3))
-    method.fit(method_checks.Drawn(), lambda *_: None)
+    method.fit(method_checks.SyntheticImages(), lambda *_: None)
     run = Run(
         dataset="drawn", synthetic=True, protocol="kshot", k=2, seed=0, limit=0, name=name, method=choice.method,
         title=choice.title, settings={}, preprocessing={"height": 64, "width": 64}, precision="float32", file_hashes={},
@@ -72,7 +72,7 @@ def kept(name: str, where: Path) -> SavedModel:
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
     """An image as the method's own input, a larger one and an oblong one with a bright spot."""
-    pixels = (method_checks.Drawn(count=1).pixels[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    pixels = (method_checks.SyntheticImages(count=1).pixels[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     pixels[30:38, 30:38] = 255
     paths = []
     for number, size in enumerate(((64, 64), (200, 200), (150, 90))):

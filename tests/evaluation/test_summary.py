@@ -196,7 +196,7 @@ def test_the_machine_is_told_with_its_threads_where_it_is_a_processor() -> None:
 
 
 def test_what_the_call_set_and_what_is_missing_is_marked() -> None:
-    origin = {"settings.epochs": "--set", "settings.width": "default", "preprocessing": "--preparation"}
+    origin = {"settings.epochs": "--set", "settings.width": "default", "preprocessing": "--preprocessing"}
     prepared = {"height": 256, "width": 256, "resample": "bilinear", "crop": 224}
     run = {"settings": {"epochs": 1, "width": 8}, "preprocessing": prepared, "precision": "bfloat16"}
     missing = {"pixel_auroc": "no masks", "aupro_30": "no masks"}

@@ -14,7 +14,7 @@ from bench.data.protocol import Task
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.execution.fit import Fit, check_prediction, evaluate_category, representative_images
-from bench.method import Method, Prediction, Preparation, Setup
+from bench.method import Method, Prediction, Preprocessing, Setup
 from bench.record import Predictions
 
 
@@ -67,7 +67,7 @@ def task(tmp_path: Path) -> Task:
 def fitted(task: Task, rule: str, every: int = 1, kind: type[Turning] = Turning, **options: object) -> tuple[Fit, list]:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     setup = Setup((8, 8), torch.device("cpu"), 0)
-    load = lambda samples: FileImages(samples, Preparation(8, 8))
+    load = lambda samples: FileImages(samples, Preprocessing(8, 8))
     make = lambda: kind(Settings(), setup)
     fit = Fit(task, make, load, torch.device("cpu"), rule=rule, every=every, batch=2, maps="float16", **options)
     return fit, list(fit.answers(lambda *_: None))

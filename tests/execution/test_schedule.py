@@ -16,7 +16,7 @@ from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.evaluation import curves, metrics
 from bench.execution import fit, schedule
-from bench.method import Preparation, Setup
+from bench.method import Preprocessing, Setup
 from bench.record import Record
 from bench.store import Store
 
@@ -31,7 +31,7 @@ def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: obje
 
 def prepared(parts: Path, files: list[str]) -> FileImages:
     samples = [Sample(parts / name, "bolt", "train") for name in files]
-    return FileImages(samples, Preparation(64, 64))
+    return FileImages(samples, Preprocessing(64, 64))
 
 
 def ran(plan: Plan, **options: bool) -> list[Record]:
@@ -247,7 +247,7 @@ def test_at_original_resolution_pixels_are_those_of_the_files(parts: Path) -> No
     assert record.metrics == expected
     # They can be had again from what is stored and the files.
     samples = schedule.make_schedule(plan, force=True).jobs[0].task.tests["bolt"]
-    originals = OriginalResolution(samples, Preparation(**record.run.preprocessing))
+    originals = OriginalResolution(samples, Preprocessing(**record.run.preprocessing))
     assert fit.evaluate_category(answers, originals=originals).values == expected
     at_input = ran(planned(parts, category="bolt"))[0]
     assert at_input.run.key("d") != record.run.key("d")

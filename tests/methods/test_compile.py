@@ -13,7 +13,7 @@ from bench.config.plan import make_plan
 from bench.config.settings import resolve
 from bench.errors import BenchError
 from bench.execution import schedule
-from bench.execution.method_checks import Drawn
+from bench.execution.method_checks import SyntheticImages
 from bench.method import Setup
 from bench.methods.parts import compiled as parts
 
@@ -26,7 +26,7 @@ def fitted(name: str, setup: Setup) -> Any:
     given |= {"backbone": "random:resnet10t"} if "backbone" in given else {}
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in given.items()}, name)
     method = module.METHOD(settings, setup)
-    method.fit(Drawn(count=2), lambda *_: None)
+    method.fit(SyntheticImages(count=2), lambda *_: None)
     return method
 
 
@@ -42,7 +42,7 @@ def test_a_compiled_method_answers_as_the_plain_one_and_an_answer_outlives_the_n
         return graph.forward
 
     monkeypatch.setattr(parts, "BACKEND", backend)
-    images = Drawn(count=3).pixels
+    images = SyntheticImages(count=3).pixels
     plain, quick = (fitted(name, dataclasses.replace(SETUP, compile=asked)) for asked in (False, True))
     with torch.no_grad():
         first = quick.predict(images[:1])

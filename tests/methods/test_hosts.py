@@ -67,7 +67,7 @@ def test_what_scikit_learn_has_not_is_refused_in_words(settings: dict[str, str],
 
 
 def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors() -> None:
-    module, images = registry.load("methods", "sklearn"), method_checks.Drawn()
+    module, images = registry.load("methods", "sklearn"), method_checks.SyntheticImages()
     settings = module.Settings(
         "PCA", '{"n_components": 4, "svd_solver": "full"}', "tf_efficientnet_lite0", grid=2, smoothing=0.0
     )
@@ -82,7 +82,7 @@ def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors
 
 
 def test_a_hosted_detector_takes_its_backbone_in_the_precision_that_is_asked_for() -> None:
-    module, images = registry.load("methods", "sklearn"), method_checks.Drawn()
+    module, images = registry.load("methods", "sklearn"), method_checks.SyntheticImages()
     settings = module.Settings("PCA", backbone="tf_efficientnet_lite0", grid=2)
     whole, half = (module.METHOD(settings, Setup((64, 64), CPU, 0, precision=one)) for one in ("float32", "bfloat16"))
     for method in (whole, half):
@@ -124,7 +124,7 @@ def test_anomalibs_models_keep_what_every_method_promises(model: str, options: s
     pytest.importorskip("anomalib", reason="needs the extra maskbench[anomalib]")
     module = registry.load("methods", "anomalib")
     settings = module.Settings(model, "tf_efficientnet_lite0", epochs=2, batch=4, options=options)
-    found = method_checks.check(module, settings)
+    found = method_checks.check_method(module, settings)
     assert len(found) == 15
     assert not [f"{finding.requirement} {finding.problem}" for finding in found if finding.problem]
 
@@ -136,4 +136,4 @@ def test_a_model_that_needs_a_trainer_is_refused_in_words() -> None:
     module = registry.load("methods", "anomalib")
     method = module.METHOD(module.Settings("Ganomaly", epochs=1), Setup((64, 64), CPU, 0))
     with pytest.raises(BenchError, match="only inside a Lightning trainer"):
-        method.fit(method_checks.Drawn(), lambda *_: None)
+        method.fit(method_checks.SyntheticImages(), lambda *_: None)

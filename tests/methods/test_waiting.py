@@ -11,7 +11,7 @@ from bench import registry
 from bench.config.bench_toml import load_config
 from bench.config.settings import resolve
 from bench.errors import BenchError
-from bench.execution.method_checks import Drawn
+from bench.execution.method_checks import SyntheticImages
 from bench.method import Setup
 
 WAITING = {
@@ -53,7 +53,7 @@ def made(name: str, **changes: object) -> Any:
 def waits_of_a_fit(name: str, images: int, **changes: object) -> tuple[Counter[str], Any]:
     method = made(name, **changes)
     with Waits() as waits:
-        method.fit(Drawn(count=images), lambda *_: None)
+        method.fit(SyntheticImages(count=images), lambda *_: None)
     return waits.seen, method
 
 
@@ -73,7 +73,7 @@ def test_the_counter_sees_every_kind_of_wait() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_predict_does_not_wait_for_the_device(name: str) -> None:
     _, method = waits_of_a_fit(name, 4)
-    images = Drawn(count=2).pixels
+    images = SyntheticImages(count=2).pixels
     method.predict(images)  # what is made once may wait
     with Waits() as waits, torch.no_grad():
         method.predict(images)

@@ -1,0 +1,128 @@
+"""Metadata of a method: literal constants of its file, read without importing it, and so without torch.
+
+    TITLE = "RIAD"                        # in tables; default: the name of the file
+    FAMILY = "mask-based"                 # one of FAMILIES
+    PAPER = "Zavrtanik, Kristan, Skočaj: Reconstruction by inpainting ..."
+    YEAR = 2021
+    NEEDS = ("the extra maskbench[anomalib]",)
+    PROFILES = {"demo": {"width": 8, "epochs": 100}, "check": {"width": 2, "epochs": 2}}  # settings by profile
+    ALIASES = {"riad_gray": {"title": "RIAD (gray)", "settings": {"grayscale": True}}}
+
+All of them are optional. PROFILES replace the defaults of Settings: "demo" takes minutes on a laptop, "check" seconds (for
+`bench check` and the tests), "paper" has the values of the paper where the defaults are those of the authors' code. A
+method of the family "hosted" runs the models of another library: `--method anomalib:Padim` sets its setting `model`, and
+its TITLE contains "{model}".
+"""
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from bench import registry
+from bench.config.settings import validate
+from bench.errors import BenchError
+
+Family = Literal[
+    "",
+    "mask-based",
+    "reconstruction",
+    "memory bank",
+    "distillation",
+    "flow",
+    "one-class",
+    "few-shot",
+    "hosted",
+    "floor",
+]
+FAMILIES = get_args(Family)[1:]
+
+_SHAPE: dict[str, Any] = {
+    "TITLE": str,
+    "FAMILY": Family,
+    "PAPER": str,
+    "YEAR": int,
+    "NEEDS": tuple[str, ...],
+    "PROFILES": {"*": {"*": object}},
+    "ALIASES": {"*": {"title": str, "settings": {"*": object}}},
+}
+_ALIAS_NAME = re.compile(r"[\w+-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodMetadata:
+    """The constants of a method's file.
+
+    Attributes:
+        place: of the file, as "methods/riad.py".
+        title, family, paper, year, needs: TITLE, FAMILY, PAPER, YEAR, NEEDS.
+        profiles: PROFILES, settings by name of the profile.
+        aliases: ALIASES, title and settings by name of the alias.
+    """
+
+    place: str = ""
+    title: str = ""
+    family: str = ""
+    paper: str = ""
+    year: int = 0
+    needs: tuple[str, ...] = ()
+    profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_hosted(self) -> bool:
+        """True if the method runs the models of another library."""
+        return self.family == "hosted"
+
+
+def method_metadata(method: str) -> MethodMetadata:
+    """Return the metadata of a method by name; that of a file that does not exist is empty.
+
+    Raises:
+        BenchError: if a constant is not a literal or has a wrong type.
+    """
+    path = registry.source_file("methods", method)
+    return _read(path, path.stat().st_mtime_ns) if path else MethodMetadata()
+
+
+def check_alias_name(name: str) -> None:
+    """Raise BenchError if the name of an alias cannot be the name of a folder."""
+    if not _ALIAS_NAME.fullmatch(name):
+        raise BenchError(f"The name of an alias must consist of letters, digits, _, + and -, got '{name}'. Rename it.")
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, modified: int) -> MethodMetadata:  # noqa: ARG001 - a modified file is read again
+    place = f"{path.parent.name}/{path.name}"
+    try:
+        body = ast.parse(path.read_text("utf-8")).body
+    except (SyntaxError, ValueError):  # the error is reported when the file is imported
+        return MethodMetadata(place)
+    constants: dict[str, Any] = {}
+    for node in body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for name in {target.id for target in targets if isinstance(target, ast.Name)} & _SHAPE.keys():
+                constants[name] = _literal(node.value, f"{place}, line {node.lineno}: {name}")
+    for name, value in constants.items():
+        validate(value, _SHAPE[name], place, name)
+    metadata = MethodMetadata(place, **{name.lower(): value for name, value in constants.items()})
+    for alias in metadata.aliases:
+        check_alias_name(alias)
+    if metadata.is_hosted != ("{model}" in metadata.title):
+        raise BenchError(
+            f'{place}: TITLE must contain "{{model}}" if and only if FAMILY is "hosted". Change one of them.'
+        )
+    return metadata
+
+
+def _literal(node: ast.expr | None, place: str) -> Any:
+    try:
+        return ast.literal_eval(node or ast.Constant(None))
+    except ValueError as error:
+        raise BenchError(
+            f"{place} must be a literal, because it is read without importing the file. Write the value itself."
+        ) from error
