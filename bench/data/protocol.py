@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.evaluation.metrics import min_calibration_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +107,8 @@ def split_calibration(task: Task, rate: float, seed: int) -> Task:
     Raises:
         BenchError: the rate needs more than half of the training images of a category.
     """
+    from bench.evaluation.metrics import min_calibration_images  # imports NumPy, which `bench list` does not need
+
     calibration: dict[str, tuple[Sample, ...]] = {}
     for category in task.tests:
         candidates = [sample for sample in task.train if sample.category == category]
