@@ -92,7 +92,11 @@ def fresh_commit():
 @pytest.mark.usefixtures("fresh_commit")
 def test_the_commit_is_marked_if_files_are_modified(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = {"rev-parse": "a" * 40, "status": ""}
-    monkeypatch.setattr(environment, "_run_command", lambda *command: outputs[command[3]])
+
+    def run(command: tuple[str, ...], **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, outputs[command[3]])
+
+    monkeypatch.setattr(subprocess, "run", run)
     assert environment.commit() == "a" * 40
     environment.commit.cache_clear()
     outputs["status"] = " M bench/cli/app.py"
