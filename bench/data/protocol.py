@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.evaluation.metrics import min_calibration_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +20,7 @@ class Task:
         tests: test images by category.
         calibration: good images by category that are held out of training to set a threshold; empty without
             --calibrate.
+        others: good training images of the other categories, by category, for a method that pretrains; else empty.
     """
 
     name: str
@@ -107,6 +107,8 @@ def split_calibration(task: Task, rate: float, seed: int) -> Task:
     Raises:
         BenchError: the rate needs more than half of the training images of a category.
     """
+    from bench.evaluation.metrics import min_calibration_images  # imports NumPy, which `bench list` does not need
+
     calibration: dict[str, tuple[Sample, ...]] = {}
     for category in task.tests:
         candidates = [sample for sample in task.train if sample.category == category]
@@ -127,10 +129,9 @@ def split_calibration(task: Task, rate: float, seed: int) -> Task:
 
 
 def with_others(task: Task, samples: Iterable[Sample]) -> Task:
-    """Return the task with the good training images of all categories that it does not test, by category.
+    """Return the task with the good training images of all categories that it does not test, for pretraining.
 
-    A method that pretrains gets them. Images of the task's own categories are never among them, so k-shot sees no more
-    than its k images of a category.
+    They include no image of the task's categories, so k-shot uses no more than k images of a category.
     """
     others: dict[str, tuple[Sample, ...]] = {}
     for sample in sorted(samples, key=_sort_key):
