@@ -96,6 +96,12 @@ def image_size(path: Path, preprocessing: Preprocessing) -> tuple[int, int]:
         return (height, width) if is_turned(image) else (width, height)
 
 
+def format_and_pages(path: Path) -> tuple[str, int]:
+    """Return Pillow's name of the format of a file, and its number of pages."""
+    with _open(path) as image, _without_pillow_limit():
+        return image.format or "", len(_pages(image))
+
+
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """Return (width, height) as stored. Pillow gives the upright size of a TIFF file, but of no other format."""
     tags = getattr(image, "tag_v2", None)
@@ -164,9 +170,14 @@ def _available_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _open(path: Path) -> Image.Image:
-    with _without_pillow_limit():
-        return Image.open(path, formats=_available_formats())
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open a file through a file object: of a path, Pillow maps raw TIFF data and ignores its orientation."""
+    with path.open("rb") as file:
+        with _without_pillow_limit():
+            image = Image.open(file, formats=_available_formats())
+        with image:
+            yield image
 
 
 @contextmanager

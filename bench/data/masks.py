@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from bench.data.decoding import Values, file_errors, image_size, load, open_page, stored_size, to_rgb
+from bench.data.decoding import Values, file_errors, format_and_pages, image_size, load, open_page, stored_size, to_rgb
 from bench.data.preprocessing import preprocess
 from bench.dataset import Sample
 from bench.method import Preprocessing
@@ -25,6 +25,9 @@ Kind = Literal["two values", "levels", "soft edges"]
 
 MAX_FRACTION = 0.95
 """A mask that marks a larger fraction of its image is reported as possibly inverted."""
+
+MIN_SOFT_MAXIMUM = 64
+"""A mask of integers below this holds class or instance numbers; soft edges need more levels."""
 
 FEW_LEVELS = 8
 """Up to so many levels above zero, only a ramp makes a mask soft; above, a mask without flat areas is soft."""
@@ -116,12 +119,14 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
 
 def read_mask(path: Path, image: Path, preprocessing: Preprocessing) -> MaskFile:
     """Return what a mask file marks. Raises ValueError if it does not have the aspect ratio of its image."""
-    with open_page(path, preprocessing) as opened:
-        pages = getattr(opened, "n_frames", 1)
-        file_format = opened.format or ""
-    pixels = load(path, replace(preprocessing, page=preprocessing.page if pages > 1 else 0))
+    file_format, n_pages = format_and_pages(path)
+    pixels = load(path, replace(preprocessing, page=preprocessing.page if n_pages > 1 else 0))
     if isinstance(pixels, Image.Image):
         values = _values(pixels)
+        if file_format not in _LOSSY and _has_several_hues(pixels):
+            levels = np.unique(values[values > 0])[:FEW_LEVELS]
+            _check_size(pixels.size, image, preprocessing)
+            return MaskFile(values > 0, "levels", tuple(level.item() for level in levels))
     else:
         values = np.abs(pixels.max(axis=2) if pixels.ndim == 3 else pixels)  # (h, w); negative numbers are labels too
         if not np.isfinite(values).all():
@@ -138,7 +143,7 @@ def mark_defects(values: Values, file_format: str = "PNG") -> MaskFile:
         file_format: Pillow's name; small values of formats with lossy compression are noise.
     """
     if file_format in _LOSSY or (file_format in _MAYBE_LOSSY and len(np.unique(values)) > FEW_LEVELS + 1):
-        maximum = values.max()
+        maximum = int(values.max())
         values = np.where(values <= LOSSY_FLOOR, 0, values)
         values = np.where((values > 0) & (values >= maximum - LOSSY_FLOOR), maximum, values)
     defects: Bools = values > 0
@@ -164,6 +169,8 @@ def count_regions(defects: Bools) -> int:
 def _is_soft(values: Values, n_levels: int) -> bool:
     """Return whether the levels between zero and the maximum are edges and not areas of their own."""
     maximum = values.max()
+    if values.dtype.kind in "iu" and maximum < MIN_SOFT_MAXIMUM:
+        return False
     between: Bools = (values > 0) & (values < maximum)
     lowest, highest = ndimage.minimum_filter(values, 3), ndimage.maximum_filter(values, 3)
     if n_levels <= FEW_LEVELS:
@@ -173,7 +180,7 @@ def _is_soft(values: Values, n_levels: int) -> bool:
         return False
     # Noise of lossy compression makes areas of one level nearly flat; a ramp has few such pixels, or many levels.
     middle = (values >= 0.15 * maximum) & (values <= 0.85 * maximum)
-    nearly_flat = values[middle & (highest - lowest <= 0.1 * maximum)]
+    nearly_flat = values[middle & (highest - lowest <= 0.2 * maximum)]
     if nearly_flat.size < 0.5 * middle.sum() or not nearly_flat.size:
         return True
     counts, _ = np.histogram(nearly_flat, bins=20, range=(0, float(maximum)))
@@ -217,6 +224,25 @@ def _values(image: Image.Image) -> Values:
         color = alpha if visible.min() == visible.max() else np.where(alpha > 0, color, 0)
     values: Values = color
     return values
+
+
+def _has_several_hues(image: Image.Image) -> bool:
+    """Return whether visible colors differ by more than their brightness, as those of classes do; edges do not.
+
+    The entries of a palette with any color but gray are classes in any case.
+    """
+    if image.mode in {"1", "L", "LA"}:
+        return False
+    channels = np.asarray(image.convert("RGBA")).reshape(-1, 4)  # (n, 4)
+    colors = channels[channels[:, 3] > 0, :3].astype(np.float64)
+    brightness = colors.max(axis=1, initial=0)
+    colors, brightness = colors[brightness >= 32], brightness[brightness >= 32]  # darker ones are rounded too much
+    if not len(colors):
+        return False
+    hues = colors / brightness[:, None]
+    if image.mode == "P" and hues.min() < 0.9:
+        return True
+    return bool(np.abs(hues - hues[brightness.argmax()]).max() > 0.1)
 
 
 def _unite(masks: Sequence[Bools]) -> list[Bools]:
