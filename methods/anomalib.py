@@ -93,7 +93,9 @@ class AnomalibMethod(Method):
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
         if setup.precision != "float32":
-            raise BenchError(f"The precision of anomalib's models must be float32, got {setup.precision}. Leave it out.")
+            raise BenchError(
+                f"The precision of anomalib's models must be float32, got {setup.precision}. Leave it out."
+            )
         self._class = _model_class(settings)
         self._tag = _backbone_tag(settings, self._class)
         self._pre_processor = self._class.configure_pre_processor(setup.size)
@@ -184,7 +186,9 @@ class AnomalibMethod(Method):
         except BenchError:
             raise
         except Exception as error:
-            raise BenchError(f"anomalib's {self.settings.model} rejects these options: {error}. Correct them.") from error
+            raise BenchError(
+                f"anomalib's {self.settings.model} rejects these options: {error}. Correct them."
+            ) from error
         if not module.automatic_optimization:
             raise self._trainer_error()
         module.log = lambda *_, **__: None  # there is no trainer with a logger
@@ -245,8 +249,9 @@ def _use_own_weights(tag: str, folder: Path | None) -> Iterator[None]:
         extractor: nn.Module = create_feature_extractor(network, return_nodes=return_nodes).eval()
         return extractor
 
-    with patch.object(timm, "create_model", create_model), patch.object(
-        cfa, "get_feature_extractor", get_feature_extractor
+    with (
+        patch.object(timm, "create_model", create_model),
+        patch.object(cfa, "get_feature_extractor", get_feature_extractor),
     ):
         yield
 

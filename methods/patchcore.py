@@ -16,7 +16,7 @@ Departures from the code, which change no result beyond rounding:
 (7) Scores and maps are not rescaled to the range of the test set.
 
     bench run --method patchcore --profile code --preprocessing paper
-    expected image AUROC 99.2, pixel AUROC 98.1 (the authors' result file for these settings: WideResNet50, 10 %, 224 px)
+    expected image AUROC 99.2, pixel AUROC 98.1 (the authors' result file: WideResNet50, 10 %, 224 px)
 
     bench run --method patchcore --profile code --dataset folder --data DIR --category bottle,capsule \
         --set backbone=resnet18.tv_in1k --set coreset=0.01
@@ -112,7 +112,7 @@ class PatchCore(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
+        self.backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
 
     @torch.no_grad()
     def fit(self, train: Images, progress: Progress) -> None:
@@ -124,13 +124,13 @@ class PatchCore(Method):
 
         features, filled = torch.empty(0), 0
         for done, images in enumerate(train.batches(BATCH)):
-            patches, grid = self._patches(images.to(self.setup.device))                 # (b * h * w, d)
+            patches, grid = self.extract_patches(images.to(self.setup.device))  # (b * h * w, d)
             if done == 0:
                 features = patches.new_empty(len(train) * prod(grid), patches.shape[1])  # (n, d)
             features[filled : filled + len(patches)] = patches
             filled += len(patches)
             progress(min(done + 1, n_batches), n_batches + n_steps, None)
-        center = features.mean(dim=0)                                                   # (d,)
+        center = features.mean(dim=0)  # (d,)
         if not center.isfinite().all():
             raise BenchError("Patch features must be finite, got NaN or infinity. Pass --precision float32.")
         features -= center
@@ -144,21 +144,21 @@ class PatchCore(Method):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         """Return the smoothed map of distances, and the maximum distance as the score."""
-        patches, grid, scores, index = self._score_patches(images)
-        maps = scores.view(len(images), *grid)                                          # (b, h, w)
-        flat = maps.flatten(1)                                                          # (b, h * w)
-        best = flat.argmax(dim=1, keepdim=True)                                         # (b, 1)
-        image_scores = flat.gather(1, best)[:, 0]                                       # (b,)
+        patches, grid, scores, index = self.score_patches(images)
+        maps = scores.view(len(images), *grid)  # (b, h, w)
+        flat = maps.flatten(1)  # (b, h * w)
+        best = flat.argmax(dim=1, keepdim=True)  # (b, 1)
+        image_scores = flat.gather(1, best)[:, 0]  # (b,)
         if self.settings.reweight:
             farthest = best[:, 0] + torch.arange(len(images), device=best.device) * flat.shape[1]
-            image_scores = image_scores * self._weight(patches[farthest], index[farthest, 0])
-        maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)   # (b, H, W)
+            image_scores = image_scores * self.score_weight(patches[farthest], index[farthest, 0])
+        maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)  # (b, H, W)
         return Prediction(image_scores, gaussian_filter(maps, self.settings.smoothing))
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """Return the distances before smoothing."""
-        _, grid, scores, _ = self._score_patches(images)
+        _, grid, scores, _ = self.score_patches(images)
         maps = upsample(scores.view(-1, *grid), (images.shape[2], images.shape[3]), align_corners=False)
         return {"nearest distance": maps}
 
@@ -185,34 +185,34 @@ class PatchCore(Method):
     def _memory_bank(self) -> MemoryBank:
         return MemoryBank.from_rows(self.bank, self.center, self.setup.precision, count=self.settings.n_neighbors)
 
-    def _patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def extract_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Map (b, 3, H, W) to locally aware patch features (b * h * w, target_dim) in float32, and the grid (h, w)."""
-        settings, stages = self.settings, self._backbone(images)
-        return locally_aware(
-            stages, settings.patch, pretrain_dim=settings.pretrain_dim, target_dim=settings.target_dim
-        )
+        settings, stages = self.settings, self.backbone(images)
+        return locally_aware(stages, settings.patch, pretrain_dim=settings.pretrain_dim, target_dim=settings.target_dim)
 
     def _coreset(self, features: Tensor, report: Callable[[int, int], None]) -> Tensor:
         """Return indices of the selected rows of (n, d), at least one, in the order of selection."""
         generator = torch.Generator().manual_seed(self.setup.seed)
         n, d = features.shape
         projected = features
-        if self.settings.projection and self.settings.projection != d:  # PyTorch's initial weights of a linear layer [C]
+        if (
+            self.settings.projection and self.settings.projection != d
+        ):  # PyTorch's initial weights of a linear layer [C]
             weight = torch.empty(self.settings.projection, d).uniform_(-(d**-0.5), d**-0.5, generator=generator)
-            projected = features @ weight.to(features.device).T                         # (n, projection)
+            projected = features @ weight.to(features.device).T  # (n, projection)
         starts = torch.randperm(n, generator=generator)[: self.settings.n_starting_points].to(features.device)
         return greedy_coreset(projected, max(1, int(n * self.settings.coreset)), starts, report)
 
-    def _score_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
+    def score_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
         """Return centered patches (n, d), grid (h, w), scores (n,), and the nearest rows of the bank (n, k)."""
         bank = self._memory_bank
-        patches, grid = self._patches(images)
+        patches, grid = self.extract_patches(images)
         patches = patches - bank.center
-        squared, index = nearest_neighbors(patches, bank, self.settings.n_neighbors)    # (n, k)
+        squared, index = nearest_neighbors(patches, bank, self.settings.n_neighbors)  # (n, k)
         distances = squared if self.settings.distance == "squared" else squared.sqrt()
         return patches, grid, distances.mean(dim=1), index
 
-    def _weight(self, farthest: Tensor, index: Tensor) -> Tensor:
+    def score_weight(self, farthest: Tensor, index: Tensor) -> Tensor:
         """Return the weight of eq. 7 in [0, 1], (b,).
 
         A patch whose nearest neighbor is in a sparse region of the bank has a larger weight. The exponentials use
@@ -224,15 +224,15 @@ class PatchCore(Method):
         """
         bank = self._memory_bank
         _, neighborhood = nearest_neighbors(bank.rows[index], bank, self.settings.reweight)  # (b, k)
-        distance = (farthest - bank.rows[index]).norm(dim=1)                            # (b,)
-        others = (farthest[:, None] - bank.rows[neighborhood]).norm(dim=2)              # (b, k)
+        distance = (farthest - bank.rows[index]).norm(dim=1)  # (b,)
+        others = (farthest[:, None] - bank.rows[neighborhood]).norm(dim=2)  # (b, k)
         return (1 - torch.exp(distance - others.logsumexp(dim=1))).clamp(min=0)
 
 
 def locally_aware(
     stages: list[Tensor], patch: int, *, pretrain_dim: int, target_dim: int
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Map stages (b, c_i, h_i, w_i) to patch features (b * h * w, target_dim) in float32, row-major, and the first grid.
+    """Map stages (b, c_i, h_i, w_i) to patch features (b * h * w, target_dim), float32, row-major, and the first grid.
 
     Each feature is concatenated with its patch x patch neighbors (zero padding), each stage is pooled to
     `pretrain_dim` and upsampled to the first stage's grid, then all of them are pooled to `target_dim`. Paper, eq. 2
@@ -241,17 +241,17 @@ def locally_aware(
     grid = (stages[0].shape[2], stages[0].shape[3])
     pooled = []
     for stage in stages:
-        part = _pool_channels(_neighborhoods(stage.float(), patch), pretrain_dim)       # (b, pretrain_dim, h_i * w_i)
-        part = part.reshape(len(stage), -1, *stage.shape[2:])                           # (b, pretrain_dim, h_i, w_i)
-        pooled.append(upsample(part, grid, align_corners=False).flatten(2))             # (b, pretrain_dim, h * w)
-    joined = _pool_channels(torch.cat(pooled, dim=1), target_dim)                       # (b, target_dim, h * w)
+        part = _pool_channels(_neighborhoods(stage.float(), patch), pretrain_dim)  # (b, pretrain_dim, h_i * w_i)
+        part = part.reshape(len(stage), -1, *stage.shape[2:])  # (b, pretrain_dim, h_i, w_i)
+        pooled.append(upsample(part, grid, align_corners=False).flatten(2))  # (b, pretrain_dim, h * w)
+    joined = _pool_channels(torch.cat(pooled, dim=1), target_dim)  # (b, target_dim, h * w)
     return joined.transpose(1, 2).flatten(0, 1), grid
 
 
 def _neighborhoods(stage: Tensor, patch: int) -> Tensor:
     """Map (b, c, h, w) to (b, c * patch^2, h * w): `F.unfold`, but several times as fast, by a copy of windows."""
     padded = F.pad(stage.contiguous(), (patch // 2,) * 4)
-    windows = padded.unfold(2, patch, 1).unfold(3, patch, 1)                            # (b, c, h, w, patch, patch)
+    windows = padded.unfold(2, patch, 1).unfold(3, patch, 1)  # (b, c, h, w, patch, patch)
     return windows.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
 
 
@@ -259,7 +259,7 @@ def _pool_channels(values: Tensor, count: int) -> Tensor:
     """Map (b, c, n) to (b, count, n): adaptive average pooling of the channels, vectorized over n."""
     if values.shape[1] == count:
         return values
-    as_image = values.unsqueeze(2).permute(0, 3, 1, 2)                                  # (b, n, c, 1), channels last
+    as_image = values.unsqueeze(2).permute(0, 3, 1, 2)  # (b, n, c, 1), channels last
     return F.adaptive_avg_pool2d(as_image, (count, 1)).squeeze(3).transpose(1, 2)
 
 
@@ -282,8 +282,8 @@ def greedy_coreset(
         starts: (s,) indices; the mean distance to them is a row's first anchor.
         report: called with the number of selected rows and `count`.
     """
-    norms = features.square().sum(dim=1)                                                # (n,)
-    anchors = torch.empty_like(norms)                                                   # squared, as are all distances
+    norms = features.square().sum(dim=1)  # (n,)
+    anchors = torch.empty_like(norms)  # squared, as are all distances
     for rows in _blocks(len(features), len(starts)):
         squared = _squared_distances(features[rows], norms[rows], features[starts], norms[starts])
         anchors[rows] = squared.clamp_(min=0).sqrt_().mean(dim=1).square_()
@@ -292,7 +292,7 @@ def greedy_coreset(
     while n_selected < count:
         highest, candidates = anchors.topk(min(CANDIDATES + 1, len(anchors)))
         limit = float(highest[-1]) if len(anchors) > CANDIDATES else float("-inf")
-        candidates = candidates[:CANDIDATES].sort().values                              # the first of equal anchors
+        candidates = candidates[:CANDIDATES].sort().values  # the first of equal anchors
         block = _select(features[candidates], norms[candidates], anchors[candidates], limit, count - n_selected)
         block = candidates[block]
         for rows in _blocks(len(features), len(block)):

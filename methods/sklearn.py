@@ -1,8 +1,8 @@
 """scikit-learn's outlier detectors on pooled frozen features: `--method sklearn:IsolationForest`, `sklearn:PCA`, ...
 
 Every estimator with `fit` and `score_samples` can be used: the outlier detectors (IsolationForest, LocalOutlierFactor,
-OneClassSVM, EllipticEnvelope, ...) and the densities (GaussianMixture, KernelDensity, PCA, ...). It is not the method of
-a paper: it measures a standard detector on the features that the papers' methods start from.
+OneClassSVM, EllipticEnvelope, ...) and the densities (GaussianMixture, KernelDensity, PCA, ...). It is not the method
+of a paper: it measures a standard detector on the features that the papers' methods start from.
 
 The stages of a frozen backbone are fused to one map, whose means over a grid of cells are the feature vectors. The
 estimator is fitted on those of all training images; at test time the map is minus the score of each cell, resized to
@@ -100,7 +100,7 @@ class SklearnMethod(Method):
         for done, images in enumerate(train.batches(BATCH), start=1):
             batches.append(self._cells(images.to(self.setup.device)).flatten(0, 2).cpu())
             progress(min(done * BATCH, len(train)), len(train), None)
-        vectors = torch.cat(batches)                                                    # (n * grid * grid, c)
+        vectors = torch.cat(batches)  # (n * grid * grid, c)
         order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(self.setup.seed))
         self.vectors = vectors[order[: self.settings.max_vectors].sort().values]
         _ = self._estimator  # fitted here, so that its time is part of the fit
@@ -118,7 +118,7 @@ class SklearnMethod(Method):
     def predict(self, images: Tensor) -> Prediction:
         """Return minus the estimator's score of each cell, resized and smoothed."""
         estimator = self._estimator
-        cells = self._cells(images)                                                     # (b, grid, grid, c)
+        cells = self._cells(images)  # (b, grid, grid, c)
         scores = -estimator.score_samples(cells.flatten(0, 2).cpu().numpy())
         maps = torch.as_tensor(scores, dtype=torch.float32, device=images.device).view(cells.shape[:3])
         maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)

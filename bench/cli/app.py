@@ -108,7 +108,9 @@ def run(  # noqa: PLR0917  typer makes the options from these
     ] = None,
     selection: Annotated[str | None, typer.Option(help="last, oracle (best on the test set) or both.")] = None,
     every: Annotated[int | None, typer.Option(help="The oracle looks every so many epochs.")] = None,
-    preprocessing: Annotated[str | None, typer.Option(help="shared (the profile's, for all methods) or paper (of each method's paper).")] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="shared: the profile's, for all methods; paper: that of each method's paper.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile", help="Compile networks for predictions.")] = None,

@@ -56,7 +56,9 @@ def time(  # noqa: PLR0917  typer makes the options from these
     limit: Annotated[int | None, typer.Option(help="At most so many images a kind.")] = None,
     profile: Annotated[str | None, typer.Option(help="demo, code, paper, or one of yours.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="epochs=50, or aminet.epochs=50.")] = None,
-    preprocessing: Annotated[str | None, typer.Option(help="shared (the profile's, for all methods) or paper (of each method's paper).")] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="shared: the profile's, for all methods; paper: that of each method's paper.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile", help="Compile networks for predictions.")] = None,

@@ -8,10 +8,10 @@
     PROFILES = {"demo": {"width": 8, "epochs": 100}, "check": {"width": 2, "epochs": 2}}  # settings by profile
     ALIASES = {"riad_gray": {"title": "RIAD (gray)", "settings": {"grayscale": True}}}
 
-All of them are optional. PROFILES replace the defaults of Settings: "demo" takes minutes on a laptop, "check" seconds (for
-`bench check` and the tests), "paper" has the values of the paper where the defaults are those of the authors' code. A
-method of the family "hosted" runs the models of another library: `--method anomalib:Padim` sets its setting `model`, and
-its TITLE contains "{model}".
+All of them are optional. PROFILES replace the defaults of Settings: "demo" takes minutes on a laptop, "check" seconds
+(for `bench check` and the tests), "paper" has the values of the paper if the defaults are those of the authors' code. A
+method of the family "hosted" runs the models of another library: `--method anomalib:Padim` sets its setting `model`,
+and its TITLE contains "{model}".
 """
 
 import ast
@@ -27,7 +27,16 @@ from bench.config.settings import validate
 from bench.errors import BenchError
 
 Family = Literal[
-    "", "mask-based", "reconstruction", "memory bank", "distillation", "flow", "one-class", "few-shot", "hosted", "floor"
+    "",
+    "mask-based",
+    "reconstruction",
+    "memory bank",
+    "distillation",
+    "flow",
+    "one-class",
+    "few-shot",
+    "hosted",
+    "floor",
 ]
 FAMILIES = get_args(Family)[1:]
 
@@ -104,7 +113,9 @@ def _read(path: Path, modified: int) -> MethodMetadata:  # noqa: ARG001 - a modi
     for alias in metadata.aliases:
         check_alias_name(alias)
     if metadata.is_hosted != ("{model}" in metadata.title):
-        raise BenchError(f'{place}: TITLE must contain "{{model}}" if and only if FAMILY is "hosted". Change one of them.')
+        raise BenchError(
+            f'{place}: TITLE must contain "{{model}}" if and only if FAMILY is "hosted". Change one of them.'
+        )
     return metadata
 
 

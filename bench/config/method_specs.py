@@ -117,7 +117,9 @@ def aliases(tables: Mapping[str, Any], methods: Iterable[str]) -> dict[str, Alia
         names[method] = Alias(method, metadata.title or method)
         for name, entry in metadata.aliases.items():
             if name in names and names[name].method != method:
-                raise BenchError(f"An alias must be unique, '{name}' is one of {names[name].method} and {method}. Rename it.")
+                raise BenchError(
+                    f"An alias must be unique, '{name}' is one of {names[name].method} and {method}. Rename it."
+                )
             settings = _with_origin(entry.get("settings", {}), f"alias {name} in {metadata.place}")
             names[name] = Alias(method, entry.get("title", name), settings)
     for name, table in tables.get("alias", {}).items():

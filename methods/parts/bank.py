@@ -64,16 +64,16 @@ class ProjectedBank:
         """
         if len(rows) < MIN_PROJECTED_ROWS or rows.device.type != "cpu":
             return None
-        products = rows.T @ rows                                                        # (d, d)
+        products = rows.T @ rows  # (d, d)
         p = rows.shape[1] // 4 - 2  # p + 2 is d / 4, which keeps the matrix product aligned
         if p < 1 or not products.isfinite().all():
             return None
-        energies, directions = torch.linalg.eigh(products)                              # (d,) ascending, (d, d)
+        energies, directions = torch.linalg.eigh(products)  # (d,) ascending, (d, d)
         if energies[-p:].sum() < MIN_EXPLAINED_ENERGY * energies.sum():
             return None
-        directions = directions[:, -p:].contiguous()                                    # (d, p)
+        directions = directions[:, -p:].contiguous()  # (d, p)
         floor = RESIDUAL_FLOOR * float(rows.square().sum(dim=1).max())
-        projected = project(rows, directions, floor)                                    # (m, p + 1)
+        projected = project(rows, directions, floor)  # (m, p + 1)
         joined = torch.cat([projected, projected.square().sum(dim=1, keepdim=True)], dim=1)
         padding = joined.new_zeros(-len(rows) % GROUP, p + 2)
         padding[:, -1] = torch.inf
@@ -106,7 +106,9 @@ class MemoryBank:
     projected: ProjectedBank | None
 
     @classmethod
-    def from_rows(cls, rows: Tensor, center: Tensor, precision: Precision = "float32", *, count: int = 1) -> "MemoryBank":
+    def from_rows(
+        cls, rows: Tensor, center: Tensor, precision: Precision = "float32", *, count: int = 1
+    ) -> "MemoryBank":
         """Prepare rows (m, d), minus the center (d,), on their device.
 
         Args:
@@ -124,7 +126,7 @@ def nearest_neighbors(queries: Tensor, bank: MemoryBank, count: int) -> tuple[Te
 
     The search uses matrix products, first in projected dimensions if the bank has them. The distances of the rows found
     are then computed from differences, so there is no cancellation and hardly any dependence on the other images of the
-    batch. In half precision more rows than `count` are found, and the nearest of them by float32 distances are returned.
+    batch. In half precision more rows than `count` are found, and the nearest by float32 distances are returned.
 
     Args:
         queries: (n, d), minus the bank's center.
@@ -146,21 +148,21 @@ def _search_with_lower_bounds(queries: Tensor, bank: MemoryBank, projected: Proj
     The nearest row in projected dimensions gives an upper bound; only rows whose lower bound is not above it are
     compared in all dimensions. So the result is the nearest row, up to float32 rounding of its distance.
     """
-    short = project(queries, projected.directions, projected.floor)                     # (n, p + 1)
-    factors = torch.cat([-2 * short, torch.ones_like(short[:, :1])], dim=1).T           # (p + 2, n)
+    short = project(queries, projected.directions, projected.floor)  # (n, p + 1)
+    factors = torch.cat([-2 * short, torch.ones_like(short[:, :1])], dim=1).T  # (p + 2, n)
     bounds = torch.empty(len(projected.rows), len(queries))  # minus the query's own squared norm
     for part, rows in zip(bounds.split(TILE), projected.rows.split(TILE), strict=True):
         torch.mm(rows, factors, out=part)
-    bounds = bounds.unflatten(0, (-1, GROUP))                                           # (m / GROUP, GROUP, n)
-    minimum = bounds.amin(dim=1)                                                        # (m / GROUP, n)
-    group, all_queries = minimum.argmin(dim=0), torch.arange(len(queries))              # (n,)
-    first = group * GROUP + bounds[group, :, all_queries].argmin(dim=1)                 # (n,)
-    upper = (queries - bank.rows[first]).square().sum(dim=1)                            # (n,)
+    bounds = bounds.unflatten(0, (-1, GROUP))  # (m / GROUP, GROUP, n)
+    minimum = bounds.amin(dim=1)  # (m / GROUP, n)
+    group, all_queries = minimum.argmin(dim=0), torch.arange(len(queries))  # (n,)
+    first = group * GROUP + bounds[group, :, all_queries].argmin(dim=1)  # (n,)
+    upper = (queries - bank.rows[first]).square().sum(dim=1)  # (n,)
     norms = queries.square().sum(dim=1) + bank.norms.max()
     limit = upper - short.square().sum(dim=1) + ROUNDING_TOLERANCE * norms
 
     near = minimum <= limit
-    fallback = near.sum(dim=0) > max(1, len(minimum) // FALLBACK_FRACTION)              # (n,)
+    fallback = near.sum(dim=0) > max(1, len(minimum) // FALLBACK_FRACTION)  # (n,)
     groups, query = (near & ~fallback).nonzero(as_tuple=True)
     pair, member = (bounds[groups, :, query] <= limit[query, None]).nonzero(as_tuple=True)
     row, query = groups[pair] * GROUP + member, query[pair]
@@ -189,8 +191,8 @@ def _exhaustive_search(queries: Tensor, bank: MemoryBank, count: int) -> tuple[T
         value, index = _topk_smallest(distances, n_candidates)
         values.append(value)
         indices.append(index + start)
-    _, best = _topk_smallest(torch.cat(values), n_candidates)                           # (k, n)
-    candidates = torch.cat(indices).gather(0, best).T                                   # (n, k)
+    _, best = _topk_smallest(torch.cat(values), n_candidates)  # (k, n)
+    candidates = torch.cat(indices).gather(0, best).T  # (n, k)
     squared, order = (queries[:, None] - bank.rows[candidates]).square().sum(dim=2).sort(dim=1)
     return squared[:, :count], candidates.gather(1, order[:, :count])
 
@@ -198,8 +200,8 @@ def _exhaustive_search(queries: Tensor, bank: MemoryBank, count: int) -> tuple[T
 def _topk_smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the smallest values (k, n) of each column and their row indices, unsorted."""
     if count == 1 and len(values) % GROUP == 0:  # several times as fast as torch.min, which computes all indices
-        groups = values.unflatten(0, (-1, GROUP))                                       # (m / GROUP, GROUP, n)
-        group = groups.amin(dim=1).argmin(dim=0)                                        # (n,)
+        groups = values.unflatten(0, (-1, GROUP))  # (m / GROUP, GROUP, n)
+        group = groups.amin(dim=1).argmin(dim=0)  # (n,)
         smallest, member = groups.gather(0, group.expand(1, GROUP, -1))[0].min(dim=0, keepdim=True)
         return smallest, group * GROUP + member
     result = values.T.contiguous().topk(min(count, len(values)), dim=1, largest=False, sorted=False)

@@ -43,7 +43,7 @@ class Decoder(nn.Module):
             maps = stage(maps)
             if number < 2:
                 maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)
-        images: Tensor = self.head(maps)                                                # (b, 3, h, w)
+        images: Tensor = self.head(maps)  # (b, 3, h, w)
         if images.shape[2:] != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", align_corners=True)
         return images

@@ -34,20 +34,20 @@ def fused_patches(stages: Sequence[Tensor], patch: int, *, average_pool: bool = 
     grid, channels = (rows // patch, columns // patch), [stage.shape[1] for stage in stages]
     cells = torch.empty(b, *grid, patch, patch, sum(channels), device=stages[0].device)
     for part, stage in zip(cells.split(channels, dim=5), stages, strict=True):
-        resized = _resize(stage.float(), rows, columns, average_pool)                   # (b, rows, columns, c)
+        resized = _resize(stage.float(), rows, columns, average_pool)  # (b, rows, columns, c)
         part.copy_(resized.reshape(b, grid[0], patch, grid[1], patch, -1).transpose(2, 3))
     return cells.view(b, grid[0] * grid[1], -1)
 
 
 def _resize(stage: Tensor, rows: int, columns: int, average_pool: bool) -> Tensor:
     b, c, h, w = stage.shape
-    features = stage.permute(0, 2, 3, 1)                                                # (b, h, w, c)
+    features = stage.permute(0, 2, 3, 1)  # (b, h, w, c)
     if (h, w) == (rows, columns) and not average_pool:
         return features
     by_rows = _resize_matrix(h, rows, average_pool, stage.device, stage.dtype)
     by_columns = _resize_matrix(w, columns, average_pool, stage.device, stage.dtype)
-    resized = by_rows @ features.reshape(b, h, w * c)                                   # (b, rows, w * c)
-    return by_columns @ resized.view(b, rows, w, c)                                     # (b, rows, columns, c)
+    resized = by_rows @ features.reshape(b, h, w * c)  # (b, rows, w * c)
+    return by_columns @ resized.view(b, rows, w, c)  # (b, rows, columns, c)
 
 
 @lru_cache(maxsize=64)

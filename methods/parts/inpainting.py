@@ -5,7 +5,7 @@ the inpainting blocks, f2 the prediction, S the positions, R the discrepancy.
 """
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,6 +17,15 @@ from bench.method import Precision
 from .compile import share_parameters
 from .precision import MeanCenteredLinear
 from .transformer import Block, patchify, positions
+
+
+class Restoration(NamedTuple):
+    """Results for b images at test time: n patches each, of k * k features with c channels."""
+
+    patches: Tensor  # (b, n, k * k * c) of the frozen features
+    restored: Tensor  # (b, n, k * k * c)
+    distances: Tensor  # (b, n) of each token to its nearest center
+    masks: Tensor  # (passes, b, n), True where a pass hides the token
 
 
 class Inpainter(nn.Module):
@@ -61,7 +70,7 @@ class Inpainter(nn.Module):
         super().__init__()
         # f1 above f3: two strided convolutions are one matrix product after the map is cut into patches.
         self.embedding = nn.Linear(patch_dim, 2 * width)
-        self.register_buffer("positions", positions(width, *grid)[None])                # (1, n, width)
+        self.register_buffer("positions", positions(width, *grid)[None])  # (1, n, width)
         self.cluster_tokens = nn.Parameter(torch.empty(1, clusters, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=learn_mask_token)
         self.aggregation = nn.Sequential(*(Block(width, heads) for _ in range(aggregation_depth)))
@@ -89,7 +98,7 @@ class Inpainter(nn.Module):
     def centers(self, semantic: Tensor) -> Tensor:
         """Return the cluster centers (b, clusters, width) of E2 (b, n, width), separately for each image."""
         queries = self.cluster_tokens.expand(len(semantic), -1, -1)
-        tokens = torch.cat([queries, semantic + self.positions], dim=1)                 # (b, clusters + n, width)
+        tokens = torch.cat([queries, semantic + self.positions], dim=1)  # (b, clusters + n, width)
         *first, last = self.aggregation
         for block in first:
             tokens = block(tokens)
@@ -175,13 +184,6 @@ def jittered(tokens: Tensor, *, scale: float, generator: Generator | None) -> Te
     return tokens + noise * (scale / tokens.shape[2]) * norms
 
 
-def cosine_distance(original: Tensor, restored: Tensor) -> Tensor:
-    """Return 1 - cosine along the last axis, from dot product and norms: half the cost of F.cosine_similarity."""
-    norms = torch.linalg.vector_norm(original, dim=-1) * torch.linalg.vector_norm(restored, dim=-1)
-    distance: Tensor = 1 - torch.linalg.vecdot(original, restored) / norms.clamp(min=1e-12)
-    return distance
-
-
 def released_state(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a `.pth` released by the authors with the names of `Inpainter`, without their backbone.
 
@@ -196,7 +198,8 @@ def released_state(path: Path) -> dict[str, Tensor]:
             key.removeprefix("Roncon_model."): released[key].float() for key in released if key.startswith("Roncon")
         }
         embeddings = [
-            (tensors.pop(f"{key}.proj.weight"), tensors.pop(f"{key}.proj.bias")) for key in ("patch_embed", "auxi_embed")
+            (tensors.pop(f"{key}.proj.weight"), tensors.pop(f"{key}.proj.bias"))
+            for key in ("patch_embed", "auxi_embed")
         ]
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -68,7 +68,7 @@ def gaussian_kernel(sigma: float, radius: int) -> Kernel:
 
 def image_score(maps: Tensor, score: Score) -> Tensor:
     """Reduce (b, h, w) to (b,): the maximum, the population standard deviation, or the mean of each map."""
-    values = maps.flatten(1)                                                            # (b, h * w)
+    values = maps.flatten(1)  # (b, h * w)
     match score:
         case "max":
             return values.amax(dim=1)
@@ -98,8 +98,8 @@ def _filter_matrix(n: int, kernel: Kernel, device: torch.device, dtype: torch.dt
     """Return (n, n): a kernel along one axis, which needs no padding and is fast at the usual sizes of images."""
     with torch.inference_mode(mode=False):
         radius = len(kernel) // 2
-        index = torch.arange(n)[:, None] + torch.arange(-radius, radius + 1)            # (n, 2 * radius + 1)
-        reflected = index % (2 * n)                                                     # d c b a | a b c d | d c b a
+        index = torch.arange(n)[:, None] + torch.arange(-radius, radius + 1)  # (n, 2 * radius + 1)
+        reflected = index % (2 * n)  # d c b a | a b c d | d c b a
         reflected = torch.where(reflected < n, reflected, 2 * n - 1 - reflected)
         matrix = torch.zeros(n, n, dtype=torch.float64)
         matrix.scatter_add_(1, reflected, torch.tensor(kernel, dtype=torch.float64).expand(n, -1))

@@ -30,7 +30,7 @@ class MeanCenteredLinear(nn.Linear):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (b, n, in_features) to (b, n, out_features), float32."""
-        mean = tokens.mean(dim=1, keepdim=True)                                         # (b, 1, in_features)
+        mean = tokens.mean(dim=1, keepdim=True)  # (b, 1, in_features)
         difference = F.linear((tokens - mean).to(self.rounded.dtype), self.rounded)
         with torch.autocast(tokens.device.type, enabled=False):
             return super().forward(mean) + difference

@@ -58,9 +58,9 @@ class MultiPoolingAttention(nn.Module):
         b, h, w, c = maps.shape
         grids = [average_pool(maps, min(side, h), min(side, w)) for side in self.pools]
         pooled = [(grid + local(grid)).flatten(1, 2) for grid, local in zip(grids, self.local, strict=True)]
-        keys_values = self.key_value(self.norm(torch.cat(pooled, dim=1)))               # (b, s, 2 * c)
+        keys_values = self.key_value(self.norm(torch.cat(pooled, dim=1)))  # (b, s, 2 * c)
         key, value = keys_values.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2 times (b, heads, s, d)
-        query = self.query(maps).view(b, h * w, self.heads, -1).transpose(1, 2)         # (b, heads, h * w, d)
+        query = self.query(maps).view(b, h * w, self.heads, -1).transpose(1, 2)  # (b, heads, h * w, d)
         attended = F.scaled_dot_product_attention(query, key, value)
         projected: Tensor = self.proj(attended.transpose(1, 2).reshape(b, h, w, c))
         return projected
@@ -131,7 +131,9 @@ class RestorationNet(nn.Module):
                 flat stack of blocks without a U.
             depth: blocks per level of the encoder.
             decoder_depth: blocks per level of the decoder.
-            head_width, pools, convolution: of the blocks.
+            head_width: of the blocks.
+            pools: of the blocks.
+            convolution: of the blocks.
             learn_token: False keeps the vector that replaces a hidden feature at zero.
         """
         super().__init__()
@@ -160,12 +162,12 @@ class RestorationNet(nn.Module):
         (1 - M) f(M F), where M is 1 where a feature is visible. Stem, norm and head operate on single features, so they
         are computed once outside the passes: the same result at less cost.
         """
-        embedded = self.stem(features.permute(0, 2, 3, 1))                              # (b, h, w, width)
-        hidden = masks[:, None, :, :, None]                                             # (n, 1, h, w, 1)
-        visible = torch.where(hidden, self.stem(self.token), embedded)                  # (n, b, h, w, width)
+        embedded = self.stem(features.permute(0, 2, 3, 1))  # (b, h, w, width)
+        hidden = masks[:, None, :, :, None]  # (n, 1, h, w, 1)
+        visible = torch.where(hidden, self.stem(self.token), embedded)  # (n, b, h, w, width)
         passes = self.restore(visible.flatten(0, 1)).unflatten(0, visible.shape[:2])
-        combined = (passes * hidden).sum(dim=0)                                         # (b, h, w, width)
-        restored: Tensor = self.head(self.norm(combined))                               # (b, h, w, c)
+        combined = (passes * hidden).sum(dim=0)  # (b, h, w, width)
+        restored: Tensor = self.head(self.norm(combined))  # (b, h, w, c)
         return restored.permute(0, 3, 1, 2)
 
     def restore(self, maps: Tensor) -> Tensor:
@@ -174,13 +176,13 @@ class RestorationNet(nn.Module):
         for level, down in zip(self.levels, self.downs, strict=False):  # the coarsest level has no down
             maps = level(maps)
             skips.append(maps)
-            maps = down(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)                   # (b, h / 2, w / 2, coarse)
+            maps = down(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (b, h / 2, w / 2, coarse)
         maps = self.levels[-1](maps)
         for up, join, skip in zip(reversed(self.ups), reversed(self.joins), reversed(skips), strict=True):
             # First to the finer level's width, then to its grid: both are linear, and this order costs less.
             lifted, size = up(maps).permute(0, 3, 1, 2), (skip.shape[1], skip.shape[2])  # (b, fine, h / 2, w / 2)
-            lifted = upsample(lifted, size, align_corners=False).permute(0, 2, 3, 1)    # (b, h, w, fine)
-            maps = join(torch.cat([lifted, skip], dim=3))                               # (b, h, w, fine)
+            lifted = upsample(lifted, size, align_corners=False).permute(0, 2, 3, 1)  # (b, h, w, fine)
+            maps = join(torch.cat([lifted, skip], dim=3))  # (b, h, w, fine)
         return maps
 
     def estimate_training_memory(self, passes: int, grid: tuple[int, int]) -> int:
@@ -202,11 +204,9 @@ def average_pool(maps: Tensor, rows: int, columns: int) -> Tensor:
     b, h, w, c = maps.shape
     if (h, w) == (rows, columns):
         return maps
-    by_rows, by_columns = (
-        _average_matrix(*sides, maps.device, maps.dtype) for sides in ((h, rows), (w, columns))
-    )
-    pooled = by_rows @ maps.reshape(b, h, w * c)                                        # (b, rows, w * c)
-    return by_columns @ pooled.view(b, rows, w, c)                                      # (b, rows, columns, c)
+    by_rows, by_columns = (_average_matrix(*sides, maps.device, maps.dtype) for sides in ((h, rows), (w, columns)))
+    pooled = by_rows @ maps.reshape(b, h, w * c)  # (b, rows, w * c)
+    return by_columns @ pooled.view(b, rows, w, c)  # (b, rows, columns, c)
 
 
 @lru_cache(maxsize=64)

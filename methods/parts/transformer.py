@@ -23,7 +23,7 @@ class Attention(nn.Module):
         """Map (b, n, width) to the same shape, or to (b, n_queries, width): only the first tokens are queries."""
         width = tokens.shape[2]
         if n_queries is None:
-            query, key, value = self._split_heads(self.qkv(tokens), 3)   # 3 times (b, heads, n, width / heads)
+            query, key, value = self._split_heads(self.qkv(tokens), 3)  # 3 times (b, heads, n, width / heads)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             (query,) = self._split_heads(F.linear(tokens[:, :n_queries], weight[:width], bias[:width]), 1)
