@@ -138,9 +138,9 @@ def run(
     plan = make_plan(
         known,
         registry.names("methods"),
-        said={"method": method, **options},
+        options={"method": method, **options},
         settings=settings,
-        over=over,
+        sweep=over,
         profile=profile,
         campaign=campaign,
         paths={key: Path(path) for key, path in paths.items() if path},

@@ -2,12 +2,12 @@
 
 A `datasets/<name>.py` defines
 
-    TITLE: str                                  # "MVTec AD", as tables print it
-    SYNTHETIC: bool                             # True where the images are drawn, and every table says so
-    ABOUT: str                                  # owner's page, licence, size, layout: told when the data is missing
-    def samples(root: Path) -> list[Sample]     # BenchError where `root` does not hold it
+    TITLE: str                                  # as tables print it: "MVTec AD"
+    SYNTHETIC: bool                             # True if the images are drawn; every table then says so
+    ABOUT: str                                  # owner's page, licence, size, layout; printed if the data is missing
+    def samples(root: Path) -> list[Sample]     # raises BenchError if `root` does not hold the data set
 
-and, where there are official counts, warns through `logging` when the disk disagrees with them.
+and logs a warning if the files differ from the official counts.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ class Sample:
 
     Attributes:
         image: the file.
-        category: what is inspected, as "bottle"; one model a category in the one-for-one protocol.
-        split: "train" or "test"; a data set's other splits are left out.
-        defect: the kind of defect, or "good". The image's label comes from here, never from its mask.
-        masks: files in which non-zero pixels are defects, united; none where the image is good or no mask exists.
+        category: the kind of object or texture: "bottle". One-for-one fits one model per category.
+        split: "train" or "test"; other splits of a data set are not used.
+        defect: the defect type, or "good". It decides the image's label; the mask never does.
+        masks: files whose non-zero pixels are defects; their union is the mask. Empty if the image is good or if no
+            mask exists.
     """
 
     image: Path
@@ -40,3 +41,8 @@ class Sample:
     def is_anomalous(self) -> bool:
         """Whether the image shows a defect."""
         return self.defect != GOOD
+
+    @property
+    def id(self) -> str:
+        """The name of the image in records and reports: "bottle/test/crack/003.png"."""
+        return f"{self.category}/{self.split}/{self.defect}/{self.image.name}"

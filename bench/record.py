@@ -1,9 +1,8 @@
-"""What is known of one result: the run that was asked for, the record of a category, the raw answers behind it."""
+"""The contract of a result: what was run, the record of one category, and the predictions behind it."""
 
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,131 +12,139 @@ from numpy.typing import NDArray
 from bench.dataset import GOOD
 from bench.errors import BenchError
 
-SCHEMA = 2
-
-_FIRST = {
-    "run": "dataset synthetic protocol k seed limit name method title settings preprocessing precision inputs profile "
-    "note variant",
-    "record": "run category data selection every epoch failure metrics missing error losses curve seconds latency "
-    "memory facts machine stored train tests origin command source commit started warnings",
-}
-"""The fields of schema 1: a record has all of them, and what came later takes its default where a record lacks it."""
+SCHEMA = 1
 
 Selection = Literal["last", "oracle"]
 """Which epoch is reported: the last, or the best on the test set, as several authors do."""
 
 Resolution = Literal["input", "original"]
-"""At which pixels are judged: those of the prepared images, or those of each image's own file."""
+"""Size at which pixel metrics are computed: that of the network's input, or that of each image file."""
 
 Maps = Literal["float16", "float32", "none"]
-"""How maps are kept: half precision with one power-of-two exponent a category, in full, or not at all."""
+"""How maps are stored: float16 with one power-of-two exponent per category, float32, or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What was asked: all that the records of one method under one protocol share.
+    """What all records of one method under one protocol share.
+
+    `bench.identity` says which fields make two runs the same.
 
     Attributes:
-        dataset: name of the data set, as "mvtec".
+        dataset: name of the data set: "mvtec".
         synthetic: whether its images are drawn; every table says so.
-        protocol: as "kshot".
-        k: training images a category, or 0 where the protocol takes all.
-        seed: as the user gave it; draws and fits follow from it.
-        limit: the cap of a quick look, or 0.
-        calibrate: the false positive rate for which good training images were held out to set a threshold, or 0.
-        resolution: at which pixels were judged.
-        compile: whether the networks were compiled for predictions.
-        name: what the user calls the method, an alias or a file: "aminet_jitter".
-        method: the file in methods/ that it is: "aminet".
+        data_fingerprints: short hash of each category of the data set, also of those that were not run. They tell two
+            data sets of the same name apart.
+        protocol: "one-for-one", "unified" or "kshot".
+        k: training images per category with kshot, else 0.
+        seed: as given; draws and fits derive their seeds from it.
+        name: the method as the user names it, an alias or a file: "aminet_jitter".
+        method: the file in methods/: "aminet".
         title: as tables print it: "AMI-Net‡".
-        settings: every value of the method's Settings, resolved.
-        preprocessing: how files became inputs, resolved.
-        precision: of the network.
-        inputs: hashes of other files that decide the answer: the backbone's weights; "checkpoint" of a released model.
-        profile: the profile of bench.toml that the values began with.
-        note: what a reader must know of that profile, as "reduced width, depth and epochs"; "" where nothing.
-        variant: short hash of what the categories of a table share: `key` before the settings of single categories.
-        swept: the settings whose value tells this run from the others of its sweep; it decides no answer.
+        settings: every value of the method's Settings.
+        preprocessing: how files become inputs, as keyword arguments of `bench.method.Preprocessing`.
+        file_hashes: hashes of other files that decide the numbers: the backbone's weights, "checkpoint" of a released
+            model.
+        options: values of the options that decide the numbers, by group: {"compute": {"precision": "float32"}}.
+        profile: the profile of bench.toml.
+        profile_note: its caveat for readers of the numbers: "reduced width, depth and epochs"; "" if it has none.
+        group_hash: short hash that the records of one table row share; see `bench.identity.run_hash`.
+        sweep_keys: the settings that distinguish this run from the others of its sweep.
     """
 
     dataset: str
     synthetic: bool
+    data_fingerprints: dict[str, str]
     protocol: str
     k: int
     seed: int
-    limit: int
     name: str
     method: str
     title: str
     settings: dict[str, Any]
     preprocessing: dict[str, Any]
-    precision: str
     file_hashes: dict[str, str]
+    options: dict[str, dict[str, Any]]
     profile: str
     profile_note: str
     group_hash: str = ""
-    calibrate: float = 0.0
-    resolution: Resolution = "input"
-    compile: bool = False
     sweep_keys: list[str] = field(default_factory=list)
 
     @property
+    def limit(self) -> int:
+        """Maximum number of images of a kind per category; 0 is no limit."""
+        return int(self.options["tasks"]["limit"])
+
+    @property
+    def calibrate(self) -> float:
+        """False positive rate of the threshold set on held-out good images; 0 if none was set."""
+        return float(self.options["evaluation"]["calibrate"])
+
+    @property
+    def resolution(self) -> Resolution:
+        """Size at which pixel metrics were computed."""
+        resolution: Resolution = self.options["evaluation"]["resolution"]
+        return resolution
+
+    @property
+    def precision(self) -> str:
+        """Precision of the network."""
+        return str(self.options["compute"]["precision"])
+
+    @property
+    def compile(self) -> bool:
+        """Whether the networks were compiled for prediction."""
+        return bool(self.options["compute"]["compile"])
+
+    @property
     def sweep_label(self) -> str:
-        """The swept settings and their values, as tables print them: "clusters=4, depth=2"; "" outside a sweep."""
+        """The swept settings and their values as tables print them: "clusters=4, depth=2"; "" outside a sweep."""
         return ", ".join(f"{name}={self.settings.get(name)}" for name in self.sweep_keys)
 
     @property
     def is_released_checkpoint(self) -> bool:
-        """Whether the model is its authors' checkpoint, and was not trained here."""
+        """Whether the model is its authors' checkpoint and was not trained here."""
         return "checkpoint" in self.file_hashes
-
-    def key(self, data: str) -> str:
-        """Short hash of what decides the numbers besides the seed; `data` is the digest of the images."""
-        decisive = [self.method, self.settings, self.preprocessing, self.precision, self.file_hashes, self.limit, data]
-        if self.calibrate:
-            decisive.append({"calibrate": self.calibrate})
-        if self.resolution != "input":
-            decisive.append({"resolution": self.resolution})
-        if self.compile:
-            decisive.append({"compile": True})
-        return sha256(json.dumps(decisive, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One fit judged on one category, with everything needed to say how the numbers were made.
+    """One fit evaluated on one category, with everything that is needed to say how the numbers were made.
 
     Attributes:
-        run: what was asked.
-        category: whose test images were judged.
-        data: digest of the category's images and masks (of all categories where one model serves all).
-        selection: "last", or "oracle" where the epoch was chosen on the test set.
-        every: the oracle's interval in epochs; 0 for "last".
-        epoch: the epoch reported; 0 where the method has none.
-        failure: why there are no metrics, with the last lines of the traceback; "" where all went well.
+        run: what was run.
+        category: the category of the test images.
+        data_digest: hash of the images and masks that decide the numbers: the category's; all categories' if one model
+            serves all; those of the other categories too if the method pretrains on them.
+        selection: "last", or "oracle" if the epoch was chosen on the test set.
+        eval_every: epochs between two evaluations of the oracle; 0 for "last".
+        epoch: the epoch reported; 0 if the method has none.
+        failure: why there are no metrics, with the end of the traceback; "" if the run succeeded.
         metrics: fractions in [0, 1], by name.
-        missing: the metrics that do not exist here, with the reason.
-        threshold: an image whose score lies above it is called defective, with `run.calibrate`; else None.
-        pixel_threshold: the same for a pixel of the map: of a good image the highest pixel lies above it that rarely.
-        error: bound on the error of the pixel metrics; 0 where they are exact, as they are but for huge sets.
+        undefined_metrics: the metrics that do not exist here, with the reason.
+        threshold: an image with a higher score is called defective; None unless the run was calibrated.
+        pixel_threshold: the same for a pixel of the map, set so that a good image's highest pixel exceeds it that rarely.
+        metric_error_bound: bound on the error of the pixel metrics; 0 if they are exact, as they are except on very
+            large test sets.
         losses: the mean loss of each epoch.
-        curve: the metrics of each epoch at which the oracle looked, with its "epoch".
-        seconds: by phase: "fit", "predict" (whole test set), "judge".
-        latency: of one image in milliseconds: median, p5, p95 and all samples; empty where it was not measured. After
+        metrics_by_epoch: the metrics at each evaluation of the oracle, with "epoch".
+        seconds: by phase: "pretrain", "fit", "predict" (the whole test set), "evaluate".
+        latency: of one image in milliseconds: median, p5, p95 and all samples; empty if not measured. After
             `bench time` also "network" (the same), "loader", "end_to_end", "throughput", "memory" in bytes, "flops",
-            "parameters", "state" and "machine".
+            "parameters", "state" and "environment".
         memory: peak bytes, "host" and "device".
-        facts: what the method tells of itself.
-        machine: device, versions, numeric switches.
-        stored: what lies beside the record: "maps" ("float16" | "float32" | "none"), "sha256" of the answers' file,
-            "model" (whether the fitted method is there), "views": the image that each picture shows.
-        train: the training files. held: the good ones held out of them, by which the thresholds were set.
-        tests: the test files, as stored.
-        origin: where each value of the plan came from.
+        method_info: what the method reports about itself.
+        environment: device, versions, numeric switches.
+        artifacts: the files beside the record: "maps" ("float16" | "float32" | "none"), "sha256" of the predictions'
+            file, "model" (whether the fitted method is stored), "views": the image that each picture shows.
+        pretrain_files: the images of other categories that the method pretrained on.
+        train_files: the training images. calibration_files: the good images held out to set the thresholds.
+        test_files: the test images, in the order of the predictions. All are `Sample.id`s.
+        origin: where each value of the plan was set.
         command: the command line.
-        source: hash of the method's source file. commit: of the checkout.
+        source_hash: hash of the method's source file. commit: of the checkout.
         started: UTC, ISO 8601.
-        warnings: what was said on the way.
+        warnings: the warnings of the run.
     """
 
     run: Run
@@ -160,6 +167,7 @@ class Record:
     method_info: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, Any] = field(default_factory=dict)
+    pretrain_files: list[str] = field(default_factory=list)
     train_files: list[str] = field(default_factory=list)
     calibration_files: list[str] = field(default_factory=list)
     test_files: list[str] = field(default_factory=list)
@@ -171,44 +179,44 @@ class Record:
     warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """JSON text with a schema number. Raises BenchError for NaN, infinity, and what JSON can't hold."""
-        found = {"schema": SCHEMA, **asdict(self)}
+        """Return JSON text with a schema number. Raises BenchError for NaN, infinity, and what JSON cannot express."""
+        document = {"schema": SCHEMA, **asdict(self)}
         try:
-            return json.dumps(found, indent=1, allow_nan=False)
+            return json.dumps(document, indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
-            odd = next(name for name, value in found.items() if not _plain(value))
-            raise BenchError(f"A record holds plain, finite values; its {odd} are not: {error}.") from error
+            name = next(name for name, value in document.items() if not _is_json(value))
+            raise BenchError(f"A record must hold plain, finite values; its {name} does not: {error}.") from error
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        """The record that `to_json` wrote, now or under an older schema, whose missing fields take their defaults.
+        """Return the record that `to_json` wrote.
 
-        Raises BenchError where the text is none, or of a schema that is not known.
+        Raises BenchError if the text is not a record of this schema with exactly its fields.
         """
         try:
-            found = json.loads(text, parse_float=_finite, parse_constant=_finite)
+            document = json.loads(text, parse_float=_parse_finite, parse_constant=_parse_finite)
         except (ValueError, RecursionError) as error:
-            raise BenchError(f"A record is JSON with finite numbers; this is not ({error}).") from error
-        schema = found.pop("schema", None) if isinstance(found, dict) else None
-        if isinstance(schema, bool) or schema not in range(1, SCHEMA + 1):
-            mend = "Update maskbench" if isinstance(schema, int) and schema > SCHEMA else "Run it again with --force"
-            raise BenchError(f"A record has schema 1 to {SCHEMA}; this has {schema!r}. {mend}.")
-        run = Run(**_checked("run", found.get("run"), Run))
-        return cls(**{**_checked("record", found, cls), "run": run})
+            raise BenchError(f"A record must be JSON with finite numbers ({error}).") from error
+        schema = document.pop("schema", None) if isinstance(document, dict) else None
+        if isinstance(schema, bool) or schema != SCHEMA:
+            fix = "Update maskbench" if isinstance(schema, int) and schema > SCHEMA else "Rerun with --force"
+            raise BenchError(f"A record must have schema {SCHEMA}, got {schema!r}. {fix}.")
+        run = Run(**_check_fields("run", document.get("run"), Run))
+        return cls(**{**_check_fields("record", document, cls), "run": run})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """The raw answers for the n test images of one category, and the truth beside them.
+    """The predictions for the n test images of one category, and their ground truth.
 
     Attributes:
-        files: names of the images.
-        defects: the kind of each, "good" where there is none.
+        files: the images' `Sample.id`s.
+        defects: the defect type of each, "good" if it has none.
         scores: (n,) float64, higher is more anomalous.
-        maps: (n, h, w) float32, or None where they were not kept.
+        maps: (n, h, w) float32, or None if they were not stored.
         masks: (n, h, w), True on defect pixels.
-        known: (n,) whether the pixel truth is known: False for a defect image without a mask.
-        soft: (n, h, w) the masks in 255ths, as a bilinear resize would have made them; None where they were not kept.
+        has_pixel_labels: (n,) False for a defective image without a mask: its pixels are unknown.
+        soft_masks: (n, h, w) bilinearly resized masks, uint8 in 0..255; None if they were not stored.
     """
 
     files: tuple[str, ...]
@@ -221,49 +229,49 @@ class Predictions:
 
     @property
     def is_anomalous(self) -> NDArray[np.bool_]:
-        """(n,) the label of each image, from its kind of defect."""
+        """(n,) the label of each image, from its defect type."""
         return np.array([defect != GOOD for defect in self.defects], dtype=np.bool_)
 
     def rounded(self, maps: Maps) -> "Predictions":
-        """As they will be read back from the store; recorded metrics are computed from these."""
+        """Return the predictions as the store will return them; recorded metrics are computed from these."""
         if maps != "float16" or self.maps is None:
             return self
         return replace(self, maps=to_float32(*to_float16(self.maps)))
 
 
 def to_float16(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
-    """The maps in half precision, and the power of two by which they are to be multiplied.
+    """Return the maps in float16 and the exponent of the power of two that they must be multiplied by.
 
-    The power brings the largest magnitude, as rounded, into [2^14, 2^15), far from half precision's subnormal end: a
-    value keeps its 11 bits down to 2^-28 of the largest, and below that an absolute error of 2^-39 of it. Halving what
-    was halved changes nothing.
+    The power moves the largest rounded magnitude into [2^14, 2^15), far from the subnormal range of float16: a value
+    keeps its 11 bits down to 2^-28 of the largest, and an absolute error of 2^-39 of the largest below that. The
+    conversion is idempotent.
     """
     largest = max(float(maps.max(initial=0)), -float(maps.min(initial=0)))
-    mantissa, power = np.frexp(largest)  # largest = mantissa * 2^power, mantissa in [0.5, 1)
-    power = int(power) + int(np.float16(mantissa) == 1) - 15 if largest else 0
-    return _scaled(maps, -power, np.float16), power
+    mantissa, exponent = np.frexp(largest)  # largest = mantissa * 2^exponent, mantissa in [0.5, 1)
+    exponent = int(exponent) + int(np.float16(mantissa) == 1) - 15 if largest else 0
+    return _scale(maps, -exponent, np.float16), exponent
 
 
-def to_float32(halves: NDArray[np.float16], power: int) -> NDArray[np.float32]:
-    """The maps that `halved` made small, in single precision."""
-    return _scaled(halves, power, np.float32)
+def to_float32(halves: NDArray[np.float16], exponent: int) -> NDArray[np.float32]:
+    """Return the float32 maps that `to_float16` converted."""
+    return _scale(halves, exponent, np.float32)
 
 
-def _scaled(values: NDArray[Any], power: int, kind: type[np.floating[Any]]) -> NDArray[Any]:
-    """The values times two to that power, rounded once to a kind: what `ldexp` gives in four times the time."""
-    found: NDArray[Any] = np.empty(values.shape, kind)
-    np.multiply(values, 2.0**power, out=found, dtype=np.float64, casting="same_kind")
-    return found
+def _scale(values: NDArray[Any], exponent: int, dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """Return the values times 2^exponent, rounded once to the type: as `ldexp`, in a quarter of its time."""
+    scaled: NDArray[Any] = np.empty(values.shape, dtype)
+    np.multiply(values, 2.0**exponent, out=scaled, dtype=np.float64, casting="same_kind")
+    return scaled
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is not finite")
     return value
 
 
-def _plain(value: Any) -> bool:
+def _is_json(value: Any) -> bool:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
@@ -271,33 +279,33 @@ def _plain(value: Any) -> bool:
     return True
 
 
-def _checked(what: str, given: Any, kind: type[Run] | type[Record]) -> dict[str, Any]:
-    """The fields of a Run or a Record as JSON gave them. Raises BenchError where one lacks, is unknown or misshapen."""
+def _check_fields(what: str, values: Any, kind: type[Run] | type[Record]) -> dict[str, Any]:
+    """Return the fields of a Run or Record from JSON. Raises BenchError if one is missing, unknown or of a wrong type."""
     hints = get_type_hints(kind)
-    if not isinstance(given, dict):
-        raise BenchError(f"A record's {what} is a table of fields; {given!r:.80} is none. Run it again with --force.")
-    odd = sorted((given.keys() - hints.keys()) | (set(_FIRST[what].split()) - given.keys()))
-    if odd:
-        raise BenchError(f"A {what} has exactly the fields of its schema; these differ: {', '.join(odd)}.")
-    for name, value in given.items():
-        if not _fits(value, hints[name]):
-            told = hints[name] if get_args(hints[name]) else hints[name].__name__
-            raise BenchError(f"In a {what}, {name} is {told}; {value!r:.80} is not. Run it again with --force.")
-    return given
+    if not isinstance(values, dict):
+        raise BenchError(f"The {what} must be a table of fields, got {values!r:.80}. Rerun with --force.")
+    different = sorted(values.keys() ^ hints.keys())
+    if different:
+        raise BenchError(f"A {what} must have exactly the fields of its schema; these differ: {', '.join(different)}.")
+    for name, value in values.items():
+        if not _matches_type(value, hints[name]):
+            hint = hints[name] if get_args(hints[name]) else hints[name].__name__
+            raise BenchError(f"{name} of a {what} must be {hint}, got {value!r:.80}. Rerun with --force.")
+    return values
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is what a field is declared as."""
-    origin, inner = get_origin(hint), get_args(hint)
+def _matches_type(value: Any, hint: Any) -> bool:
+    """Return whether a value from JSON has the declared type."""
+    origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
     if origin is Literal:
-        return value in inner
+        return value in arguments
     if origin is UnionType:
-        return any(_fits(value, each) for each in inner)
+        return any(_matches_type(value, argument) for argument in arguments)
     if origin is dict:
-        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
+        return isinstance(value, dict) and all(_matches_type(part, arguments[1]) for part in value.values())
     if origin is list:
-        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
-    kinds = {float: (int, float), Run: (dict,)}.get(hint, (hint,))
-    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+        return isinstance(value, list) and all(_matches_type(part, arguments[0]) for part in value)
+    types = {float: (int, float), Run: (dict,)}.get(hint, (hint,))
+    return isinstance(value, types) and (hint is bool or not isinstance(value, bool))

@@ -1,12 +1,12 @@
-"""The folder of results: what was done, the raw answers beside it, and nothing half written.
+"""The folder of results: records, and the predictions, models and pictures beside them.
 
     runs/<dataset>/<protocol>[-k]/<name>/<hash>/seed<s>/<category>[.oracle].json   the record
-                                                        <category>[.oracle].npz    the raw answers
+                                                        <category>[.oracle].npz    the predictions
                                                         <category>.safetensors     the fitted method, with --keep-model
                                                         views/<category>/*.png     pictures for reports
 
-All files of a record are written beside their places, then renamed into them, the record last: where it stands, all
-that belongs to it stands.
+All files of a record are written under temporary names and then renamed. The record is renamed last, so its presence
+implies that the other files exist.
 """
 
 import fcntl
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.errors import BenchError
+from bench.identity import run_hash
 from bench.record import Maps, Predictions, Record, Run, Selection, to_float16, to_float32
 
 if TYPE_CHECKING:
@@ -39,101 +40,109 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STALE_SECONDS = 3600
-"""Seconds after which a file beside its place is what a killed process left, and is removed."""
+"""Age after which a temporary file is considered left by a killed process, and removed."""
 
 
 class Store:
-    """A folder of records, and the only place that writes to it."""
+    """A folder of records; nothing else writes to it.
+
+    root: the folder.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def path(self, run: Run, data: str, category: str, selection: Selection) -> Path:
-        """Where that record stands or would stand."""
+    def path(self, run: Run, data_digest: str, category: str, selection: Selection) -> Path:
+        """Return the path of that record, whether or not it exists."""
         protocol = f"{run.protocol}-{run.k}" if run.k else run.protocol
-        folder = self.root / run.dataset / protocol / run.name.replace(":", "-") / run.key(data) / f"seed{run.seed}"
+        name = run.name.replace(":", "-")
+        folder = self.root / run.dataset / protocol / name / run_hash(run, data_digest) / f"seed{run.seed}"
         return folder / (f"{category}.oracle.json" if selection == "oracle" else f"{category}.json")
 
-    def get(self, run: Run, data: str, category: str, selection: Selection) -> Record | None:
-        """The record that stands there; None where none does or where it can't be read."""
-        path = self.path(run, data, category, selection)
+    def path_of(self, record: Record) -> Path:
+        """Return the path of a record."""
+        return self.path(record.run, record.data_digest, record.category, record.selection)
+
+    def get(self, run: Run, data_digest: str, category: str, selection: Selection) -> Record | None:
+        """Return that record, or None if it does not exist or cannot be read."""
+        path = self.path(run, data_digest, category, selection)
         try:
             return self._read(path) if path.is_file() else None
-        except OSError:  # a name that this file system can't hold: saving will say so
+        except OSError:  # a name that this file system cannot store; `save` reports it
             return None
 
     def save(
         self,
         record: Record,
-        answers: Predictions | None,
+        predictions: Predictions | None,
         *,
         maps: Maps = "float16",
         views: Mapping[str, NDArray[np.uint8]] | None = None,
         model: bytes | None = None,
     ) -> Record:
-        """Writes the answers, the pictures (name -> (h, w) or (h, w, 3)), the model, and last the record.
+        """Write the predictions, the pictures (name -> (h, w) or (h, w, 3)), the model, and last the record.
 
-        Returns the record as written. Raises BenchError where a value can't be written, or the folder not be written
-        to; what stood there before then stands still, and what could not be written is kept in a temporary folder.
+        Returns the record as written. Raises BenchError if a value cannot be written or the folder is not writable; a
+        record of before is then unchanged, and what could not be written is saved in a temporary folder.
         """
-        path = self.path(record.run, record.data_digest, record.category, record.selection)
+        path = self.path_of(record)
         files = {path.with_suffix(".safetensors"): model} if model is not None else {}
         record = replace(record, artifacts=record.artifacts | {"model": model is not None})
-        if answers is not None:
-            kept: Maps = "none" if answers.maps is None else maps
-            packed = _pack(answers, kept)
+        if predictions is not None:
+            stored_maps: Maps = "none" if predictions.maps is None else maps
+            packed = _pack(predictions, stored_maps)
             files[path.with_suffix(".npz")] = packed
-            record = replace(record, artifacts=record.artifacts | {"maps": kept, "sha256": sha256(packed).hexdigest()})
+            digest = sha256(packed).hexdigest()
+            record = replace(record, artifacts=record.artifacts | {"maps": stored_maps, "sha256": digest})
         for name, picture in (views or {}).items():
             if Path(name).name != name:
-                raise BenchError(f"A picture's name is part of a file's; '{name}' can't be. Rename it in explain.")
+                raise BenchError(f"A picture's name must be valid in a file name, got '{name}'. Rename it in explain.")
             file = io.BytesIO()
             Image.fromarray(picture).save(file, "PNG")
-            files[_views(path) / f"{name}.png"] = file.getvalue()
+            files[_views_folder(path) / f"{name}.png"] = file.getvalue()
         try:
             _write(path, record.to_json().encode(), files, self.root)
         except OSError as error:
             raise BenchError(
-                f"Results are written below {self.root}; that failed ({error.strerror}: {error.filename or path}). "
-                f"{self._rescued(path, record, files)} Free or open the folder, or choose another with --runs."
+                f"Writing results below {self.root} failed ({error.strerror}: {error.filename or path}). "
+                f"{self._save_elsewhere(path, record, files)} Free or open the folder, or choose another with --runs."
             ) from error
         return record
 
     def update(self, record: Record) -> Record:
-        """Writes a record anew over the one that stands there, whose answers, pictures and model stay as they are."""
-        place = self.path(record.run, record.data_digest, record.category, record.selection)
-        _write(place, record.to_json().encode(), {}, self.root)
+        """Replace a record; its predictions, pictures and model stay as they are."""
+        _write(self.path_of(record), record.to_json().encode(), {}, self.root)
         return record
 
     def check_writable(self, needed: int = 0) -> None:
-        """Raises BenchError where nothing can be written here, or where less than `needed` bytes are free."""
-        place = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+        """Raise BenchError if the folder is not writable or has less than `needed` free bytes."""
+        folder = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
         try:
-            tempfile.TemporaryFile(dir=place).close()
-            free = shutil.disk_usage(place).free
+            tempfile.TemporaryFile(dir=folder).close()
+            free = shutil.disk_usage(folder).free
         except OSError as error:
             raise BenchError(
-                f"Results are written below {self.root}; {place} can't be written to ({error.strerror}). "
-                f"Open the folder, or choose another with --runs."
+                f"Results are written below {self.root}, but {folder} is not writable ({error.strerror}). "
+                f"Change its permissions, or choose another folder with --runs."
             ) from error
         if needed > free:
             raise BenchError(
-                f"The answers of this plan take about {needed / 1e6:.1f} MB; {free / 1e6:.1f} MB are free at {place}. "
-                f"Free some, choose another folder with --runs, or keep less with --maps none."
+                f"The predictions of this plan need about {needed / 1e6:.1f} MB; {folder} has {free / 1e6:.1f} MB free. "
+                f"Free some, choose another folder with --runs, or store less with --maps none."
             )
 
-    def _rescued(self, path: Path, record: Record, files: Mapping[Path, bytes]) -> str:
-        """Writes a result that has no room here into a temporary folder, and says where."""
+    def _save_elsewhere(self, path: Path, record: Record, files: Mapping[Path, bytes]) -> str:
+        """Write a result into a temporary folder, and return a sentence that says where."""
         try:
             root = Path(tempfile.mkdtemp(prefix="maskbench-"))
-            moved = {root / place.relative_to(self.root): content for place, content in files.items()}
+            moved = {root / file.relative_to(self.root): content for file, content in files.items()}
             _write(root / path.relative_to(self.root), record.to_json().encode(), moved, root)
         except OSError:
-            return "There was no room elsewhere either: this result is lost, and the same call makes it again."
-        return f"This result is kept in {root}: copy what is in it into {self.root}."
+            return "A temporary folder has no space either: this result is lost; rerun the command to compute it again."
+        return f"This result is saved in {root}: copy its content into {self.root}."
 
     def records(self, below: Path | None = None) -> Iterator[Record]:
-        """All records, in the order of their paths. One that can't be read is told and passed over.
+        """Yield all records in the order of their paths; log and skip those that cannot be read.
 
         below: only the record of that path, or those in that folder.
         """
@@ -144,141 +153,145 @@ class Store:
                 yield record
 
     def predictions(self, record: Record, *, maps: bool = True) -> Predictions:
-        """The raw answers of a record; without `maps` these stay unread.
+        """Return the predictions of a record, without `maps` if these are not needed.
 
-        Raises BenchError where they are gone or are not what the record names.
+        Raises BenchError if the file is missing or is not the one that the record names.
         """
-        path = self.path(record.run, record.data_digest, record.category, record.selection).with_suffix(".npz")
+        path = self.path_of(record).with_suffix(".npz")
         try:
             packed = path.read_bytes()
         except OSError as error:
-            raise BenchError(f"Answers lie beside their record; {path} can't be read ({error.strerror}).") from error
+            raise BenchError(
+                f"The predictions {path} cannot be read ({error.strerror}). Rerun with --force."
+            ) from error
         if sha256(packed).hexdigest() != record.artifacts.get("sha256"):
-            raise BenchError(f"{path} is not the file that its record names. Run it again with --force.")
-        with np.load(io.BytesIO(packed), allow_pickle=False) as found:
-            shape = found["shape"].tolist()
-            bits = np.unpackbits(found["masks"], count=math.prod(shape)).reshape(shape)
-            kept = None
-            if maps and "maps" in found:
-                kept = to_float32(found["maps"], int(found["exponent"])) if "exponent" in found else found["maps"]
+            raise BenchError(f"{path} is not the file that its record names. Rerun with --force.")
+        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+            shape = arrays["shape"].tolist()
+            bits = np.unpackbits(arrays["masks"], count=math.prod(shape)).reshape(shape)
+            stored_maps = None
+            if maps and "maps" in arrays:
+                stored_maps = arrays["maps"]
+                if "exponent" in arrays:
+                    stored_maps = to_float32(stored_maps, int(arrays["exponent"]))
             return Predictions(
-                files=tuple(found["files"].tolist()),
-                defects=tuple(found["defects"].tolist()),
-                scores=found["scores"],
-                maps=kept,
+                files=tuple(arrays["files"].tolist()),
+                defects=tuple(arrays["defects"].tolist()),
+                scores=arrays["scores"],
+                maps=stored_maps,
                 masks=bits.view(np.bool_),
-                has_pixel_labels=found["known"],
-                soft_masks=_soft(found["soft"], found["soft_at"], bits) if "soft" in found else None,
+                has_pixel_labels=arrays["has_pixel_labels"],
+                soft_masks=_unpack_soft_masks(arrays, bits) if "soft_values" in arrays else None,
             )
 
     def views(self, record: Record) -> dict[str, Path]:
-        """The pictures stored with a record, by name."""
-        folder = _views(self.path(record.run, record.data_digest, record.category, record.selection))
-        return {path.stem: path for path in sorted(folder.glob("*.png"))}
+        """Return the pictures stored with a record, by name."""
+        return {path.stem: path for path in sorted(_views_folder(self.path_of(record)).glob("*.png"))}
 
     def to_frame(self) -> "pd.DataFrame":
-        """A row a record: what was asked (`dataset`, `settings.<name>`, ...), `metrics.<name>`, seconds, latency."""
+        """Return one row per record: the run's fields (`dataset`, `settings.<name>`, ...), `metrics.<name>`, times."""
         return to_frame(self.records())
 
     def _read(self, path: Path) -> Record | None:
         try:
             record = Record.from_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, BenchError) as error:
-            _log.warning("%s is left out: %s", path, error)
+            _log.warning("%s is skipped: %s", path, error)
             return None
-        if self.path(record.run, record.data_digest, record.category, record.selection) != path:
-            _log.warning("%s is left out: its values are not those of its place. Remove it.", path)
+        if self.path_of(record) != path:
+            _log.warning("%s is skipped: its fields do not belong to its path. Remove it.", path)
             return None
         return record
 
 
 def to_frame(records: Iterable[Record]) -> "pd.DataFrame":
-    """A row a record, as `Store.frame` says."""
+    """Return one row per record, as `Store.to_frame` does."""
     import pandas as pd
 
     rows = [asdict(record) for record in records]
     return pd.json_normalize([row.pop("run") | row for row in rows])
 
 
-def _views(path: Path) -> Path:
+def _views_folder(path: Path) -> Path:
     return path.parent / "views" / path.stem
 
 
-def _pack(answers: Predictions, maps: Maps) -> bytes:
-    """The answers as an npz file, the same bytes for the same answers."""
+def _pack(predictions: Predictions, maps: Maps) -> bytes:
+    """Return the predictions as an npz file; equal predictions give equal bytes."""
     arrays: dict[str, Any] = {
-        "files": np.array(answers.files),
-        "defects": np.array(answers.defects),
-        "scores": answers.scores,
-        "known": answers.has_pixel_labels,
-        "shape": np.array(answers.masks.shape),
-        "masks": np.packbits(answers.masks),
+        "files": np.array(predictions.files),
+        "defects": np.array(predictions.defects),
+        "scores": predictions.scores,
+        "has_pixel_labels": predictions.has_pixel_labels,
+        "shape": np.array(predictions.masks.shape),
+        "masks": np.packbits(predictions.masks),
     }
-    if answers.maps is not None and maps == "float32":
-        arrays["maps"] = answers.maps
-    elif answers.maps is not None and maps == "float16":
-        arrays["maps"], arrays["exponent"] = to_float16(answers.maps)
-    if answers.soft_masks is not None:  # but for their edges the masks are these as well
-        at = np.flatnonzero(answers.soft_masks != answers.masks * np.uint8(255))
-        arrays["soft"], arrays["soft_at"] = (
-            answers.soft_masks.ravel()[at],
-            at.astype(np.min_scalar_type(answers.soft_masks.size)),
+    if predictions.maps is not None and maps == "float32":
+        arrays["maps"] = predictions.maps
+    elif predictions.maps is not None and maps == "float16":
+        arrays["maps"], arrays["exponent"] = to_float16(predictions.maps)
+    soft = predictions.soft_masks
+    if soft is not None:  # they equal the masks except at their edges
+        places = np.flatnonzero(soft != predictions.masks * np.uint8(255))
+        arrays["soft_values"], arrays["soft_places"] = (
+            soft.ravel()[places],
+            places.astype(np.min_scalar_type(soft.size)),
         )
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 
 
-def _soft(values: NDArray[np.uint8], at: NDArray[np.uint64], bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(n, h, w) the masks of (n, h, w) bits in 255ths, with other values at some places."""
+def _unpack_soft_masks(arrays: Mapping[str, NDArray[Any]], bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (n, h, w) soft masks in 0..255: the masks of (n, h, w) bits, with other values at the stored places."""
     soft = bits * np.uint8(255)
-    soft.put(at.astype(np.intp), values)
+    soft.put(arrays["soft_places"].astype(np.intp), arrays["soft_values"])
     return soft
 
 
 def _write(last: Path, content: bytes, others: Mapping[Path, bytes], root: Path) -> None:
-    """Writes all files beside their places, takes the old `last` away, and moves each to its place, `last` at the end.
+    """Write all files under temporary names, remove the old `last`, and rename all, `last` at the end.
 
-    So a full disk leaves what stood there as it was, and a kill between two moves leaves no `last` for half of them.
-    Two processes that write the same record move their files one after the other, and the later one stands.
+    So a full disk leaves the old files unchanged, and a kill between two renames leaves no `last` for half of them.
+    If two processes write the same record, the later one replaces all files of the other.
     """
-    mine = uuid4().hex[:12]  # a process's number may be another one's on another machine
-    beside = {place: place.with_name(f".{place.name}.{mine}") for place in (*others, last)}
+    unique = uuid4().hex[:12]  # process ids are not unique across machines
+    temporary = {path: path.with_name(f".{path.name}.{unique}") for path in (*others, last)}
     try:
-        for place, temporary in beside.items():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content if place == last else others[place])
+        for path, written in temporary.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written.open("wb") as file:
+                file.write(content if path == last else others[path])
                 file.flush()
                 os.fsync(file.fileno())
-        with _alone(root):
+        with _store_lock(root):
             if others:
                 last.unlink(missing_ok=True)
-            for place, temporary in beside.items():
-                temporary.replace(place)
-        _tidy(beside)
+            for path, written in temporary.items():
+                written.replace(path)
+        _remove_stale(temporary)
     finally:
-        for temporary in beside.values():
+        for written in temporary.values():
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                written.unlink(missing_ok=True)
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Waits until no other process moves files in this store; the lock goes with the process that holds it."""
+def _store_lock(root: Path) -> Iterator[None]:
+    """Wait until no other process renames files in this store. The lock ends with the process that holds it."""
     folder = os.open(root, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks: there two writers of one record may meet
+        with suppress(OSError):  # a file system without locks: two writers of one record may then interleave
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)
 
 
-def _tidy(places: Iterable[Path]) -> None:
-    """Removes what killed processes left beside these places."""
-    for place in places:
-        for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
+def _remove_stale(paths: Iterable[Path]) -> None:
+    """Remove temporary files of these paths that killed processes left."""
+    for path in paths:
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                    left.unlink()
+                if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                    stale.unlink()

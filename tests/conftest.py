@@ -78,88 +78,135 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path)
 
 
+RUN: dict[str, Any] = {
+    "dataset": "parts",
+    "synthetic": True,
+    "data_fingerprints": {"bolt": "f1", "plate": "f2"},
+    "protocol": "one-for-one",
+    "k": 0,
+    "seed": 0,
+    "name": "simulated",
+    "method": "simulated",
+    "title": "Simulated",
+    "settings": {"width": 8},
+    "preprocessing": {"height": 24, "width": 24, "resample": "bilinear", "keep_aspect": False, "crop": None},
+    "file_hashes": {},
+    "profile": "code",
+    "profile_note": "",
+    "group_hash": "v",
+    "sweep_keys": [],
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tasks": {"limit": 0},
+    "evaluation": {"calibrate": 0.0, "resolution": "input"},
+    "compute": {"precision": "float32", "compile": False},
+}
+
+
+def build_run(**changes: Any) -> Run:
+    """A run of a simulated method; a change of an option (`limit=5`) goes to its group."""
+    options = {group: {name: changes.pop(name, value) for name, value in of.items()} for group, of in OPTIONS.items()}
+    return Run(**(RUN | {"options": options} | changes))
+
+
+def build_record(run: Run | None = None, **changes: Any) -> Record:
+    """A record without failure, by default of category bolt."""
+    fields: dict[str, Any] = {
+        "run": run or build_run(),
+        "category": "bolt",
+        "data_digest": "d1",
+        "epoch": 20,
+        "metrics": {"image_auroc": 0.9, "pixel_auroc": 0.8},
+        "seconds": {"fit": 1.5, "predict": 0.2, "evaluate": 0.1},
+        "environment": {"device": "cpu", "threads": 1},
+        "artifacts": {"maps": "float16", "model": False, "views": {}},
+        "train_files": [f"bolt/train/good/{i:03}.png" for i in range(4)],
+        "command": "bench run --method simulated --dataset parts",
+        "started": "2026-01-02T03:04:05+00:00",
+    }
+    return Record(**(fields | changes))
+
+
+def build_predictions(seed: Sequence[int] = (0,), merit: float = 1.0, count: int = 20, **changes: Any) -> Predictions:
+    """Predictions of 24 x 24 pixels, every second image defective; `merit` separates the two classes."""
+    random = np.random.default_rng(list(seed))
+    is_defective = np.arange(count) % 2 == 1
+    masks = np.zeros((count, 24, 24), dtype=bool)
+    masks[is_defective, 6:12, 8:14] = True
+    defects = tuple("dent" if each else "good" for each in is_defective)
+    fields: dict[str, Any] = {
+        "files": tuple(f"bolt/test/{defect}/{i:03}.png" for i, defect in enumerate(defects)),
+        "defects": defects,
+        "scores": random.normal(0, 1, count) + merit * is_defective,
+        "maps": (random.normal(0, 1, masks.shape) + merit * masks).astype(np.float32),
+        "masks": masks,
+        "has_pixel_labels": np.ones(count, dtype=bool),
+    }
+    return Predictions(**(fields | changes))
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Run]:
+    return build_run
+
+
+@pytest.fixture
+def make_record() -> Callable[..., Record]:
+    return build_record
+
+
+@pytest.fixture
+def make_predictions() -> Callable[..., Predictions]:
+    return build_predictions
+
+
 @pytest.fixture
 def simulate(tmp_path: Path) -> Callable[..., Store]:
-    """A store of simulated records, as runs leave them: with answers, losses, latencies and pictures of the first seed.
+    """A store of simulated records with predictions, losses, latencies, and pictures of the first seed.
 
-    `simulate(categories, methods, seeds, **changed)`: a method is a name; later ones are worse. `changed` are fields
-    of the run.
+    `simulate(categories, methods, seeds, **changes)`: a method is a name; later ones are worse. `changes` are fields or
+    options of the run.
     """
     store = Store(tmp_path / "runs")
 
-    def made(categories: Sequence[str], methods: Sequence[str], seeds: Sequence[int] = (0,), **changed: Any) -> Store:
-        for place, method in enumerate(methods):
+    def save_all(
+        categories: Sequence[str], methods: Sequence[str], seeds: Sequence[int] = (0,), **changes: Any
+    ) -> Store:
+        for rank, method in enumerate(methods):
             for category in categories:
                 for seed in seeds:
-                    _simulated(store, method, category, seed, 3 / (place + 1), changed)
+                    _save_simulated(store, method, category, seed, 3 / (rank + 1), changes)
         return store
 
-    return made
+    return save_all
 
 
-def _simulated(store: Store, method: str, category: str, seed: int, merit: float, changed: dict[str, Any]) -> None:
-    given = _answers([*category.encode(), seed], merit).rounded("float16")
-    run = Run(
-        **{
-            "dataset": "parts",
-            "synthetic": True,
-            "protocol": "one-for-one",
-            "k": 0,
-            "seed": seed,
-            "limit": 0,
-            "name": method.lower(),
-            "method": method.lower(),
-            "title": method,
-            "settings": {"width": 8},
-            "preprocessing": {"height": 24, "width": 24},
-            "precision": "float32",
-            "file_hashes": {},
-            "profile": "code",
-            "profile_note": "",
-            "group_hash": "v",
-            **changed,
-        }
-    )
-    found = evaluate(given.scores, given.is_anomalous, list(given.maps), list(given.masks))  # type: ignore[arg-type]
-    curve = [{"epoch": float(epoch), **found.values} for epoch in (5, 10, 15, 20)]
-    curve[1] |= {"image_auroc": 1.0, "pixel_auroc": 1.0}  # epoch 10 is the oracle's
-    record = Record(
-        run=run,
+def _save_simulated(store: Store, method: str, category: str, seed: int, merit: float, changes: dict[str, Any]) -> None:
+    names = {"seed": seed, "name": method.lower(), "method": method.lower(), "title": method}
+    predictions = build_predictions([*category.encode(), seed], merit).rounded("float16")
+    assert predictions.maps is not None
+    evaluation = evaluate(predictions.scores, predictions.is_anomalous, list(predictions.maps), list(predictions.masks))
+    by_epoch = [{"epoch": float(epoch), **evaluation.values} for epoch in (5, 10, 15, 20)]
+    by_epoch[1] |= {"image_auroc": 1.0, "pixel_auroc": 1.0}  # epoch 10 is the oracle's
+    shown = representative_images(predictions)
+    record = build_record(
+        build_run(**(names | changes)),
         category=category,
         data_digest=category,
-        epoch=20,
-        metrics=found.values,
+        metrics=evaluation.values,
         losses=[10 / epoch for epoch in range(1, 21)],
-        metrics_by_epoch=curve,
+        metrics_by_epoch=by_epoch,
         seconds={"fit": 1.5},
         latency={"median_ms": 10 * merit + seed},
-        environment={"device": "cpu", "threads": 1},
-        artifacts={"views": {case: given.files[index] for case, index in representative_images(given).items()}},
+        artifacts={"views": {name: predictions.files[index] for name, index in shown.items()}},
         train_files=[f"{category}/train/good/{i:03}.png" for i in range(4)],
-        test_files=list(given.files),
+        test_files=list(predictions.files),
         command=f"bench run --method {method.lower()} --dataset parts",
-        started="2026-01-02T03:04:05+00:00",
     )
     views = {}
     if seed == 0:
         random = np.random.default_rng(seed)
-        for case in representative_images(given):
-            views[f"{case}.image"] = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
-            views[f"{case}.distance"] = random.integers(0, 255, (24, 24), dtype=np.uint8)
-    store.save(record, given, views=views)
-
-
-def _answers(seed: list[int], merit: float, count: int = 20) -> Predictions:
-    """Half good, half defective, all of 24 x 24 pixels; `merit` parts the classes."""
-    random = np.random.default_rng(seed)
-    bad = np.arange(count) % 2 == 1
-    masks = np.zeros((count, 24, 24), dtype=bool)
-    masks[bad, 6:12, 8:14] = True
-    return Predictions(
-        files=tuple(f"{i:03}.png" for i in range(count)),
-        defects=tuple("dent" if each else "good" for each in bad),
-        scores=random.normal(0, 1, count) + merit * bad,
-        maps=(random.normal(0, 1, masks.shape) + merit * masks).astype(np.float32),
-        masks=masks,
-        has_pixel_labels=np.ones(count, dtype=bool),
-    )
+        for name in shown:
+            views[f"{name}.image"] = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+            views[f"{name}.distance"] = random.integers(0, 255, (24, 24), dtype=np.uint8)
+    store.save(record, predictions, views=views)

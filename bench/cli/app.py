@@ -109,7 +109,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
     selection: Annotated[str | None, typer.Option(help="last, oracle (best on the test set) or both.")] = None,
     every: Annotated[int | None, typer.Option(help="The oracle looks every so many epochs.")] = None,
     preprocessing: Annotated[
-        str | None, typer.Option(help="shared: the profile's, for all methods; paper: that of each method's paper.")
+        str | None, typer.Option(help="shared (the profile's, for all methods) or paper (of each method's paper).")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
@@ -145,7 +145,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
     plan = make_plan(
         known,
         registry.names("methods"),
-        said={
+        options={
             "method": method,
             "protocol": protocol,
             "k": k,
@@ -154,7 +154,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "seed": seed,
             "limit": limit,
             "selection": selection,
-            "every": every,
+            "eval_every": every,
             "preprocessing": preprocessing,
             "device": device,
             "precision": precision,
@@ -174,7 +174,7 @@ def run(  # noqa: PLR0917  typer makes the options from these
             "ship_data": ship_data,
         },
         settings=parse_key_values("--set", settings or []),
-        over=parse_key_values("--over", over or []),
+        sweep=parse_key_values("--over", over or []),
         profile=profile,
         campaign=campaign,
         paths={"data": data, "weights": weights, "runs": runs, "checkpoint": checkpoint},

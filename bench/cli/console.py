@@ -110,7 +110,7 @@ def print_json(value: Any) -> None:
 def load_configuration() -> Config:
     """bench.toml, with the user's own folders of methods found."""
     known = load_config()
-    for folder in known.methods():
+    for folder in known.plugin_folders("methods"):
         registry.add_folder("methods", folder)
     return known
 

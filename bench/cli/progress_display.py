@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from bench.config.bench_toml import Config
+from bench.config.options import OPTIONS
 from bench.config.plan import Plan
 from bench.evaluation import summary
 from bench.evaluation.summary import Group
@@ -26,7 +27,7 @@ FIT_SHARE = 0.8
 
 def print_header(out: Console, plan: Plan, survey: Schedule) -> None:
     """What will run, and what a reader must know of it."""
-    options = plan.options
+    options = plan.tasks
     memory = [f"{name} about {_gigabytes(needed)}" for name, needed in survey.memory.items() if needed]
     titles = ", ".join(choice.title for choice in plan.method_specs if choice.name not in survey.skipped)
     draw = f" k = {', '.join(map(str, options.k))}" if options.protocol == "kshot" else ""
@@ -152,7 +153,7 @@ def print_failures(err: Console, records: Iterable[Record]) -> None:
 
 def plan_dict(asked: Plan, survey: Schedule) -> dict[str, Any]:
     """The resolved plan for a script."""
-    values = {name: getattr(asked.options, name) for name in asked.options.__dataclass_fields__}
+    values = {name: asked.option(name) for name in OPTIONS}
     values |= {"profile": asked.profile, "data": asked.data, "runs": asked.runs, "cache": asked.cache}
     expected = _expected(asked, survey)
     return {
@@ -183,7 +184,7 @@ def print_plan(out: Console, known: Config, asked: Plan, survey: Schedule) -> No
     table = Table(title="The plan", title_justify="left")
     for heading in ("what", "value", "from"):
         table.add_column(heading)
-    values = {name: getattr(asked.options, name) for name in asked.options.__dataclass_fields__}
+    values = {name: asked.option(name) for name in OPTIONS}
     values |= {"profile": asked.profile, "data": asked.data, "runs": asked.runs, "cache": asked.cache}
     values |= {"weights": asked.weights or "–"} | ({"checkpoint": asked.checkpoint} if asked.checkpoint else {})
     for name, value in values.items():
@@ -214,7 +215,7 @@ def print_plan(out: Console, known: Config, asked: Plan, survey: Schedule) -> No
 
 
 def _expected(asked: Plan, survey: Schedule) -> Forecast:
-    return forecast(survey.jobs, Store(asked.runs).records(), gpu=schedule.device(asked.options) == "cuda")
+    return forecast(survey.jobs, Store(asked.runs).records(), gpu=schedule.target_device_type(asked) == "cuda")
 
 
 def _with_method(command: str, method: str) -> str:

@@ -57,7 +57,7 @@ def time(  # noqa: PLR0917  typer makes the options from these
     profile: Annotated[str | None, typer.Option(help="demo, code, paper, or one of yours.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="epochs=50, or aminet.epochs=50.")] = None,
     preprocessing: Annotated[
-        str | None, typer.Option(help="shared: the profile's, for all methods; paper: that of each method's paper.")
+        str | None, typer.Option(help="shared (the profile's, for all methods) or paper (of each method's paper).")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
@@ -79,7 +79,7 @@ def time(  # noqa: PLR0917  typer makes the options from these
     plan = make_plan(
         load_configuration(),
         registry.names("methods"),
-        said=said,
+        options=said,
         settings=parse_key_values("--set", settings or []),
         profile=profile,
         paths={"data": data, "weights": weights, "runs": runs},
@@ -89,7 +89,7 @@ def time(  # noqa: PLR0917  typer makes the options from these
         from bench.cli import progress_display
         from bench.execution import schedule as walk
 
-        survey = walk.make_schedule(plan, force=force, thorough=True)
+        survey = walk.make_schedule(plan, force=force, full_timing=True)
     progress_display.print_header(status, plan, survey)
     records = [*survey.existing, *progress_display.run_with_progress(status, plan, survey)]
     timed = [record for record in records if "network" in record.latency]

@@ -1,39 +1,49 @@
-"""`bench.toml`."""
+"""Read `bench.toml`: the file that ships with maskbench, merged with the one in the working folder.
+
+The files are merged table by table; a value of the working folder's file replaces the shipped one.
+"""
 
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bench import registry
 from bench.config.method_metadata import check_alias_name
 from bench.config.method_specs import Alias, aliases
-from bench.config.options import Options
+from bench.config.options import OPTIONS
 from bench.config.settings import parse, validate
 from bench.errors import BenchError
 
 FILE = "bench.toml"
 
-
-_CHOOSING = {entry.name: object for entry in fields(Options)}
+_OPTIONS: dict[str, Any] = dict.fromkeys(OPTIONS, object)
 _SETTINGS = {"*": {"*": object}}  # method -> key -> value
 _SHAPE: dict[str, Any] = {
-    "paths": {"runs": str, "cache": str, "weights": str, "methods": tuple[str, ...], "data": {"*": str}},
-    "profile": {"*": {"note": str, "shared_preprocessing": {"*": object}, "set": _SETTINGS, **_CHOOSING}},
-    "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, "over": {"*": object}, **_CHOOSING}},
+    "paths": {
+        **dict.fromkeys(("runs", "cache", "weights"), str),
+        **dict.fromkeys(("methods", "datasets", "reports"), tuple[str, ...]),
+        "data": {"*": str},
+    },
+    "profile": {"*": {"note": str, "shared_preprocessing": {"*": object}, "set": _SETTINGS, **_OPTIONS}},
+    "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, "sweep": {"*": object}, **_OPTIONS}},
     "alias": {"*": {"method": str, "title": str, "set": {"*": object}}},
     "category": {"*": {"*": _SETTINGS}},  # data set -> category -> settings
 }
-"""What bench.toml holds: "*" is any name, `object` any value: it is typed where it is used."""
+"""The tables and keys of bench.toml. "*" is any name, `object` any value: its type is checked when it is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The merged `bench.toml`: its tables, and the files that they came from.
+    """The merged `bench.toml`.
 
-    Raises BenchError where the tables are not what a bench.toml holds.
+    Attributes:
+        tables: the merged tables.
+        files: the files that they were read from.
+
+    Raises BenchError if a table or key is unknown, or if an alias is not a valid folder name.
     """
 
     tables: Mapping[str, Any]
@@ -53,36 +63,36 @@ class Config:
         return aliases(self.tables, registry.names("methods"))
 
     def path(self, key: Literal["runs", "cache", "weights"]) -> Path | None:
-        """A folder of [paths], with ~ resolved; None where it is not given."""
-        given = self.tables.get("paths", {}).get(key)
-        return expand_user(given) if given else None
+        """Return a folder of [paths] with ~ expanded, or None if the table does not name it."""
+        text = self.tables.get("paths", {}).get(key)
+        return expand_user(text) if text else None
 
     def data(self, dataset: str) -> Path | None:
-        """Where [paths.data] says that the data set lies."""
-        given = self.tables.get("paths", {}).get("data", {}).get(dataset)
-        return expand_user(given) if given else None
+        """Return the folder of a data set as [paths.data] names it, or None."""
+        text = self.tables.get("paths", {}).get("data", {}).get(dataset)
+        return expand_user(text) if text else None
 
-    def methods(self) -> tuple[Path, ...]:
-        """The user's own folders of methods, for `registry.add`."""
-        given = self.tables.get("paths", {}).get("methods", ())
-        return tuple(expand_user(folder) for folder in parse("paths.methods", given, tuple[str, ...]))
+    def plugin_folders(self, kind: Literal["methods", "datasets", "reports"]) -> tuple[Path, ...]:
+        """Return the user's own plug-in folders of [paths], for `registry.add_folder`."""
+        folders = self.tables.get("paths", {}).get(kind, ())
+        return tuple(expand_user(folder) for folder in parse(f"paths.{kind}", folders, tuple[str, ...]))
 
 
 def load_config(folder: Path | None = None) -> Config:
-    """The shipped `bench.toml` with the one in `folder` (default: the working folder) laid over it."""
-    here = Path(__file__).resolve().parent.parent
-    checkout = (here.parent / "pyproject.toml").is_file()  # elsewhere the wheel has put a copy beside this file
-    shipped = (here.parent if checkout else here) / FILE
-    own = (folder or Path.cwd()) / FILE
-    found = (shipped,) if not own.is_file() or own.samefile(shipped) else (shipped, own)
+    """Return the shipped `bench.toml` merged with the one in `folder` (default: the working folder)."""
+    package = Path(__file__).resolve().parent.parent
+    is_checkout = (package.parent / "pyproject.toml").is_file()  # in a wheel, a copy lies in the package
+    shipped = (package.parent if is_checkout else package) / FILE
+    local = (folder or Path.cwd()) / FILE
+    files = (shipped,) if not local.is_file() or local.samefile(shipped) else (shipped, local)
     tables: dict[str, Any] = {}
-    for path in found:
-        tables = _over(tables, _parse(path))
-    return Config(tables, found)
+    for path in files:
+        tables = _merge(tables, _read_toml(path))
+    return Config(tables, files)
 
 
 def cache_folder(config: Config) -> Path:
-    """Where drawn data and frozen features go: [paths] cache, or the user's cache folder."""
+    """Return the folder for drawn data and frozen features: [paths] cache, or the user's cache folder."""
     return config.path("cache") or expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "maskbench"
 
 
@@ -91,19 +101,20 @@ def expand_user(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise BenchError(f"A path may begin with ~ where there is a home folder; {path} has none ({error}).") from error
+        raise BenchError(f"~ in a path needs a home folder, and there is none for {path} ({error}).") from error
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise BenchError(f"{path} must be readable TOML; {error}. Mend that line.") from error
+        raise BenchError(f"{path} must be readable TOML: {error}. Fix that line.") from error
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _over(merged[key], value) if both else value
+def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables of `lower` with those of `upper` merged into them; a value of `upper` wins."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        are_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if are_tables else value
     return merged

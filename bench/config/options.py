@@ -1,65 +1,263 @@
-"""Options."""
+"""The options of a run. Each is defined once, here: name, type, default, help text and range.
 
-from dataclasses import dataclass
-from typing import Literal
+The command line, the keyword arguments of the Python API, the checks of `bench.toml` and `docs/options.md` are made from
+these fields. Plan, Job and Fit receive the four groups whole. A new option is one field here plus the code that uses it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from bench.errors import BenchError
+
+
+def _option(
+    default: Any,
+    text: str,
+    *,
+    short: str = "",
+    minimum: float | None = None,
+    below: float | None = None,
+    required: bool = False,
+    decides_numbers: bool = True,
+) -> Any:
+    """Define an option.
+
+    Args:
+        default: the value if neither profile, campaign nor call gives one.
+        text: the help text: a phrase with unit and, if it is not obvious, the meaning of the default.
+        short: a one-letter form on the command line, "m" for -m.
+        minimum: the smallest value that is allowed.
+        below: the value must be less than this.
+        required: whether an empty value is refused.
+        decides_numbers: whether another value may give other metrics. It is then part of a run's identity. An option
+            that only says where, how fast or which runs to do is none.
+    """
+    details = {
+        "help": text,
+        "short": short,
+        "minimum": minimum,
+        "below": below,
+        "required": required,
+        "decides_numbers": decides_numbers,
+    }
+    return field(default=default, metadata=details)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a profile, a campaign or a call may say. None and empty mean "not said".
+class TaskOptions:
+    """What to run."""
+
+    TITLE: ClassVar[str] = "What to run"
+
+    method: tuple[str, ...] = _option(
+        ("aminet",),
+        "Methods or aliases, separated by commas, or 'all'.",
+        short="m",
+        required=True,
+        decides_numbers=False,
+    )
+    dataset: str = _option("demo", "Data set; see `bench list datasets`.", short="d", decides_numbers=False)
+    protocol: Literal["one-for-one", "unified", "kshot"] = _option(
+        "one-for-one",
+        "One model per category (one-for-one), one model for all (unified), or one per category from k images (kshot).",
+        short="p",
+        decides_numbers=False,
+    )
+    k: tuple[int, ...] = _option(
+        (4,),
+        "Training images per category with kshot; each number is a run.",
+        short="k",
+        required=True,
+        decides_numbers=False,
+    )
+    category: tuple[str, ...] = _option(
+        (), "Only these categories, separated by commas; all if empty.", short="c", decides_numbers=False
+    )
+    seed: tuple[int, ...] = _option(
+        (0,),
+        "Seeds, separated by commas; each is a fit and, with kshot, a draw.",
+        short="s",
+        required=True,
+        decides_numbers=False,
+    )
+    limit: int = _option(
+        0, "Maximum number of training, of good and of defective test images per category; 0 is no limit.", minimum=0
+    )
+    one_at_a_time: bool = _option(
+        False,
+        "Vary one setting of a sweep at a time, from the defaults, instead of all combinations.",
+        decides_numbers=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOptions:
+    """How predictions are evaluated."""
+
+    TITLE: ClassVar[str] = "Evaluation"
+
+    selection: Literal["last", "oracle", "both"] = _option(
+        "last",
+        "Epoch to report: the last, the best on the test set (oracle, marked as such), or both.",
+        decides_numbers=False,
+    )
+    eval_every: int = _option(
+        10, "Epochs between two evaluations on the test set with oracle or both.", minimum=1, decides_numbers=False
+    )
+    calibrate: float = _option(
+        0.0,
+        "False positive rate of a decision threshold that is set on good images held out of training; 0 sets none.",
+        minimum=0,
+        below=1,
+    )
+    resolution: Literal["input", "original"] = _option(
+        "input", "Pixel metrics at the size of the network's input, or at each image's original size."
+    )
+    maps: Literal["float16", "float32", "none"] = _option(
+        "float16", "Precision of the stored anomaly maps.", decides_numbers=False
+    )
+    time: bool = _option(True, "Measure the latency of one image.", decides_numbers=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeOptions:
+    """On what, and how, a method computes."""
+
+    TITLE: ClassVar[str] = "Compute"
+
+    device: str = _option("auto", "auto, cpu, cuda or cuda:1.", decides_numbers=False)
+    precision: Literal["float32", "bfloat16", "float16"] = _option("float32", "Precision of the network.")
+    compile: bool = _option(False, "Compile the networks with torch.compile for prediction.")
+    threads: int = _option(0, "CPU threads of torch; 0 is torch's default.", minimum=0, decides_numbers=False)
+    preprocessing: Literal["shared", "paper"] = _option(
+        "shared",
+        "Preprocessing: the profile's, shared by all methods, or that of each method's paper.",
+        decides_numbers=False,
+    )
+    batch: int = _option(8, "Images per call of predict.", minimum=1, decides_numbers=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionOptions:
+    """Where fits run, and what they leave."""
+
+    TITLE: ClassVar[str] = "Execution"
+
+    keep_model: bool = _option(
+        False, "Store the fitted methods, for bench predict, bench export and bench time.", decides_numbers=False
+    )
+    executor: Literal["local", "process", "ray"] = _option(
+        "local", "Fit in this process, in a child process, or on a Ray cluster.", decides_numbers=False
+    )
+    timeout: float = _option(
+        0.0,
+        "Maximum seconds per fit, which then runs in a child process; 0 is no limit.",
+        minimum=0,
+        decides_numbers=False,
+    )
+    address: str = _option(
+        "",
+        "Address of a running Ray cluster, as auto or ray://head:10001; empty starts one on this machine.",
+        decides_numbers=False,
+    )
+    gpus_per_task: float = _option(
+        1.0, "GPUs per fit on Ray; below 1, several fits share a GPU and no latency is measured.", decides_numbers=False
+    )
+    ship_data: bool = _option(
+        False,
+        "Send the images to the Ray nodes instead of reading them at the same paths there.",
+        decides_numbers=False,
+    )
+
+
+Group = TaskOptions | EvaluationOptions | ComputeOptions | ExecutionOptions
+
+GROUPS: Mapping[str, type[Group]] = MappingProxyType(
+    {
+        "tasks": TaskOptions,
+        "evaluation": EvaluationOptions,
+        "compute": ComputeOptions,
+        "execution": ExecutionOptions,
+    }
+)
+"""The groups by the name of their field in Plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The definition of one option, as the interfaces use it.
 
     Attributes:
-        method: names of methods or aliases; "all" is every one of them.
-        dataset: name of a data set.
-        protocol: name of a protocol.
-        k: training images a category; several are several runs. Only for kshot.
-        category: only these; none means all.
-        seed: several are several fits, and several draws under kshot.
-        limit: at most so many training, good and defect images a category; 0 is all.
-        selection: "last", "oracle" (best on the test set) or "both".
-        every: the oracle looks every so many epochs.
-        device: "auto", "cpu", "cuda", "cuda:1".
-        precision: "float32", "bfloat16" or "float16".
-        compile: predict with networks as torch.compile makes them; on a GPU one CUDA graph.
-        threads: of torch on the CPU; 0 leaves torch's own choice.
-        preprocessing: "shared" (the profile's, the same for all methods) or "paper" (of each method's paper).
-        batch: images a predict call.
-        maps: "float16", "float32" or "none".
-        calibrate: hold good images out of training and set a threshold by them at this false positive rate; 0: don't.
-        resolution: judge the pixels of the prepared images ("input"), or of each image's own file ("original").
-        keep_model: whether to store the fitted methods.
-        time: whether to measure latency.
-        one_at_a_time: whether a sweep varies one setting from the defaults at a time, or lays out the product.
-        executor: "local" (this process), "process" (a child process) or "ray" (a cluster).
-        timeout: seconds a fit may take, 0 is no limit; with one, a local fit is done in a child process.
-        address: of a Ray cluster that runs, as "auto" or "ray://head:10001"; "" starts one on this machine.
-        gpus_per_task: GPUs that a fit on Ray asks for; below 1 several fits share one, and no latency is measured.
-        ship_data: whether images are sent to the nodes of a cluster, which else read them at the caller's paths.
+        name: as in bench.toml and Python; the command line uses `--` and hyphens.
+        group: name of its group in GROUPS. title: the group's title.
+        type: the declared type. choices: the allowed values of a Literal, else empty.
+        default: the default. help: the help text. short: one-letter form or "".
+        minimum, below: the range, None if unlimited. required: whether an empty value is refused.
+        decides_numbers: whether it is part of a run's identity.
     """
 
-    method: tuple[str, ...] = ("aminet",)
-    dataset: str = "demo"
-    protocol: str = "one-for-one"
-    k: tuple[int, ...] = (4,)
-    category: tuple[str, ...] = ()
-    seed: tuple[int, ...] = (0,)
-    limit: int = 0
-    selection: Literal["last", "oracle", "both"] = "last"
-    eval_every: int = 10
-    device: str = "auto"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    compile: bool = False
-    threads: int = 0
-    preprocessing: Literal["shared", "paper"] = "shared"
-    batch: int = 8
-    maps: Literal["float16", "float32", "none"] = "float16"
-    calibrate: float = 0.0
-    resolution: Literal["input", "original"] = "input"
-    keep_model: bool = False
-    time: bool = True
-    one_at_a_time: bool = False
-    executor: Literal["local", "process", "ray"] = "local"
-    timeout: float = 0.0
-    address: str = ""
-    gpus_per_task: float = 1.0
-    ship_data: bool = False
+    name: str
+    group: str
+    title: str
+    type: Any
+    choices: tuple[Any, ...]
+    default: Any
+    help: str
+    short: str
+    minimum: float | None
+    below: float | None
+    required: bool
+    decides_numbers: bool
+
+    @property
+    def flag(self) -> str:
+        """Return the option as on the command line: "--eval-every"."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def check(self, value: Any, origin: str) -> None:
+        """Raise BenchError if a value of the right type is out of range."""
+        if self.required and not value:
+            raise BenchError(f"{self.name} must not be empty; {origin} gives no value. Name at least one.")
+        if self.minimum is not None and value < self.minimum:
+            raise BenchError(f"{self.name} must be >= {self.minimum:g}; {origin} gives {value}. Raise it.")
+        if self.below is not None and value >= self.below:
+            raise BenchError(f"{self.name} must be < {self.below:g}; {origin} gives {value}. Lower it.")
+        if self.name == "gpus_per_task" and (value <= 0 or (value > 1 and value % 1)):
+            raise BenchError(
+                f"gpus_per_task must be a fraction of one GPU or a whole number; {origin} gives {value:g}. "
+                f"Pass 0.5 or 2, for example."
+            )
+
+
+def options() -> Iterator[Option]:
+    """Yield all options, group by group, in the order of their definition."""
+    for group, kind in GROUPS.items():
+        hints = get_type_hints(kind)
+        for entry in fields(kind):
+            hint = hints[entry.name]
+            choices = get_args(hint) if get_origin(hint) is Literal else ()
+            yield Option(entry.name, group, kind.TITLE, hint, choices, _default(entry), **entry.metadata)
+
+
+def _default(entry: Field[Any]) -> Any:
+    assert entry.default is not MISSING
+    return entry.default
+
+
+OPTIONS: Mapping[str, Option] = MappingProxyType({option.name: option for option in options()})
+"""All options by name."""
+
+
+def decisive_options(groups: Mapping[str, Group]) -> dict[str, dict[str, Any]]:
+    """Return, by group, the values of the options that decide a run's numbers; groups without any are left out."""
+    values = {
+        group: {
+            option.name: getattr(chosen, option.name)
+            for option in OPTIONS.values()
+            if option.group == group and option.decides_numbers
+        }
+        for group, chosen in groups.items()
+    }
+    return {group: chosen for group, chosen in values.items() if chosen}

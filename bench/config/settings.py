@@ -1,4 +1,4 @@
-"""Values from TOML or from text, as the types that a dataclass declares; unknown keys refused with the nearest one."""
+"""Convert values of TOML or text to the types that a dataclass declares."""
 
 import math
 import types
@@ -13,107 +13,113 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="DataclassInstance")
 
-_YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_KINDS = {int: "an integer", float: "a finite number", str: "text", bool: "yes or no", type(None): "none"}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_TYPE_NAMES = {int: "an integer", float: "a finite number", str: "text", bool: "yes or no", type(None): "none"}
 
 
 def resolve(kind: type[S], raw: Mapping[str, tuple[Any, str]], owner: str) -> tuple[S, dict[str, str]]:
-    """The dataclass `kind` with raw values (key -> (value, origin)) typed and laid over its defaults, and each origin.
+    """Return an instance of the dataclass `kind` and the origin of each of its values.
 
-    Raises BenchError for an unknown key, a value of another type, and whatever `kind` itself refuses.
+    `raw` maps keys to (value, origin); other fields keep their default. Raises BenchError for an unknown key, a value
+    of the wrong type, and a value that the dataclass itself refuses.
     """
     if not is_dataclass(kind):
-        raise BenchError(f"The Settings of {owner} are a dataclass; {kind!r} is none. Write @dataclass(frozen=True).")
+        raise BenchError(f"Settings of {owner} must be a dataclass, got {kind!r}. Write @dataclass(frozen=True).")
     hints, names = get_type_hints(kind), [entry.name for entry in fields(kind)]
     check_known(raw, names, f"a setting of {owner}")
     values = {
-        key: parse(f"{key} ({where})" if where else key, value, hints[key]) for key, (value, where) in raw.items()
+        key: parse(f"{key} ({origin})" if origin else key, value, hints[key]) for key, (value, origin) in raw.items()
     }
     try:
-        made = kind(**values)
-    except (TypeError, ValueError) as error:  # a field without a default, or a refusal in __post_init__
-        raise BenchError(f"The settings of {owner} are refused by its Settings: {error}.") from error
-    return made, {key: raw[key][1] if key in raw else "default" for key in names}
+        instance = kind(**values)
+    except (TypeError, ValueError) as error:  # a field without a default, or a check in __post_init__
+        raise BenchError(f"The Settings of {owner} refuse these values: {error}.") from error
+    return instance, {key: raw[key][1] if key in raw else "default" for key in names}
 
 
-def parse(key: str, value: Any, wanted: Any) -> Any:
-    """`value`, from TOML or as text, as the type that `key` is declared with. Raises BenchError where it can't be."""
-    origin, inner = get_origin(wanted), get_args(wanted)
+def parse(key: str, value: Any, hint: Any) -> Any:
+    """Return `value`, from TOML or text, as the declared type of `key`. Raises BenchError if that is impossible."""
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return _one(key, value, inner)
+        return _parse_literal(key, value, arguments)
     if origin in {Union, types.UnionType}:
-        return _any_of(key, value, inner)
+        return _parse_union(key, value, arguments)
     if origin is tuple:
-        return _several(key, value, inner)
-    return _scalar(key, value, wanted)
+        return _parse_tuple(key, value, arguments)
+    return _parse_scalar(key, value, hint)
 
 
-def validate(value: Any, shape: Any, what: str, place: str = "") -> None:
-    """Raises BenchError where nested tables are not what `shape` says, with the place of what is not.
+def validate(value: Any, shape: Any, document: str, table: str = "") -> None:
+    """Raise BenchError if nested tables do not have the given shape.
 
-    shape: a table of keys and their shapes, where "*" is any key; or a type; or `object`, which any value has.
-    what: the whole, for the error. place: of `value` in it, as "profile.demo".
+    Args:
+        value: the tables.
+        shape: a table of keys and their shapes, "*" for any key; or a type; or `object` for any value.
+        document: name of the whole, for the message.
+        table: name of `value` inside it: "profile.demo".
     """
     if not isinstance(shape, dict):
         if shape is not object:
-            parse(place, value, shape)
+            parse(table, value, shape)
         return
     if not isinstance(value, Mapping):
-        raise BenchError(f"[{place}] is a table of {what}; {value!r} is none. Write its keys below a line [{place}].")
-    if "*" not in shape:
-        check_known(value, shape, f"a key of [{place}]" if place else f"a table of {what}")
-    for key, part in value.items():
-        validate(part, shape.get(key, shape.get("*")), what, f"{place}.{key}" if place else key)
-
-
-def _scalar(key: str, value: Any, wanted: Any) -> Any:
-    if wanted not in _KINDS:
         raise BenchError(
-            f"{key} is declared as {wanted}; a setting is an int, float, str, bool, Literal or None, "
-            f"or a tuple or union of these. Declare it so."
+            f"[{table}] must be a table of {document}, got {value!r}. Write its keys below a line [{table}]."
         )
-    if wanted is bool or wanted is type(None):
-        found = (_YES_NO if wanted is bool else {"none": None}).get(str(value).strip().lower(), value)
-        if isinstance(found, wanted):
-            return found
-    elif wanted is str:
+    if "*" not in shape:
+        check_known(value, shape, f"a key of [{table}]" if table else f"a table of {document}")
+    for key, part in value.items():
+        validate(part, shape.get(key, shape.get("*")), document, f"{table}.{key}" if table else key)
+
+
+def _parse_scalar(key: str, value: Any, hint: Any) -> Any:
+    if hint not in _TYPE_NAMES:
+        raise BenchError(
+            f"{key} must be declared as int, float, str, bool, Literal, None, or a tuple or union of these; "
+            f"got {hint}. Change the declaration."
+        )
+    if hint is bool or hint is type(None):
+        parsed = (_BOOLEANS if hint is bool else {"none": None}).get(str(value).strip().lower(), value)
+        if isinstance(parsed, hint):
+            return parsed
+    elif hint is str:
         if isinstance(value, str):
             return value
-    elif not isinstance(value, bool) and not (wanted is int and isinstance(value, float)):  # 2.5 epochs are none
+    elif not isinstance(value, bool) and not (hint is int and isinstance(value, float)):  # 2.5 is no number of epochs
         try:
-            number = wanted(value)
+            number = hint(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if (wanted is int and isinstance(number, int)) or math.isfinite(number):
+        if (hint is int and isinstance(number, int)) or math.isfinite(number):
             return number
-    raise BenchError(f"{key} is {_KINDS[wanted]}; {value!r} is not.")
+    raise BenchError(f"{key} must be {_TYPE_NAMES[hint]}, got {value!r}.")
 
 
-def _one(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
+def _parse_literal(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
     texts = {str(choice): choice for choice in choices}
-    given = str(value).strip()
-    if given not in texts:
-        raise BenchError(f"{key} is one of {', '.join(texts)}; '{value}' is not.{suggestion(given, texts)}")
-    return texts[given]
+    text = str(value).strip()
+    if text not in texts:
+        raise BenchError(f"{key} must be one of {', '.join(texts)}; got '{value}'.{suggestion(text, texts)}")
+    return texts[text]
 
 
-def _any_of(key: str, value: Any, kinds: tuple[Any, ...]) -> Any:
-    """The first kind that takes the value: its own type before others, and text, which takes any text, last."""
-    refusals = []
-    for kind in sorted(kinds, key=lambda kind: (kind is str, kind is not type(value))):
+def _parse_union(key: str, value: Any, hints: tuple[Any, ...]) -> Any:
+    """Return the value parsed by the first hint that accepts it: its own type first, text last."""
+    errors = []
+    for hint in sorted(hints, key=lambda hint: (hint is str, hint is not type(value))):
         try:
-            return parse(key, value, kind)
-        except BenchError as refusal:
-            refusals.append(str(refusal))
-    raise BenchError(" Or: ".join(refusals))
+            return parse(key, value, hint)
+        except BenchError as error:
+            errors.append(str(error))
+    raise BenchError(" Or: ".join(errors))
 
 
-def _several(key: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _parse_tuple(key: str, value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str):
         parts: list[Any] = [part.strip() for part in value.split(",")] if value.strip() else []
     else:
         parts = list(value) if isinstance(value, list | tuple) else [value]
-    each = kinds[:1] * len(parts) if Ellipsis in kinds else kinds
-    if len(each) != len(parts):
-        raise BenchError(f"{key} takes {len(each)} values separated by commas; {value!r} has {len(parts)}.")
-    return tuple(parse(key, part, kind) for part, kind in zip(parts, each, strict=True))
+    hints = hints[:1] * len(parts) if Ellipsis in hints else hints
+    if len(hints) != len(parts):
+        raise BenchError(f"{key} must have {len(hints)} values separated by commas; {value!r} has {len(parts)}.")
+    return tuple(parse(key, part, hint) for part, hint in zip(parts, hints, strict=True))

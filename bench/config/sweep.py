@@ -1,4 +1,4 @@
-"""Sweeps: the values that a call lays a method's settings out over, all combined or one setting at a time."""
+"""Sweeps: the values that a call gives to settings of a method, all combined or one setting at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -6,58 +6,58 @@ from typing import Any
 
 from bench.errors import BenchError
 
-OPTION = "--over"
-"""The origin of what a call sweeps."""
+OPTION = "--sweep"
+"""The origin of a sweep that the call gives, in contrast to one of a campaign."""
 
 Sweep = dict[str, tuple[tuple[Any, ...], str]]
-"""Key of a setting -> (values, origin), still as TOML or text gave them."""
+"""Key of a setting -> (values, origin); the values as TOML or text, not yet parsed."""
 
 Point = dict[str, tuple[Any, str]]
-"""Key -> (value, origin): what one variant of a sweep sets."""
+"""Key -> (value, origin): the settings of one variant of a sweep."""
 
 
-def parse_values(key: str, given: Any) -> tuple[Any, ...]:
-    """The values of one key: a list of TOML, or text that separates them.
+def parse_values(key: str, values: Any) -> tuple[Any, ...]:
+    """Return the values of one key: a list of TOML, or text.
 
-    Commas separate, or semicolons where there are some, so that a value may hold commas: "1,2;1,2,3" is two tuples.
-    Raises BenchError where there are none.
+    Text is split at commas, or at semicolons if it has any, so that a value may contain commas: "1,2;1,2,3" is two
+    tuples. Raises BenchError if there is no value.
     """
-    if isinstance(given, str):
-        given = [part.strip() for part in given.split(";" if ";" in given else ",")]
-    found = tuple(given) if isinstance(given, list | tuple) else (given,)
-    if not key or not found or "" in found:
-        raise BenchError(f"A sweep gives a setting its values, as --over clusters=2,4,8; '{key}' has {given!r}.")
-    return found
+    if isinstance(values, str):
+        values = [part.strip() for part in values.split(";" if ";" in values else ",")]
+    parts = tuple(values) if isinstance(values, list | tuple) else (values,)
+    if not key or not parts or "" in parts:
+        raise BenchError(f"A sweep must give values to a setting, as --sweep clusters=2,4,8; got '{key}'={values!r}.")
+    return parts
 
 
-def for_method(over: Sweep, name: str, settings: Mapping[str, str], names: Sequence[str]) -> Sweep:
-    """What of a sweep is meant for the method `name`, one of `names`; "name.key" is for it alone.
+def for_method(sweep: Sweep, name: str, settings: Mapping[str, str], names: Sequence[str]) -> Sweep:
+    """Return the part of a sweep that applies to the method `name`, one of `names`; "name.key" is for it only.
 
-    settings: --set, key -> text; it ends a campaign's sweep of that key. Raises BenchError where it contradicts the
-    --over of the same call, or where --over names none of the methods.
+    `settings` is --set, key -> text: it ends a campaign's sweep of the same key. Raises BenchError if it contradicts
+    the --sweep of the same call, or if --sweep names none of the methods.
     """
-    found: Sweep = {}
-    for key, (several, where) in sorted(over.items(), key=lambda item: "." in item[0]):  # what is for one alone beats
-        owner, dot, rest = key.rpartition(".")
-        if dot and owner not in names and where == OPTION:
-            raise BenchError(f"--over {key} names a method that is not run; these are: {', '.join(names)}.")
-        if key in settings and where == OPTION:
-            raise BenchError(f"--set fixes what --over varies; both name {key}. Leave one of them out.")
-        if owner in {"", name} and not {key, f"{name}.{rest}"} & settings.keys():
-            found[key] = several, where
-    return found
+    selected: Sweep = {}
+    for key, (values, origin) in sorted(sweep.items(), key=lambda item: "." in item[0]):  # "name.key" wins over "key"
+        owner, dot, setting = key.rpartition(".")
+        if dot and owner not in names and origin == OPTION:
+            raise BenchError(f"--sweep {key} names a method that is not part of the run: {', '.join(names)}.")
+        if key in settings and origin == OPTION:
+            raise BenchError(f"--set and --sweep must name different settings; both name {key}. Remove one of them.")
+        if owner in {"", name} and not {key, f"{name}.{setting}"} & settings.keys():
+            selected[key] = values, origin
+    return selected
 
 
-def grid_points(over: Sweep, *, one_at_a_time: bool) -> Iterator[tuple[Point, tuple[str, ...]]]:
-    """The points of a sweep, each with the settings that tell it from the others.
+def grid_points(sweep: Sweep, *, one_at_a_time: bool) -> Iterator[tuple[Point, tuple[str, ...]]]:
+    """Yield the points of a sweep, each with the settings that distinguish it from the others.
 
-    The product of all values, the last key fastest; or the defaults once, then each key alone. Without keys there is
-    one point, which sets nothing.
+    Either the product of all values, the last key changing fastest; or the defaults once, then each key alone. A sweep
+    without keys has one point, which sets nothing.
     """
-    if one_at_a_time and over:
-        yield {}, tuple(over)
-        for key, (several, where) in over.items():
-            yield from (({key: (value, where)}, (key,)) for value in several)
+    if one_at_a_time and sweep:
+        yield {}, tuple(sweep)
+        for key, (values, origin) in sweep.items():
+            yield from (({key: (value, origin)}, (key,)) for value in values)
         return
-    each = [[(key, (value, where)) for value in several] for key, (several, where) in over.items()]
-    yield from ((dict(point), tuple(over)) for point in product(*each))
+    axes = [[(key, (value, origin)) for value in values] for key, (values, origin) in sweep.items()]
+    yield from ((dict(point), tuple(sweep)) for point in product(*axes))

@@ -26,6 +26,7 @@ class Task:
     train: tuple[Sample, ...]
     tests: dict[str, tuple[Sample, ...]]
     calibration: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
+    others: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
 
 
 Protocol = Callable[[Sequence[Sample], int, int], list[Task]]
@@ -111,6 +112,19 @@ def split_calibration(task: Task, rate: float, seed: int) -> Task:
         held[category] = tuple(sorted(drawn, key=_order))
     out = {sample for samples in held.values() for sample in samples}
     return replace(task, train=tuple(sample for sample in task.train if sample not in out), calibration=held)
+
+
+def with_others(task: Task, samples: Iterable[Sample]) -> Task:
+    """Return the task with the good training images of all categories that it does not test, by category.
+
+    A method that pretrains gets them. Images of the task's own categories are never among them, so k-shot sees no more
+    than its k images of a category.
+    """
+    others: dict[str, tuple[Sample, ...]] = {}
+    for sample in sorted(samples, key=_order):
+        if sample.category not in task.tests and sample.split == "train" and not sample.is_anomalous:
+            others[sample.category] = (*others.get(sample.category, ()), sample)
+    return replace(task, others=others)
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({"one-for-one": one_for_one, "unified": unified, "kshot": k_shot})

@@ -1,17 +1,18 @@
-"""Runs one task: fits the method, predicts each category, follows the selection rule. It is handed objects only."""
+"""Fit one method on one task and evaluate it: `fit`, `predict_tests` and `evaluate`."""
 
 import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.config.options import ComputeOptions, EvaluationOptions
 from bench.data.images import FileImages, OriginalResolution
 from bench.data.protocol import Task
 from bench.dataset import Sample
@@ -20,30 +21,27 @@ from bench.evaluation import metrics
 from bench.evaluation.curves import Bools, Floats
 from bench.evaluation.metrics import Evaluation
 from bench.evaluation.timing import Clock
-from bench.method import Method, Prediction, Progress
-from bench.record import Maps, Predictions, Resolution, Selection
+from bench.method import Method, Prediction
+from bench.record import Predictions, Selection
 
 V = TypeVar("V")
 
 _log = logging.getLogger(__name__)
 
-SelectionRule = Literal["last", "oracle", "both"]
-"""Which epoch is reported: the last, the best on the test set (marked wherever it is shown), or each in a record."""
-
-VIEWS_RULE = "the defect images of highest, median and lowest score, and the good image of highest score"
+Phase = Literal["pretrain", "fit"]
 
 
 @dataclass(frozen=True, slots=True)
 class CategoryPrediction:
-    """What a fitted method said of one category.
+    """The predictions of a fitted method for the test images of one category.
 
     Attributes:
         category: whose test images.
         selection: the rule that chose the epoch.
-        epoch: reported; 0 where the method has none.
-        seconds: that predicting all the category's test images took.
-        answers: raw, beside the truth.
-        thresholds: of an image's score and of a pixel, set by images held out of training; None where none were.
+        epoch: the epoch reported; 0 if the method has none.
+        seconds: time that predicting all test images of the category took.
+        predictions: with the ground truth.
+        thresholds: of an image's score and of a pixel, set on held-out good images; None without calibration.
     """
 
     category: str
@@ -54,227 +52,257 @@ class CategoryPrediction:
     thresholds: tuple[float, float] | None = None
 
 
+@dataclass(slots=True)
+class FitResult:
+    """What `Fit.fit` returns.
+
+    Attributes:
+        losses: mean loss of each epoch.
+        seconds: by phase: "pretrain" if the method pretrains, "fit"; without the oracle's evaluations.
+        epoch: the last epoch; 0 if the method has none.
+        oracle: the predictions of the best epoch on the test set, one per category; empty if it was not evaluated.
+        metrics_by_epoch: by category, the metrics of each epoch at which the test set was evaluated.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    epoch: int = 0
+    oracle: list[CategoryPrediction] = field(default_factory=list)
+    metrics_by_epoch: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+
 class Fit:
     """One fit of one task.
 
-    Once `answers` has been walked, `method` is fitted, `losses` holds the mean loss of each epoch, `curves` the metrics
-    of each epoch at which the oracle looked, by category, and `seconds` the time of the fit alone.
+    `fit` trains `method`, `predict_tests` predicts the test images of each category, `evaluate` computes metrics. A
+    method that is already fitted, as from a released checkpoint, needs no `fit`.
     """
 
     def __init__(
         self,
         task: Task,
-        make: Callable[[], Method],
+        method: Method,
         load: Callable[[Sequence[Sample]], FileImages],
-        device: torch.device,
-        *,
-        rule: SelectionRule,
-        every: int,
-        batch: int,
-        maps: Maps,
-        calibrate: float = 0.0,
-        resolution: Resolution = "input",
+        evaluation: EvaluationOptions,
+        compute: ComputeOptions,
     ) -> None:
+        self.method = method
         self.train = load(task.train)
+        self.others = {category: load(samples) for category, samples in task.others.items()}
         self.calibration = {category: load(samples) for category, samples in task.calibration.items()}
         self.tests = {category: load(samples) for category, samples in task.tests.items()}
-        self.method = make()
-        self.losses: list[float] = []
-        self.curves: dict[str, list[dict[str, float]]] = {category: [] for category in task.tests}
-        self._truth = {category: ground_truth(images) for category, images in self.tests.items()}
+        self.evaluation = evaluation
+        self._batch = compute.batch
+        self._batch_was_halved = False
+        self._ground_truth = {category: ground_truth(images) for category, images in self.tests.items()}
         self._originals = {
-            category: OriginalResolution(images.samples, images.preprocessing) if resolution == "original" else None
+            category: OriginalResolution(images.samples, images.preprocessing)
+            if evaluation.resolution == "original"
+            else None
             for category, images in self.tests.items()
         }
-        self.device = device
-        self.seconds = 0.0
-        self._rule, self._every, self._batch, self._maps, self._calibrate = rule, every, batch, maps, calibrate
-        self._epoch = 0
-        self._halved = False
-        self._best: list[CategoryPrediction] = []
-        self._best_merit = (-1.0, -1.0)
 
-    def answers(self, progress: Progress) -> Iterator[CategoryPrediction]:
-        """Fits, then yields an answer a category, and the oracle's beside it where it was asked for."""
-        iterative = self.method.iterative
-        clock = Clock(self.device)
+    def fit(self, progress: Callable[[Phase, int, int, float | None], None]) -> FitResult:
+        """Pretrain if the method does, then fit it; evaluate epochs on the test set if an oracle is reported."""
+        result = FitResult(metrics_by_epoch={category: [] for category in self.tests})
+        clock = Clock(self.method.setup.device)
+        if self.others:
+            with clock("pretrain"):
+                self.method.pretrain(self.others, lambda done, total, loss: progress("pretrain", done, total, loss))
+        iterative, best = self.method.iterative, (-1.0, -1.0)
 
-        def watched(done: int, total: int, loss: float | None) -> None:
+        def after_epoch(done: int, total: int, loss: float | None) -> None:
+            nonlocal best
             with clock.excluded("fit"):
-                # Work without a loss after epochs with one, as on a decoder for the eye, changes no prediction.
-                trained = iterative and (loss is not None or not self.losses)
-                self._epoch = done if trained else self._epoch
+                # Progress without a loss, after epochs with one, reports work that changes no prediction.
+                is_epoch = iterative and (loss is not None or not result.losses)
+                result.epoch = done if is_epoch else result.epoch
                 if loss is not None:
                     if not math.isfinite(loss):
-                        raise BenchError(f"A loss is finite; it was {loss} after {done} of {total}. Try a lower lr.")
-                    self.losses.append(loss)
-                progress(done, total, loss)
-                if trained and self._rule != "last" and (done % self._every == 0 or done == total):
-                    with _forked_randomness():
-                        self._look()
+                        raise BenchError(f"A loss must be finite, got {loss} after {done} of {total}. Lower lr.")
+                    result.losses.append(loss)
+                progress("fit", done, total, loss)
+                every = self.evaluation.eval_every
+                if is_epoch and self.evaluation.selection != "last" and (done % every == 0 or done == total):
+                    with _preserved_rng():
+                        best = self._evaluate_epoch(result, best)
 
         with clock("fit"):
-            self.method.fit(self.train, watched)
-        self.seconds = clock.seconds["fit"]
-        if iterative and not self._epoch:
-            raise BenchError("An iterative method calls progress after each epoch; this one never did. Mend its fit.")
-        if self._rule != "oracle" or not iterative:  # without epochs there is nothing to choose from
-            yield from map(self._calibrated, self._ask("last"))
-        yield from self._best
+            self.method.fit(self.train, after_epoch)
+        result.seconds = dict(clock.seconds)
+        if iterative and not result.epoch:
+            raise BenchError(
+                "An iterative method must call progress after each epoch; this one never did. Fix its fit."
+            )
+        return result
 
-    def asked(self) -> Iterator[CategoryPrediction]:
-        """An answer a category, of a method that is fitted already."""
-        yield from map(self._calibrated, self._ask("last"))
+    def predict_tests(self, *, selection: Selection = "last", epoch: int = 0) -> list[CategoryPrediction]:
+        """Return the predictions of the fitted method, one per category, with thresholds if calibrated."""
+        predicted = [self._predict_category(category, selection, epoch) for category in self.tests]
+        return [self._calibrate(prediction) for prediction in predicted]
 
-    def evaluate(self, answer: CategoryPrediction) -> Evaluation:
-        """The metrics of an answer of this fit, at the resolution and with the threshold that were asked for."""
-        threshold = answer.thresholds[0] if answer.thresholds else None
-        return evaluate_category(answer.predictions, threshold=threshold, originals=self._originals[answer.category])
+    def evaluate(self, prediction: CategoryPrediction) -> Evaluation:
+        """Return the metrics of a prediction of this fit, at the resolution and threshold of the options."""
+        threshold = prediction.thresholds[0] if prediction.thresholds else None
+        originals = self._originals[prediction.category]
+        return evaluate_category(prediction.predictions, threshold=threshold, originals=originals)
 
-    def _look(self) -> None:
-        """Repeats the authors' rule: the best sum of image and pixel AUROC on the test set, ties by the sum of APs."""
-        found = list(self._ask("oracle"))
-        points = [self.evaluate(answer).values for answer in found]
-        for answer, point in zip(found, points, strict=True):
-            self.curves[answer.category].append({"epoch": float(self._epoch), **point})
+    def _evaluate_epoch(self, result: FitResult, best: tuple[float, float]) -> tuple[float, float]:
+        """Apply the authors' rule: the best sum of image and pixel AUROC on the test set, then of both APs."""
+        predicted = [self._predict_category(category, "oracle", result.epoch) for category in self.tests]
+        points = [self.evaluate(prediction).values for prediction in predicted]
+        for prediction, point in zip(predicted, points, strict=True):
+            result.metrics_by_epoch[prediction.category].append({"epoch": float(result.epoch), **point})
         merit = (_mean_sum(points, "auroc"), _mean_sum(points, "ap"))
-        if merit > self._best_merit:
-            self._best, self._best_merit = list(map(self._calibrated, found)), merit
+        if merit > best:
+            result.oracle, best = [self._calibrate(prediction) for prediction in predicted], merit
+        return best
 
-    def _ask(self, selection: Selection) -> Iterator[CategoryPrediction]:
-        for category, images in self.tests.items():
-            clock = Clock(self.device)
-            scores, maps = zip(*self._predicted(images, clock), strict=True)
-            said = self._truth[category](np.concatenate(scores), np.concatenate(maps)).rounded(self._maps)
-            yield CategoryPrediction(category, selection, self._epoch, clock.seconds["predict"], said)
+    def _predict_category(self, category: str, selection: Selection, epoch: int) -> CategoryPrediction:
+        clock = Clock(self.method.setup.device)
+        scores, maps = zip(*self._predict(self.tests[category], clock), strict=True)
+        predictions = replace(
+            self._ground_truth[category], scores=np.concatenate(scores), maps=np.concatenate(maps)
+        ).rounded(self.evaluation.maps)
+        return CategoryPrediction(category, selection, epoch, clock.seconds["predict"], predictions)
 
-    def _calibrated(self, answer: CategoryPrediction) -> CategoryPrediction:
-        """With the thresholds that the images held out of training set: of their scores, and of their highest pixels.
+    def _calibrate(self, prediction: CategoryPrediction) -> CategoryPrediction:
+        """Add the thresholds set on the held-out images: of their scores, and of their highest pixels.
 
-        Neither is rounded, nor are the scores that it is held against.
+        Neither these nor the scores that they are compared with are rounded.
         """
         if not self.calibration:
-            return answer
-        found = self._predicted(self.calibration[answer.category], Clock(self.device))
-        scores, highest = zip(*((scores, maps.max(axis=(1, 2))) for scores, maps in found), strict=True)
-        image, pixel = (metrics.threshold_at(np.concatenate(of), self._calibrate) for of in (scores, highest))
-        return replace(answer, thresholds=(image, pixel))
+            return prediction
+        predicted = self._predict(self.calibration[prediction.category], Clock(self.method.setup.device))
+        scores, highest = zip(*((scores, maps.max(axis=(1, 2))) for scores, maps in predicted), strict=True)
+        rate = self.evaluation.calibrate
+        image, pixel = (metrics.threshold_at(np.concatenate(values), rate) for values in (scores, highest))
+        return replace(prediction, thresholds=(image, pixel))
 
-    def _predicted(self, images: FileImages, clock: Clock) -> list[tuple[Floats, NDArray[np.float32]]]:
-        """The answers to all images by batch; where the device runs out of memory, once more with half the batch."""
+    def _predict(self, images: FileImages, clock: Clock) -> list[tuple[Floats, NDArray[np.float32]]]:
+        """Return scores and maps by batch; if the device runs out of memory, try once with half the batch."""
         try:
-            return list(self._batches(images, clock))
+            return list(self._predict_batches(images, clock))
         except torch.OutOfMemoryError:
-            if self._halved or self._batch == 1:
+            if self._batch_was_halved or self._batch == 1:
                 raise
-        self._halved, self._batch = True, self._batch // 2
-        _log.warning("The device ran out of memory in predict; from here on it gets %d at once.", self._batch)
+        self._batch_was_halved, self._batch = True, self._batch // 2
+        _log.warning("The device ran out of memory in predict; the batch size is now %d.", self._batch)
         clock.seconds.clear()
         torch.cuda.empty_cache()
-        return list(self._batches(images, clock))
+        return list(self._predict_batches(images, clock))
 
-    def _batches(self, images: FileImages, clock: Clock) -> Iterator[tuple[Floats, NDArray[np.float32]]]:
-        """(b,) scores and (b, h, w) maps of each batch, checked."""
+    def _predict_batches(self, images: FileImages, clock: Clock) -> Iterator[tuple[Floats, NDArray[np.float32]]]:
+        """Yield the checked (b,) scores and (b, h, w) maps of each batch."""
         for batch in images.batches(self._batch):
-            given = batch.to(self.device)
+            on_device = batch.to(self.method.setup.device)
             with clock("predict"), torch.no_grad():
-                found = self.method.predict(given)
-            check_prediction(found, given)
-            yield found.scores.double().cpu().numpy(), found.maps.float().cpu().numpy()
+                prediction = self.method.predict(on_device)
+            check_prediction(prediction, on_device)
+            yield prediction.scores.double().cpu().numpy(), prediction.maps.float().cpu().numpy()
+
+
+def check_prediction(prediction: Prediction, images: torch.Tensor) -> None:
+    """Raise BenchError unless scores are (b,), maps are (b, h, w), and all values are finite."""
+    count, _, height, width = images.shape
+    if prediction.scores.shape != (count,) or prediction.maps.shape != (count, height, width):
+        raise BenchError(
+            f"For {count} images of {height} x {width}, predict must return scores ({count},) and maps ({count}, "
+            f"{height}, {width}); got {tuple(prediction.scores.shape)} and {tuple(prediction.maps.shape)}. Fix it."
+        )
+    if not (torch.isfinite(prediction.scores).all() and torch.isfinite(prediction.maps).all()):
+        raise BenchError("Scores and maps must be finite; predict returned NaN or infinity. Fix the method's predict.")
+
+
+def evaluate_category(
+    predictions: Predictions, *, threshold: float | None = None, originals: OriginalResolution | None = None
+) -> Evaluation:
+    """Return the metrics of one category. Defective images without a mask count for the image metrics only.
+
+    Args:
+        predictions: of the category's test images.
+        threshold: of the scores, for precision, recall, F1 and false positive rate; None leaves these out.
+        originals: evaluate pixels at the size of each image file, one image in memory at a time; None: of the input.
+    """
+    image = metrics.evaluate(predictions.scores, predictions.is_anomalous, None, None)
+    if threshold is not None and "image_auroc" in image.values:
+        image.values.update(metrics.at_threshold(predictions.scores, predictions.is_anomalous, threshold))
+    elif threshold is not None:
+        image.undefined.update(dict.fromkeys(metrics.THRESHOLD_NAMES, image.undefined["image_auroc"]))
+    labeled = np.flatnonzero(predictions.has_pixel_labels)
+    if not labeled.size:
+        return image
+    maps, masks = _pixels(predictions, labeled, originals)
+    pixel = metrics.evaluate(predictions.scores[labeled], predictions.is_anomalous[labeled], maps, masks)
+    return Evaluation(
+        _of_level(pixel.values, image=False) | _of_level(image.values, image=True),
+        _of_level(pixel.undefined, image=False) | _of_level(image.undefined, image=True),
+        pixel.error_bound,
+    )
+
+
+def representative_images(predictions: Predictions) -> dict[str, int]:
+    """Return the indices of the images that reports show, by name.
+
+    "worst", "median" and "best" are the defective images of lowest, median and highest score, "good" is the good image
+    of highest score.
+    """
+    order = np.argsort(predictions.scores, kind="stable").tolist()
+    defect = [i for i in order if predictions.is_anomalous[i]]
+    good = [i for i in order if not predictions.is_anomalous[i]]
+    chosen = {"worst": defect[0], "median": defect[len(defect) // 2], "best": defect[-1]} if defect else {}
+    return chosen | ({"good": good[-1]} if good else {})
+
+
+def ground_truth(images: FileImages) -> Predictions:
+    """Return the labels and masks of the images, with zero scores and no maps."""
+    samples = images.samples
+    return Predictions(
+        files=tuple(sample.id for sample in samples),
+        defects=tuple(sample.defect for sample in samples),
+        scores=np.zeros(len(samples)),
+        maps=None,
+        masks=np.stack(images.masks()),
+        has_pixel_labels=np.array([bool(sample.masks) or not sample.is_anomalous for sample in samples]),
+        soft_masks=np.stack(images.soft_masks()),
+    )
+
+
+def _pixels(
+    predictions: Predictions, labeled: NDArray[np.intp], originals: OriginalResolution | None
+) -> tuple[Sequence[NDArray[np.float32]] | None, Sequence[Bools]]:
+    """Return the maps, if there are any, and the masks of the images whose pixels are labeled."""
+    maps, masks = predictions.maps, predictions.masks
+    if originals is None:
+        return (None if maps is None else list(maps[labeled])), list(masks[labeled])
+    resized = None if maps is None else _OnDemand(labeled, lambda index: originals.map(index, maps[index]))
+    return resized, _OnDemand(labeled, originals.mask)
+
+
+class _OnDemand(Sequence[V]):
+    """The values of a function at some indices, computed at each access: large images are in memory one at a time."""
+
+    def __init__(self, indices: NDArray[np.intp], compute: Callable[[int], V]) -> None:
+        self._indices, self._compute = indices, compute
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> V:  # type: ignore[override]  # slices are not needed
+        return self._compute(int(self._indices[position]))
 
 
 def _mean_sum(points: list[dict[str, float]], name: str) -> float:
     return float(np.mean([point.get(f"image_{name}", 0.0) + point.get(f"pixel_{name}", 0.0) for point in points]))
 
 
-def check_prediction(found: Prediction, images: torch.Tensor) -> None:
-    """Raises BenchError where a prediction breaks the contract: (b,) scores, (b, h, w) maps, all finite."""
-    count, _, height, width = images.shape
-    if found.scores.shape != (count,) or found.maps.shape != (count, height, width):
-        raise BenchError(
-            f"A method answers {count} images of {height} x {width} with scores ({count},) and maps "
-            f"({count}, {height}, {width}); this one gave {tuple(found.scores.shape)} and {tuple(found.maps.shape)}. "
-            f"Mend its predict."
-        )
-    if not (torch.isfinite(found.scores).all() and torch.isfinite(found.maps).all()):
-        raise BenchError("A method's scores and maps are finite; this one answered NaN or infinity. Mend its predict.")
-
-
-def evaluate_category(
-    answers: Predictions, *, threshold: float | None = None, originals: OriginalResolution | None = None
-) -> Evaluation:
-    """The metrics of one category. Defect images without a mask count for the image metrics only.
-
-    threshold: of the scores, at which precision and the like are told. originals: judge the pixels of the images' own
-    files, one image in memory at a time; None: those of the input.
-    """
-    image = metrics.evaluate(answers.scores, answers.is_anomalous, None, None)
-    if threshold is not None and "image_auroc" in image.values:
-        image.values.update(metrics.at_threshold(answers.scores, answers.is_anomalous, threshold))
-    elif threshold is not None:
-        image.undefined.update(dict.fromkeys(metrics.THRESHOLD_NAMES, image.undefined["image_auroc"]))
-    known = np.flatnonzero(answers.has_pixel_labels)
-    if not known.size:
-        return image
-    maps, masks = _pixels(answers, known, originals)
-    pixel = metrics.evaluate(answers.scores[known], answers.is_anomalous[known], maps, masks)
-    return Evaluation(
-        _named(pixel.values, image=False) | _named(image.values, image=True),
-        _named(pixel.undefined, image=False) | _named(image.undefined, image=True),
-        pixel.error_bound,
-    )
-
-
-class _Asked(Sequence[V]):
-    """As many things as there are `numbers`, each made when it is asked for and not kept."""
-
-    def __init__(self, numbers: NDArray[np.intp], make: Callable[[int], V]) -> None:
-        self._numbers, self._make = numbers, make
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> V:  # type: ignore[override]  # nobody cuts it
-        return self._make(int(self._numbers[index]))
-
-
-def _pixels(
-    answers: Predictions, known: NDArray[np.intp], originals: OriginalResolution | None
-) -> tuple[Sequence[NDArray[np.float32]] | None, Sequence[Bools]]:
-    """The maps, where there are any, and the masks of the images whose pixel truth is known."""
-    found, masks = answers.maps, answers.masks
-    if originals is None:
-        return (None if found is None else list(found[known])), list(masks[known])
-    at_original = _Asked(known, originals.mask)
-    return (None if found is None else _Asked(known, lambda i: originals.map(i, found[i]))), at_original
-
-
-def representative_images(answers: Predictions) -> dict[str, int]:
-    """Which images reports show, by VIEWS_RULE: name -> index."""
-    order = np.argsort(answers.scores, kind="stable").tolist()
-    defect = [i for i in order if answers.is_anomalous[i]]
-    good = [i for i in order if not answers.is_anomalous[i]]
-    found = {"worst": defect[0], "median": defect[len(defect) // 2], "best": defect[-1]} if defect else {}
-    return found | ({"good": good[-1]} if good else {})
-
-
-def _named(found: dict[str, V], *, image: bool) -> dict[str, V]:
-    return {name: value for name, value in found.items() if name.startswith("image_") == image}
-
-
-def ground_truth(images: FileImages) -> Callable[..., Predictions]:
-    """What is known of the images before any method is asked: the function from (scores, maps) to their Answers."""
-    samples = images.samples
-    files = tuple(f"{sample.defect}/{sample.image.name}" for sample in samples)
-    defects = tuple(sample.defect for sample in samples)
-    known = np.array([bool(sample.masks) or not sample.is_anomalous for sample in samples])
-    masks, soft = np.stack(images.masks()), np.stack(images.soft_masks())
-    return lambda scores, maps: Predictions(files, defects, scores, maps, masks, known, soft)
+def _of_level(values: dict[str, V], *, image: bool) -> dict[str, V]:
+    return {name: value for name, value in values.items() if name.startswith("image_") == image}
 
 
 @contextmanager
-def _forked_randomness() -> Iterator[None]:
-    """Leaves every generator as it found it, so that looking does not change the fit."""
+def _preserved_rng() -> Iterator[None]:
+    """Restore all random generators afterwards, so that an evaluation does not change the fit."""
     python, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         yield

@@ -1,22 +1,22 @@
-"""How long a plan will take and how much memory, from the records in the store of what the like took before."""
+"""Estimate how long a plan takes and how much memory it needs, from similar records in the store."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from bench.execution.job import Job
-from bench.record import Record, Run
+from bench.identity import cost_key
+from bench.record import Record
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What jobs will take, one after the other.
+    """The estimated cost of jobs that run one after the other.
 
     Attributes:
-        seconds: of fits, predictions, metrics and the oracle's looks, for the jobs of which something is known.
-        unknown: how many jobs there are of which no record tells a time.
-        memory: the largest peak of a like fit, in bytes of the device's or else the host's memory, by method.
+        seconds: of fits, predictions, metrics and the oracle's evaluations, of the jobs with similar records.
+        n_unknown: number of jobs without similar records.
+        memory: the largest peak of a similar fit in bytes, of the device or else of the host, by method.
     """
 
     seconds: float = 0.0
@@ -25,41 +25,39 @@ class Forecast:
 
 
 @dataclass(slots=True)
-class _Times:
-    """Of like records: seconds of the fit a training image, of the answers a test image, epochs, and peak bytes."""
+class _Costs:
+    """Costs of similar records: seconds of the fit per training image and of the test per image, epochs, peak bytes."""
 
     fit: list[float] = field(default_factory=list)
-    tests: list[float] = field(default_factory=list)
+    test: list[float] = field(default_factory=list)
     epochs: int = 0
     memory: int = 0
 
 
 def forecast(jobs: Sequence[Job], records: Iterable[Record], *, gpu: bool) -> Forecast:
-    """The forecast of the jobs on a GPU or a CPU.
+    """Return the estimated cost of the jobs on a GPU or a CPU.
 
-    Alike are records of the same method, settings, preprocessing and precision on the same kind of device. Times are
-    taken as proportional to the number of images, and their median counts.
+    Records are similar if `bench.identity.cost_key` is equal and the type of device is the same. Times are assumed
+    proportional to the number of images; the median is used.
     """
-    known: dict[str, _Times] = {}
+    known: dict[str, _Costs] = {}
     for record in records:
         if record.selection == "last" and "fit" in record.seconds and ("cuda" in record.environment) == gpu:
-            times = known.setdefault(_kind(record.run), _Times())
-            times.fit.append(record.seconds["fit"] / max(len(record.train_files), 1))
-            times.tests.append((record.seconds["predict"] + record.seconds["judge"]) / max(len(record.test_files), 1))
-            times.epochs = max(times.epochs, record.epoch)
-            times.memory = max(times.memory, record.memory.get("device", record.memory.get("host", 0)))
-    seconds, unknown, memory = 0.0, 0, dict[str, int]()
+            costs = known.setdefault(cost_key(record.run), _Costs())
+            costs.fit.append(record.seconds["fit"] / max(len(record.train_files), 1))
+            seconds = record.seconds["predict"] + record.seconds["evaluate"]
+            costs.test.append(seconds / max(len(record.test_files), 1))
+            costs.epochs = max(costs.epochs, record.epoch)
+            costs.memory = max(costs.memory, record.memory.get("device", record.memory.get("host", 0)))
+    seconds, n_unknown, memory = 0.0, 0, dict[str, int]()
     for job in jobs:
-        found = known.get(_kind(job.run))
-        if found is None:
-            unknown += 1
+        similar = known.get(cost_key(job.run))
+        if similar is None:
+            n_unknown += 1
             continue
-        looks = -(-found.epochs // job.eval_every) if job.selection != "last" else 0
-        tested = sum(len(tests) for tests in job.task.tests.values())
-        seconds += median(found.fit) * len(job.task.train) + median(found.tests) * tested * (1 + looks)
-        memory[job.run.name] = max(memory.get(job.run.name, 0), found.memory)
-    return Forecast(seconds, unknown, memory)
-
-
-def _kind(run: Run) -> str:
-    return json.dumps([run.method, run.settings, run.preprocessing, run.precision], sort_keys=True)
+        evaluation = job.evaluation
+        evaluations = -(-similar.epochs // evaluation.eval_every) if evaluation.selection != "last" else 0
+        n_test = sum(len(tests) for tests in job.task.tests.values())
+        seconds += median(similar.fit) * len(job.task.train) + median(similar.test) * n_test * (1 + evaluations)
+        memory[job.run.name] = max(memory.get(job.run.name, 0), similar.memory)
+    return Forecast(seconds, n_unknown, memory)

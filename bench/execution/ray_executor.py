@@ -1,7 +1,7 @@
-"""Does jobs on a Ray cluster, a task a fit: on one that runs, or on this machine's own, started for the call.
+"""Run jobs on a Ray cluster, one task per fit: on a running cluster, or on one started on this machine for the call.
 
 A node needs maskbench, the weights and, unless they are shipped, the images at the caller's paths. Outcomes come back
-to the caller, who alone writes the store.
+to the caller, and only the caller writes to the store.
 """
 
 import logging
@@ -15,83 +15,71 @@ from pathlib import Path
 from typing import Any
 
 from bench import environment, registry
+from bench.config.options import ExecutionOptions
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, failure_outcomes, run_job
 
 MAX_ATTEMPTS = 3
-"""How often a fit is begun whose worker dies; each time on another node where there is one."""
+"""How often a fit is started whose worker dies; each time on another node if there is one."""
 
 POLL_SECONDS = 0.5
-"""Seconds between two looks at how far the tasks are."""
+"""Seconds between two queries of the tasks' progress."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Task:
-    """A job on its way: the node that does it, when it began there (0: it waits), and how often it was begun."""
+    """A submitted job: the node that runs it, when it started there (0: it waits), and the number of attempts."""
 
     job: Job
     number: int
     node: str = ""
-    begun: float = 0.0
-    tries: int = 1
-    stopped: bool = False
+    started_at: float = 0.0
+    attempts: int = 1
+    is_stopped: bool = False
 
 
-def run_on_ray(
-    jobs: Sequence[Job],
-    watch: ProgressCallback,
-    *,
-    address: str = "",
-    gpus: float = 1.0,
-    timeout: float = 0,
-    ship: bool = False,
-) -> Iterator[JobResult]:
-    """The outcomes of each job as it finishes, in any order.
+def run_on_ray(jobs: Sequence[Job], progress: ProgressCallback, execution: ExecutionOptions) -> Iterator[JobResult]:
+    """Yield the outcomes of each job as it finishes, in any order.
 
-    address: "auto" or "ray://host:10001" of a cluster that runs; "" starts one on this machine. gpus: that a task on
-    CUDA asks for; below 1 several share one. timeout: seconds a task may take once it runs, 0 is no limit. ship: send
-    the images along instead of reading them at the caller's paths. Raises BenchError where Ray, the cluster or a node
-    for the tasks is not to be had.
+    Raises BenchError if Ray, the cluster or a node for the tasks is not available.
     """
-    ray = _ray()
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(ray, address)
+    ray = _import_ray()
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        _connect(ray, execution.address)
     try:
-        yield from _Walk(ray, [resolve_resources(job) for job in jobs], watch, gpus, timeout, ship=ship).outcomes()
+        yield from _RayRun(ray, [resolve_resources(job) for job in jobs], progress, execution).outcomes()
     finally:
-        if ours:
+        if is_ours:
             ray.shutdown()
 
 
 def resolve_resources(job: Job) -> Job:
-    """The job as a task does it: on the device that Ray gives it, on as many threads as it asks for, one by default."""
-    cuda = environment.device("auto").type == "cuda" if job.device == "auto" else job.device.startswith("cuda")
-    return replace(job, device="cuda" if cuda else "cpu", threads=job.threads or 1)
+    """Return the job as a task runs it: on the device that Ray gives it, with one thread unless more are asked for."""
+    compute = job.compute
+    name = compute.device if compute.device != "auto" else environment.device("auto").type
+    device = "cuda" if name.startswith("cuda") else "cpu"
+    return replace(job, compute=replace(compute, device=device, threads=compute.threads or 1))
 
 
-class _Walk:
+class _RayRun:
     """All tasks of one call, from their submission to their outcomes."""
 
-    def __init__(
-        self, ray: Any, jobs: Sequence[Job], watch: ProgressCallback, gpus: float, timeout: float, *, ship: bool
-    ) -> None:
-        self._ray, self._watch, self._gpus, self._timeout = ray, watch, gpus, timeout
-        self._folders = registry.plugin_folders("methods")[
-            1:
-        ]  # those that were added; a node has the shipped one itself
-        self._shipped = _shipped(ray, jobs) if ship else {}
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+    def __init__(self, ray: Any, jobs: Sequence[Job], progress: ProgressCallback, execution: ExecutionOptions) -> None:
+        self._ray, self._progress, self._execution = ray, progress, execution
+        self._folders = registry.plugin_folders("methods")[1:]  # a node has the shipped folder itself
+        self._images = _put_images(ray, jobs) if execution.ship_data else {}
+        this_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        # The board stays on the caller's node, so that it outlives any other.
-        self._board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote()
+        # The actor stays on the caller's node, so that it survives the death of any other node.
+        self._updates = ray.remote(_ProgressActor).options(num_cpus=0, scheduling_strategy=this_node).remote()
         self._running: dict[Any, _Task] = {}
         for job in jobs:
-            self._demanded(job)
+            self._required_resources(job)
         for number, job in enumerate(jobs):
             self._submit(_Task(job, number), "SPREAD")
 
@@ -100,7 +88,7 @@ class _Walk:
         try:
             while self._running:
                 ready, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
-                self._look()
+                self._poll()
                 for ref in ready:
                     task = self._running.pop(ref)
                     outcomes = self._outcome(ref, task)
@@ -110,172 +98,189 @@ class _Walk:
             for ref in self._running:
                 ray.cancel(ref, force=True)
 
-    def _demanded(self, job: Job) -> dict[str, float]:
-        """What a task asks of its node. Raises BenchError where no node has it."""
-        asked = {"CPU": float(job.threads)} | ({"GPU": self._gpus} if job.device == "cuda" else {})
-        if not self._nodes(asked):
-            told = " and ".join(f"{count:g} {kind}" for kind, count in asked.items())
-            raise BenchError(f"A task asks for {told} of one node; no node of the cluster has that. Lower --threads "
-                             f"or --gpus-per-task, or choose another --device.")  # fmt: skip
-        return asked
+    def _required_resources(self, job: Job) -> dict[str, float]:
+        """Return the resources of a task. Raises BenchError if no node has them."""
+        gpus = {"GPU": self._execution.gpus_per_task} if job.compute.device == "cuda" else {}
+        resources = {"CPU": float(job.compute.threads)} | gpus
+        if not self._nodes(resources):
+            text = " and ".join(f"{count:g} {kind}" for kind, count in resources.items())
+            raise BenchError(
+                f"A task needs {text} on one node; no node of the cluster has that. "
+                f"Lower --threads or --gpus-per-task, or choose another --device."
+            )
+        return resources
 
-    def _nodes(self, asked: dict[str, float], but: str = "") -> list[str]:
+    def _nodes(self, resources: dict[str, float], excluded: str = "") -> list[str]:
         return [
             node["NodeID"]
             for node in self._ray.nodes()
             if node["Alive"]
-            and node["NodeID"] != but
-            and all(node["Resources"].get(kind, 0) >= count for kind, count in asked.items())
+            and node["NodeID"] != excluded
+            and all(node["Resources"].get(kind, 0) >= count for kind, count in resources.items())
         ]
 
     def _submit(self, task: _Task, strategy: Any) -> None:
-        asked = self._demanded(task.job)
-        remote = self._ray.remote(_task).options(
-            num_cpus=asked["CPU"], num_gpus=asked.get("GPU", 0), max_retries=0, scheduling_strategy=strategy
+        resources = self._required_resources(task.job)
+        remote = self._ray.remote(_run_task).options(
+            num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0, scheduling_strategy=strategy
         )
-        files = self._shipped.get(task.job.data_digest)
-        ref = remote.remote(task.job, self._board, task.number, self._folders, files)
+        files = self._images.get(task.job.data_digest)
+        ref = remote.remote(task.job, self._updates, task.number, self._folders, files)
         self._running[ref] = task
 
-    def _look(self) -> None:
-        """Tells how far each task is, and stops those that take too long."""
+    def _poll(self) -> None:
+        """Report the progress of each task, and stop those that take too long."""
+        timeout = self._execution.timeout
         with suppress(self._ray.exceptions.RayError):
-            told = self._ray.get(self._board.taken.remote())
+            updates = self._ray.get(self._updates.take_updates.remote())
             for ref, task in self._running.items():
-                node, last = told.get(task.number, ("", None))
+                node, update = updates.get(task.number, ("", None))
                 if node:
-                    task.node, task.begun = node, task.begun or time.monotonic()
-                if last:
-                    self._watch(*last)
-                if self._timeout and task.begun and time.monotonic() > task.begun + self._timeout and not task.stopped:
-                    task.stopped = True
+                    task.node, task.started_at = node, task.started_at or time.monotonic()
+                if update:
+                    self._progress(*update)
+                if timeout and task.started_at and time.monotonic() > task.started_at + timeout and not task.is_stopped:
+                    task.is_stopped = True
                     self._ray.cancel(ref, force=True)
 
     def _outcome(self, ref: Any, task: _Task) -> Sequence[Outcome] | None:
-        """What became of a finished task; None where its worker died and it begins once more."""
+        """Return the outcomes of a finished task; None if its worker died and it is started again."""
         ray = self._ray
         try:
-            found: Sequence[Outcome] = ray.get(ref)
+            outcomes: Sequence[Outcome] = ray.get(ref)
         except ray.exceptions.RayError as error:
-            if task.stopped:
-                return failure_outcomes(task.job, f"Stopped after --timeout {self._timeout:g} seconds. Raise it.")
+            if task.is_stopped:
+                reason = f"Stopped after --timeout {self._execution.timeout:g} seconds. Raise it."
+                return failure_outcomes(task.job, reason)
             reason = " ".join(str(error).split())[:500]
-            if isinstance(error, ray.exceptions.RayTaskError) or task.tries == MAX_ATTEMPTS:
-                return failure_outcomes(task.job, f"Its worker failed, {task.tries} times in all: {reason}")
-            _log.warning("%s: its worker died and it begins again: %s", task.job.label, reason)
-            others = self._nodes(self._demanded(task.job), but=task.node)
+            if isinstance(error, ray.exceptions.RayTaskError) or task.attempts == MAX_ATTEMPTS:
+                return failure_outcomes(task.job, f"Its worker failed after {task.attempts} attempt(s): {reason}")
+            _log.warning("%s: its worker died; it is started again: %s", task.job.label, reason)
+            others = self._nodes(self._required_resources(task.job), excluded=task.node)
             strategies = ray.util.scheduling_strategies
-            elsewhere = strategies.NodeAffinitySchedulingStrategy(others[0], soft=True) if others else "SPREAD"
-            self._submit(_Task(task.job, task.number, tries=task.tries + 1), elsewhere)
+            strategy = strategies.NodeAffinitySchedulingStrategy(others[0], soft=True) if others else "SPREAD"
+            self._submit(_Task(task.job, task.number, attempts=task.attempts + 1), strategy)
             return None
-        return found
+        return outcomes
 
 
-class _Board:
-    """An actor to which tasks tell how far they are, and from which the caller takes it."""
+class _ProgressActor:
+    """An actor to which tasks send their progress, and from which the caller takes it."""
 
     def __init__(self) -> None:
-        self._told: dict[int, tuple[str, tuple[Any, ...] | None]] = {}
+        self._updates: dict[int, tuple[str, tuple[Any, ...] | None]] = {}
 
-    def tell(self, task: int, node: str, last: tuple[Any, ...] | None) -> None:
-        self._told[task] = (node, last)
+    def send(self, task: int, node: str, update: tuple[Any, ...] | None) -> None:
+        self._updates[task] = (node, update)
 
-    def taken(self) -> dict[int, tuple[str, tuple[Any, ...] | None]]:
-        told, self._told = self._told, {}
-        return told
+    def take_updates(self) -> dict[int, tuple[str, tuple[Any, ...] | None]]:
+        updates, self._updates = self._updates, {}
+        return updates
 
 
-def _task(job: Job, board: Any, number: int, folders: Sequence[Path], files: dict[str, bytes] | None) -> list[Outcome]:
-    """One fit on the node to which Ray brought it."""
+def _run_task(
+    job: Job, updates: Any, number: int, folders: Sequence[Path], files: dict[str, bytes] | None
+) -> list[Outcome]:
+    """Run one job on the node to which Ray assigned it."""
     import ray
 
     node, last = ray.get_runtime_context().get_node_id(), 0.0
-    board.tell.remote(number, node, None)
+    updates.send.remote(number, node, None)
 
-    def watch(*told: Any) -> None:
+    def progress(*update: Any) -> None:
         nonlocal last
         if time.monotonic() - last > POLL_SECONDS:
             last = time.monotonic()
-            board.tell.remote(number, node, told)
+            updates.send.remote(number, node, update)
 
     try:
         for folder in folders:
             registry.add_folder("methods", folder)
-        return run_job(_unpacked(job, files) if files is not None else _at_hand(job), watch)
+        return run_job(_write_images(job, files) if files is not None else _check_local_files(job), progress)
     except BenchError as error:
         return failure_outcomes(job, str(error))
 
 
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     try:
         import ray
         import ray.util.scheduling_strategies
     except ImportError as error:
         raise BenchError(
-            f"--executor ray needs Ray, which is not here ({error}). pip install 'maskbench[ray]'."
+            f"--executor ray needs Ray, which cannot be imported ({error}). pip install 'maskbench[ray]'."
         ) from error
     return ray
 
 
 def _connect(ray: Any, address: str) -> None:
     try:
-        # "local" starts one even where RAY_ADDRESS names another
+        # "local" starts a cluster even if RAY_ADDRESS names another
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except Exception as error:  # Ray raises all kinds of them, and a bare one where a start takes too long
+    except Exception as error:  # Ray raises many types, and Exception itself if a start takes too long
         reason = " ".join(str(error).split())[:200]
         raise BenchError(
-            f"--address names a Ray cluster that runs; '{address or 'local'}' does not answer ({reason}). "
-            f"Start one (ray start --head), or leave --address out."
+            f"--address must name a running Ray cluster; '{address or 'local'}' does not respond ({reason}). "
+            f"Start one (ray start --head), or remove --address."
         ) from error
 
 
 def _files(job: Job) -> set[Path]:
-    others = (*job.task.tests.values(), *job.task.calibration.values())
-    samples = (*job.task.train, *(sample for samples in others for sample in samples))
-    return {path for sample in samples for path in (sample.image, *sample.masks)}
+    task = job.task
+    groups = (*task.tests.values(), *task.calibration.values(), *task.others.values(), task.train)
+    return {path for samples in groups for sample in samples for path in (sample.image, *sample.masks)}
 
 
-def _shipped(ray: Any, jobs: Sequence[Job]) -> dict[str, Any]:
-    """The contents of the jobs' files in the cluster's object store, once for all jobs on the same data."""
+def _put_images(ray: Any, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Put the content of the jobs' files into the cluster's object store, once for all jobs on the same data."""
     paths: dict[str, set[Path]] = {}
     for job in jobs:
         paths.setdefault(job.data_digest, set()).update(_files(job))
-    return {data: ray.put({str(path): path.read_bytes() for path in some}) for data, some in paths.items()}
+    return {
+        digest: ray.put({str(path): path.read_bytes() for path in of_digest}) for digest, of_digest in paths.items()
+    }
 
 
-def _unpacked(job: Job, files: dict[str, bytes]) -> Job:
-    """The job on files of this node, written there from what was shipped, once for all jobs on the same data."""
+def _write_images(job: Job, files: dict[str, bytes]) -> Job:
+    """Return the job on files of this node, written from what was shipped, once for all jobs on the same data."""
     root = job.cache / "shipped" / job.data_digest
 
-    def here(path: Path) -> Path:
+    def local_path(path: Path) -> Path:
         parent = sha256(str(path.parent).encode(errors="surrogateescape")).hexdigest()[:12]
-        place = root / parent / path.parent.name / path.name  # a record tells the last two
-        if not place.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            beside = place.with_name(f".{place.name}.{os.getpid()}")
-            beside.write_bytes(files[str(path)])
-            beside.replace(place)
-        return place
+        target = root / parent / path.parent.name / path.name  # the file keeps its name, which its Sample.id contains
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            temporary.write_bytes(files[str(path)])
+            temporary.replace(target)
+        return target
 
-    def moved(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    def move(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
         return tuple(
-            replace(sample, image=here(sample.image), masks=tuple(map(here, sample.masks))) for sample in samples
+            replace(sample, image=local_path(sample.image), masks=tuple(map(local_path, sample.masks)))
+            for sample in samples
         )
 
-    tests, held = (
-        {category: moved(samples) for category, samples in by_category.items()}
-        for by_category in (job.task.tests, job.task.calibration)
+    def move_all(groups: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
+        return {category: move(samples) for category, samples in groups.items()}
+
+    task = job.task
+    moved = replace(
+        task,
+        train=move(task.train),
+        tests=move_all(task.tests),
+        calibration=move_all(task.calibration),
+        others=move_all(task.others),
     )
-    return replace(job, task=replace(job.task, train=moved(job.task.train), tests=tests, calibration=held))
+    return replace(job, task=moved)
 
 
-def _at_hand(job: Job) -> Job:
-    """The job, whose files are here. Raises BenchError where they are not."""
+def _check_local_files(job: Job) -> Job:
+    """Return the job. Raises BenchError if a file of it does not exist on this node."""
     for path in sorted(_files(job)):
         if not path.is_file():
             raise BenchError(
-                f"Each node reads the images at the caller's path; this one has no {path}. "
-                f"Put the data there, or give --ship-data."
+                f"Each node reads the images at the caller's paths; this node has no {path}. "
+                f"Copy the data there, or pass --ship-data."
             )
     return job

@@ -1,0 +1,146 @@
+"""A method as one plan uses it: its class, its settings for each task, and the jobs that fit it."""
+
+from dataclasses import asdict, dataclass, replace
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from bench import environment, registry
+from bench.config.method_specs import MethodSpec
+from bench.config.options import GROUPS, decisive_options
+from bench.config.plan import Plan
+from bench.config.settings import resolve
+from bench.data.protocol import Task
+from bench.errors import BenchError
+from bench.execution.job import Job, source_hash
+from bench.identity import run_hash
+from bench.method import Method, Preprocessing
+from bench.record import Run
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What a run states about its data set: name, whether its images are drawn, a fingerprint of each category."""
+
+    name: str
+    synthetic: bool
+    fingerprints: dict[str, str]
+
+
+class PlannedMethod:
+    """A method of a plan. Raises BenchError if it cannot run with the plan's options."""
+
+    def __init__(self, plan: Plan, spec: MethodSpec) -> None:
+        self.plan = plan
+        self.spec = spec
+        self.module = registry.load("methods", spec.method)
+        self.kind: type[Method] = self.module.METHOD
+        self.source_hash = source_hash(self.module)
+        raw = {key: (value, f"profile {plan.profile}") for key, value in plan.preprocessing.items()}
+        shared, _ = resolve(Preprocessing, raw, "the profile's shared preprocessing")
+        self.preprocessing = self.kind.paper_preprocessing if plan.compute.preprocessing == "paper" else shared
+        self._file_hashes: dict[str, dict[str, str]] = {}
+        self._checkpoint_hashes: dict[Path, str] = {}
+        if plan.checkpoint:
+            self._check_checkpoint(plan.checkpoint)
+        if plan.compute.compile and not self.kind.supports_compile:
+            raise BenchError(f"{spec.title} does not support --compile. Remove one of the two.")
+        for category in ("", *spec.by_category):
+            self._hash_files(self.settings(category)[0])
+
+    def settings(self, category: str) -> tuple[Any, dict[str, str]]:
+        """Return the method's Settings for a category, or for "all", and the origin of each value."""
+        return self.spec.resolve(self.module.Settings, category)
+
+    def job(self, task: Task, dataset: DatasetInfo, *, k: int, seed: int, data_digest: str) -> Job:
+        """Return the job that fits this method on the task."""
+        plan = self.plan
+        settings, origin = self.settings(task.name)
+        groups = {group: getattr(plan, group) for group in GROUPS}
+        run = Run(
+            dataset=dataset.name,
+            synthetic=dataset.synthetic,
+            data_fingerprints=dataset.fingerprints,
+            protocol=plan.tasks.protocol,
+            k=k,
+            seed=seed,
+            name=self.spec.name,
+            method=self.spec.method,
+            title=self.spec.title,
+            settings=_json_settings(settings),
+            preprocessing=asdict(self.preprocessing),
+            file_hashes=self._hash_files(settings),
+            options=decisive_options(groups),
+            profile=plan.profile,
+            profile_note=plan.profile_note,
+            sweep_keys=list(self.spec.sweep_keys),
+        )
+        shared_settings, _ = self.settings("")
+        shared = replace(run, settings=_json_settings(shared_settings), file_hashes=self._hash_files(shared_settings))
+        checkpoint = self._checkpoint(task)
+        evaluation = replace(plan.evaluation, time=plan.evaluation.time and self._has_device_exclusively())
+        if checkpoint and plan.checkpoint:  # the file distinguishes the runs, the folder the groups
+            evaluation = replace(evaluation, selection="last")
+            run = replace(run, file_hashes=run.file_hashes | {"checkpoint": self._hash_checkpoint(checkpoint)})
+            shared = replace(shared, file_hashes=shared.file_hashes | {"checkpoint": plan.checkpoint.name})
+        # One model for all categories is another one if the categories are others.
+        group_hash = run_hash(shared, data_digest if plan.tasks.protocol == "unified" else "")
+        return Job(
+            run=replace(run, group_hash=group_hash),
+            task=task,
+            data_digest=data_digest,
+            evaluation=evaluation,
+            compute=plan.compute,
+            execution=plan.execution,
+            weights=plan.weights,
+            cache=plan.cache,
+            origin=plan.origin | {f"settings.{name}": where for name, where in origin.items()},
+            command=plan.command,
+            checkpoint=checkpoint,
+        )
+
+    def estimate_memory(self, task: Task) -> int:
+        """Return the method's estimate of the peak memory of that fit in bytes; 0 if it has none."""
+        settings = self.settings(task.name)[0]
+        return self.kind.estimate_memory(settings, self.preprocessing.size, len(task.train)) or 0
+
+    def _has_device_exclusively(self) -> bool:
+        """Return whether a fit has its device to itself, so that a latency measured there is meaningful."""
+        execution, compute = self.plan.execution, self.plan.compute
+        if execution.executor != "ray":
+            return True
+        device = compute.device if compute.device != "auto" else environment.device("auto").type
+        return not device.startswith("cpu") and execution.gpus_per_task >= 1
+
+    def _check_checkpoint(self, path: Path) -> None:
+        """Raise BenchError if the method has no released checkpoints, or if there is none at that path."""
+        if not self.kind.checkpoint:
+            raise BenchError(f"{self.spec.title} cannot read released checkpoints. Remove --checkpoint to fit it.")
+        if not path.exists():
+            file = self.kind.checkpoint
+            raise BenchError(f"--checkpoint must be a file or a folder with <category>/{file}; {path} does not exist.")
+
+    def _checkpoint(self, task: Task) -> Path | None:
+        path = self.plan.checkpoint
+        return path / task.name / self.kind.checkpoint if path and path.is_dir() else path
+
+    def _hash_checkpoint(self, path: Path) -> str:
+        """Return the file's sha256, computed once; "missing" if it does not exist, which the job then reports."""
+        if path not in self._checkpoint_hashes:
+            self._checkpoint_hashes[path] = "missing"
+            if path.is_file():
+                with path.open("rb") as file:
+                    self._checkpoint_hashes[path] = file_digest(file, "sha256").hexdigest()
+        return self._checkpoint_hashes[path]
+
+    def _hash_files(self, settings: Any) -> dict[str, str]:
+        """Return the method's `file_hashes`, computed once per settings: hashing weights takes a moment."""
+        key = repr(settings)
+        if key not in self._file_hashes:
+            self._file_hashes[key] = self.kind.file_hashes(settings, self.plan.weights)
+        return self._file_hashes[key]
+
+
+def _json_settings(settings: Any) -> dict[str, Any]:
+    """Return a method's Settings as JSON returns them, so that a record equals itself after a round trip."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
