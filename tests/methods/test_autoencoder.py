@@ -275,8 +275,8 @@ def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"loss": "ssim"}, {"mode": "texture"}, {"flips": True}, {"output": "linear"}, {"downsample": 2}, {"augment_probability": 0.5},
-     {"weight_decay": 1.0}, {"smoothing": 1.0}],
+    [{"loss": "ssim"}, {"mode": "texture"}, {"flips": True}, {"output": "linear"}, {"downsample": 2},
+     {"augment_probability": 0.5},     {"weight_decay": 1.0}, {"smoothing": 1.0}],
     ids=str,
 )  # fmt: skip
 def test_every_alternative_setting_changes_the_predictions(changes: dict[str, object]) -> None:

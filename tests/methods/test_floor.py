@@ -1,4 +1,4 @@
-"""Every trained method must exceed the mean map by a margin in pixel AUROC: demo profile, synthetic fabric, 4 images."""
+"""Every trained method must exceed the mean map by a margin in pixel AUROC (demo profile, synthetic fabric)."""
 
 import pytest
 

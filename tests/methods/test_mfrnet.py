@@ -20,8 +20,8 @@ from bench.methods import meanmap
 from bench.methods.mfrnet import MFRNet, Settings, false_colors
 from bench.methods.parts.backbone import channels_and_strides
 from bench.methods.parts.features import FrozenFeatures
-from bench.methods.parts.restoration_net import HybridBlock, MultiPoolingAttention, RestorationNet, average_pool
 from bench.methods.parts.masks import complementary_masks
+from bench.methods.parts.restoration_net import HybridBlock, MultiPoolingAttention, RestorationNet, average_pool
 from bench.methods.parts.similarity import ssim
 
 CPU = torch.device("cpu")

@@ -274,7 +274,7 @@ def test_the_file_hashes_contain_the_backbone() -> None:
 
 
 def test_the_required_memory_is_estimated_and_logged(images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
-    # 6 images of 8 x 8 patches: all with 32 values, projected to 16, 38 of them in the bank, projected to 8; and for the
+    # 6 images of 8 x 8 patches: all with 32 values, projected to 16, 38 of them in the bank, projected to 8; for the
     # batch of 6 images 40 channels of 8 x 8 and 112 of 4 x 4 features with 9 neighbors, pooled to 2 x 48, then to 32.
     batch = 9 * (40 * 64 + 112 * 16) + 64 * (2 * 2 * 48 + 32)
     assert PatchCore.estimate_memory(SMALL, (64, 64), 6) == 4 * (384 * (32 + 16) + 38 * (32 + 8) + 6 * batch)
@@ -335,7 +335,7 @@ def test_the_mean_map_is_the_squared_distance_from_the_mean_image() -> None:
 def test_the_auroc_on_real_images_equals_that_of_the_authors_code(
     shared: Path, category: str, image_auroc: float | None, pixel_auroc: float
 ) -> None:
-    """Compared with means of three seeds; capsule's image AUROC changes by two points with the seed, so it is left out."""
+    """Compared with means of three seeds; capsule's image AUROC changes by two points with the seed: left out."""
     root = shared / "data" / "real256" / "mvtec" / category
     files = sorted((root / "test").glob("*/*"))
     settings = Settings(backbone="resnet18.tv_in1k", coreset=0.01)

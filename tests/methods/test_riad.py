@@ -277,8 +277,8 @@ def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(tiny: RIAD) -
 
 @pytest.mark.parametrize(
     "changes",
-    [{"cell_sizes": (8,)}, {"subsets": 2}, {"grayscale": True}, {"mean_filter": 1}, {"downsample": 2}, {"weight_decay": 0.1},
-     {"gms_weight": 0.0}, {"lr_drop_epoch": 2}],
+    [{"cell_sizes": (8,)}, {"subsets": 2}, {"grayscale": True}, {"mean_filter": 1}, {"downsample": 2},
+     {"weight_decay": 0.1},     {"gms_weight": 0.0}, {"lr_drop_epoch": 2}],
     ids=str,
 )  # fmt: skip
 def test_every_alternative_setting_changes_the_predictions(tiny: RIAD, changes: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""No method waits for its device in predict or in a training step: on a GPU a wait takes longer than the computation."""
+"""No method waits for its device in predict or in a training step: on a GPU a wait costs more than the computation."""
 
 from collections import Counter
 from typing import Any
