@@ -1,4 +1,4 @@
-"""A user's method that misbehaves as its setting says: what the bench must survive, whoever executes it."""
+"""A method of the user with a fault that its setting `how` chooses; the benchmark must handle all of them."""
 
 import os
 import signal
@@ -6,12 +6,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from bench.errors import BenchError
 from bench.method import Images, Method, Prediction, Progress
 
 
@@ -21,25 +20,26 @@ class Settings:
         "well", "raises", "exits", "prints", "nan", "infinite", "shape", "type", "lacks memory", "is hungry", "hangs",
         "is killed", "is killed once"
     ] = "well"  # fmt: skip
-    flag: str = ""  # a file that says that it was killed before
-    limit: int = 2  # the largest batch that does not run out of memory
+    flag: str = ""  # file that marks an earlier kill
+    limit: int = 2  # largest batch that does not run out of memory
 
 
 class Odd(Method):
-    _mean: Tensor | None = None
+    learned: ClassVar[tuple[str, ...]] = ("mean",)
+    mean: Tensor
 
     def fit(self, train: Images, progress: Progress) -> None:
-        self._mean = torch.stack([batch.mean(dim=0) for batch in train.batches(1)]).mean(dim=0)
+        self.mean = torch.stack([batch.mean(dim=0) for batch in train.batches(1)]).mean(dim=0)
         progress(1, 2, None)
         match self.settings.how:
             case "raises":
-                raise ZeroDivisionError("one can't divide so")
+                raise ZeroDivisionError("division failed on purpose")
             case "exits":
-                sys.exit("enough")
+                sys.exit("exit on purpose")
             case "prints":
-                sys.stdout.write("a word of mine\n")
+                sys.stdout.write("printed by the method\n")
             case "lacks memory":
-                raise MemoryError("there is no more")
+                raise MemoryError("no memory on purpose")
             case "hangs":
                 time.sleep(1000)
             case "is killed":
@@ -52,7 +52,7 @@ class Odd(Method):
     def predict(self, images: Tensor) -> Prediction:
         if self.settings.how == "is hungry" and len(images) > self.settings.limit:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        maps = (images - self.state()["mean"]).square().mean(dim=1)
+        maps = (images - self.mean).square().mean(dim=1)  # (b, h, w)
         scores = maps.amax(dim=(1, 2))
         match self.settings.how:
             case "nan":
@@ -64,14 +64,6 @@ class Odd(Method):
             case "type":
                 return scores  # type: ignore[return-value]
         return Prediction(scores, maps)
-
-    def state(self) -> dict[str, Tensor]:
-        if self._mean is None:
-            raise BenchError("fit first")
-        return {"mean": self._mean}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self._mean = state["mean"]
 
 
 METHOD = Odd
