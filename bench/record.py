@@ -123,7 +123,7 @@ class Record:
         metrics: fractions in [0, 1], by name.
         undefined_metrics: the metrics that do not exist here, with the reason.
         threshold: an image with a higher score is called defective; None unless the run was calibrated.
-        pixel_threshold: the same for a pixel of the map, set so that a good image's highest pixel exceeds it that rarely.
+        pixel_threshold: the same for a pixel of the map, set so that a good image's highest pixel exceeds it as rarely.
         metric_error_bound: bound on the error of the pixel metrics; 0 if they are exact, as they are except on very
             large test sets.
         losses: the mean loss of each epoch.
@@ -280,7 +280,10 @@ def _is_json(value: Any) -> bool:
 
 
 def _check_fields(what: str, values: Any, kind: type[Run] | type[Record]) -> dict[str, Any]:
-    """Return the fields of a Run or Record from JSON. Raises BenchError if one is missing, unknown or of a wrong type."""
+    """Return the fields of a Run or Record from JSON.
+
+    Raises BenchError if one is missing, unknown or of a wrong type.
+    """
     hints = get_type_hints(kind)
     if not isinstance(values, dict):
         raise BenchError(f"The {what} must be a table of fields, got {values!r:.80}. Rerun with --force.")

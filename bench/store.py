@@ -127,7 +127,8 @@ class Store:
             ) from error
         if needed > free:
             raise BenchError(
-                f"The predictions of this plan need about {needed / 1e6:.1f} MB; {folder} has {free / 1e6:.1f} MB free. "
+                f"The predictions of this plan need about {needed / 1e6:.1f} MB; "
+                f"{folder} has {free / 1e6:.1f} MB free. "
                 f"Free some, choose another folder with --runs, or store less with --maps none."
             )
 

@@ -1,7 +1,8 @@
 """The options of a run. Each is defined once, here: name, type, default, help text and range.
 
-The command line, the keyword arguments of the Python API, the checks of `bench.toml` and `docs/options.md` are made from
-these fields. Plan, Job and Fit receive the four groups whole. A new option is one field here plus the code that uses it.
+The command line, the keyword arguments of the Python API, the checks of `bench.toml` and `docs/options.md` are made
+from these fields. Plan, Job and Fit receive the four groups whole. A new option is one field here plus the code that
+uses it.
 """
 
 from collections.abc import Iterator, Mapping

@@ -74,12 +74,14 @@ def make_plan(
         options: the options of the call by name, as text or typed; None means not given.
         settings: --set, key -> text; "name.key" is for one method only.
         sweep: --sweep, the same with several values in the text.
-        profile, campaign: names in bench.toml; the default profile is "demo".
+        profile: name of a profile in bench.toml; default: the campaign's, else "demo".
+        campaign: name of a campaign in bench.toml, or None.
         paths: data, runs, cache, weights and checkpoint as the call gives them.
         command: the command line.
 
-    Raises BenchError for an unknown name or key and for a value of the wrong type or out of range. The data set's
-    categories and the settings of the methods are checked by `bench.execution.schedule`.
+    Raises:
+        BenchError: for an unknown name or key and for a value of the wrong type or out of range. The data set's
+            categories and the settings of the methods are checked by `bench.execution.schedule`.
     """
     campaign_table = _table(config, "campaign", campaign) if campaign else {}
     profile_origin = "--profile" if profile else f"campaign {campaign}" if "profile" in campaign_table else "default"

@@ -33,7 +33,7 @@ def resolve(kind: type[S], raw: Mapping[str, tuple[Any, str]], owner: str) -> tu
     try:
         instance = kind(**values)
     except (TypeError, ValueError) as error:  # a field without a default, or a check in __post_init__
-        raise BenchError(f"The Settings of {owner} refuse these values: {error}.") from error
+        raise BenchError(f"The settings of {owner} are not valid: {error}. Change them.") from error
     return instance, {key: raw[key][1] if key in raw else "default" for key in names}
 
 

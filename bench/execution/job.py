@@ -233,13 +233,12 @@ def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> l
     outcomes = []
     for done, prediction in enumerate(predictions):
         progress(job.label, "evaluate", done, len(predictions), None)
-        outcomes.append(_evaluate(job, record, fit, result, prediction, model))
+        outcome = _evaluate(job, record, fit, result, prediction)
+        outcomes.append(replace(outcome, model=model) if outcome.record.selection == "last" else outcome)
     return outcomes
 
 
-def _evaluate(
-    job: Job, record: Record, fit: Fit, result: FitResult, prediction: CategoryPrediction, model: bytes | None
-) -> Outcome:
+def _evaluate(job: Job, record: Record, fit: Fit, result: FitResult, prediction: CategoryPrediction) -> Outcome:
     """Return the outcome of one category: metrics, and for the last epoch pictures and latency."""
     clock = Clock(torch.device("cpu"))
     with clock("evaluate"):
@@ -269,7 +268,7 @@ def _evaluate(
         return Outcome(record, predictions)
     with torch.no_grad():
         record, views = _add_latency_and_views(job, record, fit, shown)
-    return Outcome(record, predictions, views, model)
+    return Outcome(record, predictions, views)
 
 
 def _add_latency_and_views(

@@ -27,7 +27,7 @@ from bench.errors import BenchError
 from bench.execution import schedule
 from bench.store import Store
 
-ODD = Path(__file__).resolve().parents[1] / "plugins"
+PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 RUN = ("run", "--dataset", "folder", "--data", "parts", "--profile", "check", "--no-time", "--threads", "1",
        "--protocol", "one-for-one")  # fmt: skip
 
@@ -42,11 +42,11 @@ class Result:
 
 @pytest.fixture
 def bench(parts: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> Iterator[Callable[..., Result]]:
-    """Call `bench` in the folder of `parts`, with the plug-in method `odd`."""
+    """Call `bench` in the folder of `parts`, with the plug-in method `faulty`."""
     monkeypatch.chdir(parts.parent)
     monkeypatch.setenv("XDG_CACHE_HOME", str(parts.parent / "cache"))
     monkeypatch.setenv("COLUMNS", "10000")
-    Path("bench.toml").write_text(f'[paths]\nmethods = ["{ODD}"]\n', "utf-8")
+    Path("bench.toml").write_text(f'[paths]\nmethods = ["{PLUGINS}"]\n', "utf-8")
 
     def call(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["bench", *arguments])
@@ -288,21 +288,21 @@ def test_an_invalid_bench_toml_is_an_error_in_one_line(bench, text: str, message
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("fault", "message"),
     [
-        ("nan", "must be finite"),
-        ("infinite", "must be finite"),
-        ("shape", "(6, 64, 64)"),
-        ("type", "AttributeError"),
-        ("raises", "ZeroDivisionError: division failed on purpose"),
-        ("exits", "SystemExit: exit on purpose"),
-        ("lacks memory", "MemoryError: no memory on purpose"),
+        ("NaN scores", "must be finite"),
+        ("infinite maps", "must be finite"),
+        ("wrong shape", "(6, 64, 64)"),
+        ("wrong type", "AttributeError"),
+        ("raises", "ZeroDivisionError: the divisor is 0"),
+        ("exits", "SystemExit: the method called sys.exit"),
+        ("MemoryError", "MemoryError: no memory is left"),
     ],
 )
-def test_a_faulty_method_does_not_affect_the_others(bench, how: str, message: str) -> None:
-    result = bench(*RUN, "--method", "odd,meanmap", "--set", f"odd.how={how}")
+def test_a_faulty_method_does_not_affect_the_others(bench, fault: str, message: str) -> None:
+    result = bench(*RUN, "--method", "faulty,meanmap", "--set", f"faulty.fault={fault}")
     assert result.code == 2
-    assert {line.partition(",")[0] for line in lines(result, "failed:")} == {"odd bolt", "odd plate"}
+    assert {line.partition(",")[0] for line in lines(result, "failed:")} == {"Faulty bolt", "Faulty plate"}
     assert lines(result, message)
     assert succeeded() == {("meanmap", "bolt"), ("meanmap", "plate")}
     report = bench("report")
@@ -312,10 +312,10 @@ def test_a_faulty_method_does_not_affect_the_others(bench, how: str, message: st
 
 
 def test_a_method_may_print(bench) -> None:
-    result = bench(*RUN, "--method", "odd", "--set", "how=prints")
+    result = bench(*RUN, "--method", "faulty", "--set", "fault=prints")
     assert result.code == 0, result.text
     assert "printed by the method" in result.text
-    assert succeeded() == {("odd", "bolt"), ("odd", "plate")}
+    assert succeeded() == {("faulty", "bolt"), ("faulty", "plate")}
 
 
 def test_a_plug_in_with_a_syntax_error_is_skipped(bench) -> None:
@@ -336,7 +336,7 @@ def test_a_plug_in_with_a_syntax_error_is_skipped(bench) -> None:
 @pytest.mark.parametrize("suffix", ["json", "npz"])
 @pytest.mark.parametrize("how", ["truncated", "empty", "of zeros", "text"])
 def test_a_damaged_file_in_the_store_is_skipped(bench, suffix: str, how: str) -> None:
-    assert bench(*RUN, "--method", "meanmap,odd").code == 0
+    assert bench(*RUN, "--method", "meanmap,faulty").code == 0
     (path,) = Path("runs").rglob(f"meanmap/*/*/bolt.{suffix}")
     DAMAGE[how](path)
     result = bench("report")
