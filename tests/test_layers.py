@@ -18,7 +18,7 @@ REPORTS = sorted((ROOT / "reports").rglob("*.py"))
 ALL = [*BENCH, *METHODS, *DATASETS, *REPORTS]
 
 CONTRACTS = {"errors", "weights", "method", "training", "dataset", "report"}
-CORE = CONTRACTS | {"record", "identity", "store", "registry"}
+CORE = CONTRACTS | {"record", "identity", "store", "registry", "environment"}
 # Folder or file of bench/ -> the places of bench/ that it may import besides itself. Nobody may import cli or api.
 ALLOWED = {
     "errors": set(),
@@ -31,9 +31,10 @@ ALLOWED = {
     "identity": {"errors", "dataset", "record"},
     "store": {"errors", "record", "identity"},
     "registry": {"errors"},
+    "environment": {"errors"},
     "config": CORE,
-    "data": CONTRACTS,
-    "evaluation": {"errors", "dataset", "method", "record", "identity", "store"},
+    "data": CONTRACTS | {"environment", "evaluation"},
+    "evaluation": {"errors", "dataset", "method", "record", "identity", "store", "environment"},
     "execution": CORE | {"config", "data", "evaluation"},
     "deploy": CORE | {"config", "data", "evaluation", "execution"},
     "cli": CORE | {"config", "data", "evaluation", "execution", "deploy"},
