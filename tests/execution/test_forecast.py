@@ -15,7 +15,7 @@ def test_times_are_proportional_to_the_numbers_of_images_and_the_median_is_used(
     records = [
         replace(
             similar, seconds={"fit": 20.0, "predict": 1.0, "evaluate": 1.0}
-        ),  # 2 s per training, 1 s per test image
+        ),  # 2 s per training image, 1 s per test
         replace(similar, seconds={"fit": 40.0, "predict": 4.0, "evaluate": 2.0}),  # 4 s and 3 s
         replace(similar, seconds=ninety, environment={"cuda": "13"}),  # on a GPU
         replace(similar, seconds=ninety, selection="oracle"),
