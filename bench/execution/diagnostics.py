@@ -89,7 +89,7 @@ def _check_dataset(module: ModuleType, root: Path, progress: Callable[[int, int]
     count = len({sample.category for sample in samples})
     categories = "1 category" if count == 1 else f"{count} categories"
     summary = CheckResult(f"{module.TITLE}: {len(samples)} images in {categories}, {root}")
-    return [summary, *dataset_checks.inspect(samples, warnings, progress)]
+    return [summary, *dataset_checks.check_dataset(samples, warnings, progress)]
 
 
 def _detect_layout(folder: Path) -> ModuleType:

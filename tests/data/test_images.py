@@ -17,7 +17,7 @@ from bench.data.images import (
     content_hash,
     decode,
     defect_mask,
-    prepare,
+    preprocess,
     soft_mask,
     visible_box,
 )
@@ -145,9 +145,9 @@ def test_a_one_pixel_image_fills_its_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no format is known for its content"),
-        (b"these are words", "no format is known for its content"),
-        (b"\x89PNG\r\n\x1a\n", "no format is known for its content"),
+        (b"", "its content has no known image format"),
+        (b"these are words", "its content has no known image format"),
+        (b"\x89PNG\r\n\x1a\n", "its content has no known image format"),
     ],
     ids=["zero bytes", "text", "a PNG's first 8 bytes"],
 )
@@ -223,22 +223,22 @@ def test_a_broken_image_in_the_middle_is_told_when_the_walk_reaches_it(tmp_path:
 
 def test_both_sides_are_squeezed_unless_the_aspect_is_kept() -> None:
     image = Image.fromarray(np.repeat([[0, 60, 120, 180, 240, 255, 30, 90]], 4, axis=0).astype(np.uint8))  # 4 x 8
-    squeezed = np.asarray(prepare(image, SMALL))
+    squeezed = np.asarray(preprocess(image, SMALL))
     assert squeezed[0].tolist() == [60, 180, 255, 90]  # the right one of each pair is the nearest to its centre
-    centre = np.asarray(prepare(image, Preprocessing(4, 4, resample="nearest", keep_aspect=True)))
+    centre = np.asarray(preprocess(image, Preprocessing(4, 4, resample="nearest", keep_aspect=True)))
     assert centre[0].tolist() == [120, 180, 240, 255]
 
 
 def test_a_crop_is_cut_from_the_centre_of_the_resized_image() -> None:
     image = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(6, 6))
-    found = np.asarray(prepare(image, Preprocessing(6, 6, resample="nearest", crop=2)))
+    found = np.asarray(preprocess(image, Preprocessing(6, 6, resample="nearest", crop=2)))
     assert found.tolist() == [[14, 15], [20, 21]]
 
 
 def test_an_image_of_the_wanted_size_is_left_as_it_is() -> None:
     image = Image.fromarray(noise(8, 8))
     for resample in ("bilinear", "bicubic", "lanczos", "nearest"):
-        assert np.array_equal(np.asarray(prepare(image, Preprocessing(8, 8, resample=resample))), noise(8, 8))
+        assert np.array_equal(np.asarray(preprocess(image, Preprocessing(8, 8, resample=resample))), noise(8, 8))
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), keep_aspect=st.booleans(), crop=st.sampled_from([None, 5]))
@@ -247,7 +247,7 @@ def test_every_size_becomes_the_size_of_the_preprocessing(
     height: int, width: int, keep_aspect: bool, crop: int | None
 ) -> None:
     preprocessing = Preprocessing(7, 9, keep_aspect=keep_aspect, crop=crop)
-    found = prepare(Image.fromarray(noise(height, width)), preprocessing)
+    found = preprocess(Image.fromarray(noise(height, width)), preprocessing)
     assert (found.height, found.width) == preprocessing.size
 
 
@@ -351,7 +351,7 @@ def test_a_softened_mask_at_its_own_size_is_the_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "preprocessing", "part"),
+    ("size", "preparation", "part"),
     [
         ((900, 700), Preprocessing(256, 256), (0, 0, 900, 700)),
         ((8, 4), Preprocessing(4, 4, keep_aspect=True), (2, 0, 6, 4)),

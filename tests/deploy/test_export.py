@@ -10,7 +10,7 @@ from PIL import Image
 from bench import environment, registry
 from bench.config.bench_toml import load_config
 from bench.config.plan import make_plan
-from bench.data.images import prepare
+from bench.data.images import preprocess
 from bench.deploy.saved_model import SavedModel
 from bench.environment import seed_everything
 from bench.errors import BenchError
@@ -38,7 +38,7 @@ def test_the_graph_prepares_an_image_of_any_size_as_pillow_does(resample: str, f
         shade = shade + generator.normal(0, 8, (rows, columns, 3)) + 40 * (generator.random((rows, columns, 1)) > 0.9)
         image = Image.fromarray(shade.clip(0, 255).astype(np.uint8))
         (found,) = session.run(None, {IMAGE: np.asarray(image)})
-        wanted = np.asarray(prepare(image, preprocessing)).transpose(2, 0, 1)[None].astype(np.float32)
+        wanted = np.asarray(preprocess(image, preprocessing)).transpose(2, 0, 1)[None].astype(np.float32)
         apart = np.abs(found * 255 - wanted).round(3)
         assert apart.max() <= 1  # where a sum lies on the edge between two values
         assert (apart > 0).mean() < (0.4 if rows > columns else 0.04)  # Pillow may begin with a tall image's columns
@@ -53,7 +53,7 @@ def test_a_resize_by_nearest_neighbours_is_refused() -> None:
 
 def kept(name: str, where: Path) -> SavedModel:
     """A method fitted on drawn images at the smallest settings, beside a record of nothing else."""
-    plan = make_plan(load_config(), registry.names("methods"), said={"method": name}, profile="check")
+    plan = make_plan(load_config(), registry.names("methods"), options={"method": name}, profile="check")
     (choice,) = plan.method_specs
     module = registry.load("methods", choice.method)
     settings, _ = choice.resolve(module.Settings, "")
