@@ -147,7 +147,7 @@ class Method(ABC):
     """The preprocessing of the paper, used with `--preprocessing paper`."""
 
     iterative: ClassVar[bool] = False
-    """True if progress counts epochs and predict works inside progress, so that a selection rule can choose an epoch."""
+    """True if progress counts epochs and predict works inside progress: a selection rule can then choose an epoch."""
 
     supports_compile: ClassVar[bool] = False
     """True if `setup.compile` has an effect; other methods refuse a run with --compile."""

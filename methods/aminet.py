@@ -7,8 +7,8 @@ the image itself. What cannot be restored is anomalous. The authors' code: https
     bench run --method aminet --dataset mvtec --profile code          # "Ours" without jitter
     bench run --method aminet_jitter --dataset mvtec --profile code   # "Ours" with the double dagger
 
-The paper's means over 15 categories, each at its best epoch on the test set, are 98.5 image and 97.8 pixel AUROC without
-jitter, 99.0 and 98.2 with it (Table I); all its numbers are in reports/published.
+The paper's means over 15 categories, each at its best epoch on the test set, are 98.5 image and 97.8 pixel AUROC
+without jitter, 99.0 and 98.2 with it (Table I); all its numbers are in reports/published.
 
 The settings in both profiles. [P] stated in the paper, [C] only in the authors' code, [R] our reading; where the paper
 does not state a value, `paper` has that of the code. The defaults below are `code`.
@@ -46,15 +46,15 @@ does not state a value, `paper` has that of the code. The defaults below are `co
 
 Differences from the code: gradients are zeroed at each step (the code never zeroes them, which its loss scaler hides:
 its results are those of ordinary AdamW); no gradient is computed for the backbone; the last epoch is used, while the
-code uses the best of 30 on the test set (`--selection oracle`); equal distances of all members of a cluster are detected
-without rounding. Taken literally, the paper's summed and squared cluster loss is not bounded below.
+code uses the best of 30 on the test set (`--selection oracle`); equal distances of all members of a cluster are
+detected without rounding. Taken literally, the paper's summed and squared cluster loss is not bounded below.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -67,18 +67,12 @@ from .parts.backbone import Backbone, channels_and_strides
 from .parts.compile import with_compiled_methods
 from .parts.decoder import Decoder
 from .parts.features import MEMORY_BUDGET, FrozenFeatures, fused_patches
-from .parts.inpainting import (
-    Inpainter,
-    cosine_distance,
-    inter_cluster_distance,
-    jittered,
-    released_state,
-    token_grid,
-)  # fmt: skip
+from .parts.inpainting import Inpainter, Restoration, inter_cluster_distance, jittered, released_state, token_grid
 from .parts.maps import Score, gaussian_filter, image_score, upsample
-from .parts.masks import Ratio, adaptive_mask, complementary_masks, random_mask
+from .parts.masks import Ratio, adaptive_mask, fixed_masks, random_mask
 from .parts.onednn import with_onednn_linear
 from .parts.precision import autocast
+from .parts.similarity import cosine_distance
 from .parts.transformer import unpatchify
 from .parts.validation import check_at_least, check_image_size, check_setting
 
@@ -88,36 +82,18 @@ PAPER = "Luo, Yao, Yu, Li: AMI-Net: Adaptive Mask Inpainting Network, IEEE T-ASE
 YEAR = 2024
 ALIASES = {"aminet_jitter": {"title": "AMI-Net‡", "settings": {"jitter": True}}}  # the paper's mark for feature jitter
 PROFILES = {
-    "demo": {
-        "backbone": "tf_efficientnet_lite0",  # its ImageNet weights are installed with the package
-        "width": 128,
-        "depth": 2,
-        "heads": 2,
-        "epochs": 60,
-        "lr": 2e-3,
-        "batch": 1,  # as in the authors' few-shot code
+    "demo": {  # a backbone whose weights are installed with the package; the batch of the authors' few-shot code
+        "backbone": "tf_efficientnet_lite0", "width": 128, "depth": 2, "heads": 2, "epochs": 60, "lr": 2e-3, "batch": 1,
     },
     "paper": {
-        "lr": 1e-3,
-        "epochs": 200,
-        "average_pool": False,
-        "cluster_reduction": "sum",
-        "distance": "squared",
-        "mask_token": "zero",
-        "smoothing": 0.0,
-        "map_order": "multiply_first",
-        "map_difference": "norm",
+        "lr": 1e-3, "epochs": 200, "average_pool": False, "cluster_reduction": "sum", "distance": "squared",
+        "mask_token": "zero", "smoothing": 0.0, "map_order": "multiply_first", "map_difference": "norm",
     },
     "check": {
-        "backbone": "tf_efficientnet_lite0",
-        "width": 32,
-        "depth": 1,
-        "heads": 4,
-        "clusters": 2,
-        "epochs": 2,
+        "backbone": "tf_efficientnet_lite0", "width": 32, "depth": 1, "heads": 4, "clusters": 2, "epochs": 2,
         "batch": 4,
     },
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +147,6 @@ class Settings:
         check_at_least(0, self, "lr", "jitter_scale", "weight_decay", "smoothing", "decoder_epochs")
 
 
-class Restoration(NamedTuple):
-    """Results for b images at test time: n patches each, of k * k features with c channels."""
-
-    patches: Tensor  # (b, n, k * k * c) of the frozen features
-    restored: Tensor  # (b, n, k * k * c)
-    distances: Tensor  # (b, n) of each token to its nearest center
-    masks: Tensor  # (passes, b, n), True where a pass hides the token
-
-
 class AMINet(Method):
     """Hides what is far from the cluster centers of its image and restores it; the map is the restoration error."""
 
@@ -194,9 +161,9 @@ class AMINet(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
-        self._channels = sum(self._backbone.channels)
-        self._grid = token_grid(setup.size, self._backbone.strides[0], settings.patch)
+        self.backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
+        self._channels = sum(self.backbone.channels)
+        self._grid = token_grid(setup.size, self.backbone.strides[0], settings.patch)
         # Settings that contradict each other raise an error here, before fit.
         with torch.device("meta"):
             self.build_network()
@@ -216,13 +183,13 @@ class AMINet(Method):
         settings, seed = self.settings, self.setup.seed
         network = self.initialize(self.build_network)
         training = self._training_step(network)
-        features = FrozenFeatures(self._extract, train, identity=self._backbone.identity, setup=self.setup)
+        features = FrozenFeatures(self.extract, train, identity=self.backbone.identity, setup=self.setup)
         shuffle, noise = Generator().manual_seed(seed), Generator(self.setup.device).manual_seed(seed)
         self.decoder = None
 
         for epoch in range(1, settings.epochs + 1):
             for stages in features.batches(settings.batch, torch.randperm(len(train), generator=shuffle)):
-                patches = self._patches(stages)  # (b, n, k * k * c)
+                patches = self.to_patches(stages)  # (b, n, k * k * c)
                 mask = random_mask(*patches.shape[:2], ratio=settings.mask_ratio, generator=noise)
                 training.minimize(self.losses(network, patches, mask, noise)["total"], len(patches))
             loss = training.epoch_loss()
@@ -242,11 +209,11 @@ class AMINet(Method):
             order = torch.randperm(len(train), generator=shuffle)
             batches = train.batches(settings.batch, order), features.batches(settings.batch, order)
             for images, stages in zip(*batches, strict=True):
-                patches = self._patches(stages)
+                patches = self.to_patches(stages)
                 mask = random_mask(*patches.shape[:2], ratio=settings.mask_ratio, generator=noise)
                 with torch.no_grad():
-                    restored, _, _ = self._forward(network, patches, mask, noise)
-                target = (images.to(device) - self._backbone.mean) / self._backbone.std  # (b, 3, h, w)
+                    restored, _, _ = self.forward(network, patches, mask, noise)
+                target = (images.to(device) - self.backbone.mean) / self.backbone.std  # (b, 3, h, w)
                 output = decoder(unpatchify(restored, settings.patch, self._grid[0]))
                 training.minimize(F.mse_loss(output, target), len(images))
             training.epoch_loss()
@@ -271,7 +238,7 @@ class AMINet(Method):
         """
         settings = self.settings
         squared, mean = settings.distance == "squared", settings.cluster_reduction == "mean"
-        restored, semantic, centers = self._forward(network, patches, mask, noise)
+        restored, semantic, centers = self.forward(network, patches, mask, noise)
         distances = network.distances(semantic, centers, squared=squared).amin(dim=2)  # (b, n), without jitter
         inter = inter_cluster_distance(centers, squared=squared).mean()
         vectors = (patches, restored) if settings.cosine_over == "patch" else map(self._split, (patches, restored))
@@ -285,7 +252,7 @@ class AMINet(Method):
         clustering = settings.intra_weight * parts["intra"] - settings.inter_weight * parts["inter"]
         return parts | {"total": restoration + clustering}
 
-    def _forward(
+    def forward(
         self, network: Inpainter, patches: Tensor, mask: Tensor, noise: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return restored patches (b, n, k * k * c), tokens E2 (b, n, width) and centers (b, clusters, width)."""
@@ -300,7 +267,7 @@ class AMINet(Method):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         """Restore what is far from its cluster center, and return the difference from the original features."""
-        restoration = self._restore(images)
+        restoration = self.restore_images(images)
         original, restored = self._split(restoration.patches), self._split(restoration.restored)  # (b, n, k * k, c)
         norm = torch.linalg.vector_norm(original - restored, dim=3)  # (b, n, k * k)
         difference = norm if self.settings.map_difference == "norm" else norm.square() / self._channels
@@ -313,10 +280,11 @@ class AMINet(Method):
             maps = maps[: len(images)] * maps[len(images) :]  # (b, h, w)
         return Prediction(image_score(maps, self.settings.score), maps)
 
-    def _restore(self, images: Tensor) -> Restoration:
+    def restore_images(self, images: Tensor) -> Restoration:
+        """Hide tokens of images (b, 3, h, w) by the test masks and restore them."""
         network = self._inference_network
         check_image_size(images, self.setup.size)
-        patches = self._patches(self._extract(images))
+        patches = self.to_patches(self.extract(images))
         with autocast(self.setup):
             embedded, semantic = network.embed(patches)
         centers = network.centers(semantic)
@@ -337,25 +305,22 @@ class AMINet(Method):
         return with_compiled_methods(network, self.setup, *Inpainter.INFERENCE_METHODS)
 
     def _test_masks(self, distances: Tensor, clusters: Tensor) -> Tensor:
-        """Return (passes, b, n): what each pass hides. Random masks come from `test_seed`, the same for every image."""
-        settings, (rows, columns) = self.settings, self._grid
-        generator = Generator().manual_seed(settings.test_seed)  # on the CPU: the same masks on every device
-        match settings.mask_at_test:
-            case "adaptive":
-                return adaptive_mask(distances, clusters, count=settings.clusters, lambda_=settings.lambda_)[None]
-            case "none":
-                masks = torch.zeros(1, rows * columns, dtype=torch.bool)
-            case "random":
-                masks = random_mask(1, rows * columns, ratio=settings.test_ratio, generator=generator)
-            case "complementary":
-                cell, subsets = settings.test_cell, settings.test_subsets
-                masks = complementary_masks(rows, columns, cell=cell, subsets=subsets, generator=generator).flatten(1)
+        """Return what each pass hides, (passes, b, n)."""
+        settings = self.settings
+        if settings.mask_at_test == "adaptive":
+            return adaptive_mask(distances, clusters, count=settings.clusters, lambda_=settings.lambda_)[None]
+        masks = fixed_masks(
+            settings.mask_at_test, self._grid, ratio=settings.test_ratio, cell=settings.test_cell,
+            subsets=settings.test_subsets, seed=settings.test_seed,
+        )  # fmt: skip
         return masks.to(distances.device)[:, None].expand(-1, *distances.shape)
 
-    def _extract(self, images: Tensor) -> list[Tensor]:
-        return list(self._backbone(images.to(self.setup.device)))
+    def extract(self, images: Tensor) -> list[Tensor]:
+        """Return the stage maps of the backbone, each (b, c, h / stride, w / stride)."""
+        return list(self.backbone(images.to(self.setup.device)))
 
-    def _patches(self, stages: list[Tensor]) -> Tensor:
+    def to_patches(self, stages: list[Tensor]) -> Tensor:
+        """Fuse the stage maps and cut them into patches (b, n, k * k * c)."""
         return fused_patches(stages, self.settings.patch, average_pool=self.settings.average_pool)
 
     def _split(self, patches: Tensor) -> Tensor:
@@ -363,14 +328,14 @@ class AMINet(Method):
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """Return distances of tokens to their centers, the mask of the last pass (1 is hidden), and decoded features."""
-        restoration = self._restore(images)
+        """Return distances of tokens to their centers, the mask of the last pass (1: hidden), and decoded features."""
+        restoration = self.restore_images(images)
         tokens = torch.stack([restoration.distances, restoration.masks[-1].float()])  # (2, b, n)
         distance, mask = F.interpolate(tokens.view(2, -1, *self._grid), self.setup.size)  # each (b, h, w)
         pictures = {"distance": distance, f"{self.settings.mask_at_test} mask": mask}
         if self.decoder:
             picture = self.decoder(unpatchify(restoration.restored, self.settings.patch, self._grid[0]))
-            pictures["reconstruction"] = (picture * self._backbone.std + self._backbone.mean).clamp(0, 1)
+            pictures["reconstruction"] = (picture * self.backbone.std + self.backbone.mean).clamp(0, 1)
         return pictures
 
     def info(self) -> dict[str, str | int | float]:

@@ -7,8 +7,8 @@ verified; [R] the re-implementation plutoyuxie/AutoEncoder-SSIM-for-unsupervised
 share; [I] ours.
 
 There are two modes. "object" uses whole images. "texture" trains on random patches of them; at test time an image is
-reconstructed from overlapping patches, averaged where they overlap. `bench.toml` lists the categories that are textures.
-The map is the same measure as the loss: the squared error, or 1 - SSIM, averaged over the colors.
+reconstructed from overlapping patches, averaged where they overlap. `bench.toml` lists the categories that are
+textures. The map is the same measure as the loss: the squared error, or 1 - SSIM, averaged over the colors.
 
     setting              default   source
     loss                 l2        [M] "l2": squared errors, or "ssim": 1 - SSIM, both papers
@@ -140,13 +140,13 @@ class Autoencoder(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._input_size = _input_size(settings, setup.size)
+        self.input_size = _input_size(settings, setup.size)
         with torch.device("meta"):  # sizes that do not fit the settings raise an error here, before fit
             self.build_network()
 
     def build_network(self) -> nn.Sequential:
         """Return the untrained network; channels last is faster, above all on CPUs."""
-        return _build_network(self.settings, self.setup.size).to(memory_format=torch.channels_last)
+        return build_layers(self.settings, self.setup.size).to(memory_format=torch.channels_last)
 
     def fit(self, train: Images, progress: Progress) -> None:
         """Train to reconstruct randomly rotated, shifted or cropped parts of good images."""
@@ -161,33 +161,34 @@ class Autoencoder(Method):
         )
 
         for epoch in range(1, settings.epochs + 1):
-            order = _epoch_indices(len(train), settings.samples_per_epoch, generator)
+            order = epoch_indices(len(train), settings.samples_per_epoch, generator)
             for (images,) in images_on_device.batches(settings.batch, order):
-                original = self._augment(images, generator)
-                loss = self._difference(original, self._reconstruct(network, original)).sum(dim=(1, 2)).mean()
+                original = self.augment(images, generator)
+                loss = self.difference(original, self.reconstruct(network, original)).sum(dim=(1, 2)).mean()
                 training.minimize(loss, len(images))
             epoch_loss = training.epoch_loss()
             self.network = network
             progress(epoch, settings.epochs, epoch_loss)
 
-    def _difference(self, original: Tensor, restored: Tensor) -> Tensor:
+    def difference(self, original: Tensor, restored: Tensor) -> Tensor:
         """Return the mean over colors of the squared error or of 1 - SSIM: (b, 3, h, w) twice -> (b, h, w)."""
         difference = (original - restored).square() if self.settings.loss == "l2" else 1 - ssim(original, restored)
         return difference.mean(dim=1)
 
-    def _reconstruct(self, network: nn.Sequential, images: Tensor) -> Tensor:
+    def reconstruct(self, network: nn.Sequential, images: Tensor) -> Tensor:
+        """Return the network's output for (b, 3, h, w), in float32."""
         with autocast(self.setup):
             restored: Tensor = network(images.contiguous(memory_format=torch.channels_last))
         return restored.float().contiguous()
 
-    def _augment(self, images: Tensor, generator: Generator) -> Tensor:
+    def augment(self, images: Tensor, generator: Generator) -> Tensor:
         """Return a random view of each image at the input size of the network: (b, 3, H, W) -> (b, 3, h, w).
 
         A view is rotated about its own center, and shifted by whole pixels, so that a view without rotation is not
         interpolated. Pixels beyond the image are reflected.
         """
         settings, b = self.settings, len(images)
-        image, view = (torch.tensor(size[::-1]) for size in (images.shape[2:], self._input_size))  # (2,): width, height
+        image, view = (torch.tensor(size[::-1]) for size in (images.shape[2:], self.input_size))  # (2,): width, height
         # (b, 4): whether to rotate, to shift, and to flip along each axis
         is_chosen = torch.rand(b, 4, generator=generator) < settings.augment_probability
         angles = (torch.rand(b, generator=generator) * 2 - 1) * is_chosen[:, 0] * math.radians(settings.rotation)
@@ -202,7 +203,7 @@ class Autoencoder(Method):
         rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(b, 2, 2) * flips[:, None]
         # Maps the coordinates of a view, -1 to 1 between its borders, to those of the image.
         affine = torch.cat([rotation * view / image[:, None], 2 * (shifts / image)[:, :, None]], dim=2)  # (b, 2, 3)
-        grid = F.affine_grid(affine.to(images.device), [b, 3, *self._input_size], align_corners=False)
+        grid = F.affine_grid(affine.to(images.device), [b, 3, *self.input_size], align_corners=False)
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     @torch.no_grad()
@@ -216,9 +217,9 @@ class Autoencoder(Method):
         network = self._inference_network
         check_image_size(images, self.setup.size)
         original = self._downsample(images)
-        reconstruct = self._reconstruct if self.settings.mode == "object" else self._stitch_patches
+        reconstruct = self.reconstruct if self.settings.mode == "object" else self.stitch_patches
         restored = reconstruct(network, original)
-        difference = self._difference(original, restored)
+        difference = self.difference(original, restored)
         if self.settings.downsample > 1:
             size = self.setup.size
             restored, difference = (upsample(maps, size, align_corners=False) for maps in (restored, difference))
@@ -231,17 +232,17 @@ class Autoencoder(Method):
     def _downsample(self, images: Tensor) -> Tensor:
         return F.avg_pool2d(images, self.settings.downsample)
 
-    def _stitch_patches(self, network: nn.Sequential, images: Tensor) -> Tensor:
-        """Reconstruct (b, 3, h, w) from overlapping patches; each pixel is the mean over the patches that contain it."""
+    def stitch_patches(self, network: nn.Sequential, images: Tensor) -> Tensor:
+        """Reconstruct (b, 3, h, w) from overlapping patches; each pixel is the mean over the patches with it."""
         patch, stride = self.settings.patch, self.settings.stride
-        tops, lefts = (_patch_offsets(side, patch, stride) for side in images.shape[2:])
+        tops, lefts = (patch_offsets(side, patch, stride) for side in images.shape[2:])
         slices = [(slice(top, top + patch), slice(left, left + patch)) for top in tops for left in lefts]
         chunk = max(1, TEST_BATCH // len(images))
         total, count = torch.zeros_like(images), torch.zeros_like(images[0, 0])
         for first in range(0, len(slices), chunk):
             part = slices[first : first + chunk]
             patches = torch.cat([images[:, :, rows, columns] for rows, columns in part])  # (chunk * b, 3, patch, patch)
-            outputs = torch.split(self._reconstruct(network, patches), len(images))
+            outputs = torch.split(self.reconstruct(network, patches), len(images))
             for (rows, columns), restored in zip(part, outputs, strict=True):
                 total[:, :, rows, columns] += restored
                 count[rows, columns] += 1
@@ -255,14 +256,14 @@ class Autoencoder(Method):
 
     def info(self) -> dict[str, str | int | float]:
         """Return the size of the network and of its input."""
-        return super().info() | {"mode": self.settings.mode, "input_pixels": math.prod(self._input_size)}
+        return super().info() | {"mode": self.settings.mode, "input_pixels": math.prod(self.input_size)}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
         """Return the bytes of the images, of weights with gradients and moments, and of one batch with gradients."""
         height, width = _input_size(settings, size)
         with torch.device("meta"):
-            network = _build_network(settings, size)
+            network = build_layers(settings, size)
         n_weights = sum(parameter.numel() for parameter in network.parameters())
         maps, n_activations = (
             torch.empty(1, 3, height, width, device="meta"),
@@ -279,7 +280,7 @@ class Autoencoder(Method):
 METHOD = Autoencoder
 
 
-def _build_network(settings: Settings, size: tuple[int, int]) -> nn.Sequential:
+def build_layers(settings: Settings, size: tuple[int, int]) -> nn.Sequential:
     """Return encoder and decoder for the input that the settings take from images of (h, w) pixels.
 
     Convolutions halve the input until 8 to 15 features are left on the shorter side: four of them at 128 pixels, one
@@ -320,7 +321,7 @@ def _build_network(settings: Settings, size: tuple[int, int]) -> nn.Sequential:
 
 
 def _input_size(settings: Settings, size: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width in pixels of the network's input. Raises BenchError if a patch is larger than the image."""
+    """Return height and width in pixels of the network's input. Raises BenchError if a patch exceeds the image."""
     height, width = size[0] // settings.downsample, size[1] // settings.downsample
     if settings.mode == "object":
         return height, width
@@ -332,12 +333,12 @@ def _input_size(settings: Settings, size: tuple[int, int]) -> tuple[int, int]:
     return settings.patch, settings.patch
 
 
-def _epoch_indices(n_images: int, n_samples: int, generator: Generator) -> Tensor:
+def epoch_indices(n_images: int, n_samples: int, generator: Generator) -> Tensor:
     """Return (n_samples,) indices of images in random order; their frequencies differ by one at most."""
     repeats = -(-n_samples // n_images)
     return torch.cat([torch.randperm(n_images, generator=generator) for _ in range(repeats)])[:n_samples]
 
 
-def _patch_offsets(side: int, patch: int, stride: int) -> list[int]:
+def patch_offsets(side: int, patch: int, stride: int) -> list[int]:
     """Return the offsets of patches along a side; they cover it, and the last patch ends at its end."""
     return [*range(0, side - patch, stride), side - patch]

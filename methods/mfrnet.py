@@ -15,7 +15,7 @@ There is no expected number: none of the paper's results were available to us.
 [A] stated in the abstract, [F] in the caption of a figure, [S] only in summaries by others, [I] our reading.
 
     what                                                                    source
-    features of several scales, from a pre-trained network, as one map      [A]; a frozen VGG16, resized, concatenated [S]
+    features of several scales, from a pre-trained network, as one map      [A]; a frozen VGG16, resized, joined [S]
     masks on the features, random, complementary, covering all              [A] [F]
     cells of k features and n subsets; the example has k = 2, n = 3         [F]
     several restorations in parallel, combined                              [A]
@@ -56,8 +56,8 @@ from .parts.validation import check_at_least, check_image_size, check_setting
 TITLE = "MFRNet (our reading)"  # the paper's text was not available to us
 FAMILY = "mask-based"
 PAPER = (
-    "Wang, Xu, Li, Gao, Cheng, Lu: Multi-feature Reconstruction Network using Crossed-mask Restoration for Unsupervised "
-    "Industrial Anomaly Detection, https://arxiv.org/abs/2404.13273"
+    "Wang, Xu, Li, Gao, Cheng, Lu: Multi-feature Reconstruction Network using Crossed-mask Restoration for "
+    "Unsupervised Industrial Anomaly Detection, https://arxiv.org/abs/2404.13273"
 )
 YEAR = 2024
 PROFILES = {
@@ -159,15 +159,15 @@ class MFRNet(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
-        self._channels = sum(self._backbone.channels)
+        self.backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
+        self._channels = sum(self.backbone.channels)
         self._grid = _grid(settings, setup.size)
         self._scales = min(4, min(self._grid).bit_length())  # of MSGMS: the coarsest has at least one feature
         # Settings that contradict each other raise an error here, before fit.
         with torch.device("meta"):
             self.build_network()
         generator = Generator().manual_seed(settings.test_seed)
-        self._test_masks = [self._masks(cell, generator) for cell in settings.cell_sizes]  # each (n, h, w)
+        self.test_masks = [self._masks(cell, generator) for cell in settings.cell_sizes]  # each (n, h, w)
 
     def build_network(self) -> RestorationNet:
         """Return the untrained network."""
@@ -180,8 +180,8 @@ class MFRNet(Method):
         training = TrainingStep(
             self.setup, torch.optim.Adam, network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        identity = f"{self._backbone.identity} {self._grid}"
-        features = FrozenFeatures(self._extract, train, identity=identity, setup=self.setup)
+        identity = f"{self.backbone.identity} {self._grid}"
+        features = FrozenFeatures(self.extract, train, identity=identity, setup=self.setup)
         self.mean, self.std = self._statistics(features, len(train))
         generator = Generator().manual_seed(self.setup.seed)
         train_indices, validation = train_validation_split(len(train), settings.validation_fraction, generator)
@@ -192,10 +192,10 @@ class MFRNet(Method):
                 training.optimizer.param_groups[0]["lr"] = settings.lr / 10
             order = train_indices[torch.randperm(len(train_indices), generator=generator)]
             for stages in features.batches(settings.batch, order):
-                maps = self._normalize(stages)  # (b, c, h, w)
-                training.minimize(self.losses(network, maps, self._training_masks(generator))["total"], len(maps))
+                maps = self.normalize(stages)  # (b, c, h, w)
+                training.minimize(self.losses(network, maps, self.training_masks(generator))["total"], len(maps))
             loss = training.epoch_loss()
-            validation_loss = self._validation_loss(network, features, validation) if len(validation) else loss
+            validation_loss = self.validation_loss(network, features, validation) if len(validation) else loss
             check_finite(validation_loss, epoch)
             if validation_loss < best_loss or not len(validation):
                 best_epoch, best_loss = epoch, validation_loss
@@ -215,23 +215,23 @@ class MFRNet(Method):
             masks: (n, h, w), True where a pass hides.
         """
         restored = self._restore(network, features, masks)
-        pixel, structure = (difference.mean() for difference in self._differences(features, restored))
+        pixel, structure = (difference.mean() for difference in self.differences(features, restored))
         return {"pixel": pixel, "structure": structure, "total": pixel + self.settings.structure_weight * structure}
 
     @torch.no_grad()
-    def _validation_loss(self, network: RestorationNet, features: FrozenFeatures, validation: Tensor) -> float:
+    def validation_loss(self, network: RestorationNet, features: FrozenFeatures, validation: Tensor) -> float:
         """Return the mean loss over the validation images, with masks that are the same in every epoch."""
         generator, total = Generator().manual_seed(self.setup.seed), torch.zeros((), device=self.setup.device)
         for stages in features.batches(self.settings.batch, validation):
-            maps = self._normalize(stages)
-            total += self.losses(network, maps, self._training_masks(generator))["total"] * len(maps)
+            maps = self.normalize(stages)
+            total += self.losses(network, maps, self.training_masks(generator))["total"] * len(maps)
         return float(total) / len(validation)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         """Restore all features once per cell size, and return the mean difference over cell sizes."""
-        differences = [self._differences(features, restored) for features, restored, _ in self._restorations(images)]
-        combined = torch.stack([self._combine_maps(*factors) for factors in differences]).mean(dim=0)  # (b, h, w)
+        differences = [self.differences(features, restored) for features, restored, _ in self.restorations(images)]
+        combined = torch.stack([self.combine_maps(*factors) for factors in differences]).mean(dim=0)  # (b, h, w)
         maps = upsample(combined, self.setup.size, align_corners=False)  # (b, H, W) in pixels
         maps = gaussian_filter(maps, self.settings.smoothing)
         return Prediction(image_score(maps, self.settings.score), maps)
@@ -241,22 +241,22 @@ class MFRNet(Method):
         """Return for each cell size the masks and the restored features in false colors, and both differences."""
         pictures: dict[str, Tensor] = {}
         differences = []
-        for cell, (features, restored, masks) in zip(self.settings.cell_sizes, self._restorations(images), strict=True):
+        for cell, (features, restored, masks) in zip(self.settings.cell_sizes, self.restorations(images), strict=True):
             pass_number = (masks.int().argmax(dim=0) + 1) / len(masks)  # (h, w) in (0, 1]
             pictures[f"masks, cells of {cell}"] = pass_number.expand(len(images), 1, -1, -1)
-            pictures["features"], pictures[f"restored, cells of {cell}"] = _false_colors(features, restored)
-            differences.append(torch.stack(self._differences(features, restored), dim=1))  # (b, 2, h, w)
+            pictures["features"], pictures[f"restored, cells of {cell}"] = false_colors(features, restored)
+            differences.append(torch.stack(self.differences(features, restored), dim=1))  # (b, 2, h, w)
         pixel, structure = torch.stack(differences).mean(dim=0).split(1, dim=1)  # 2 times (b, 1, h, w)
         pictures |= {"pixel difference": pixel, "structural difference": structure}
         resized = {name: F.interpolate(picture, self.setup.size) for name, picture in pictures.items()}
         return {name: picture[:, 0] if picture.shape[1] == 1 else picture for name, picture in resized.items()}
 
-    def _restorations(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def restorations(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield for each cell size the features and their restoration, each (b, c, h, w), and the masks (n, h, w)."""
         network = self.network
         check_image_size(images, self.setup.size)
-        features = self._normalize(self._extract(images))
-        for masks in self._test_masks:
+        features = self.normalize(self.extract(images))
+        for masks in self.test_masks:
             yield features, self._restore(network, features, masks), masks
 
     def _restore(self, network: RestorationNet, features: Tensor, masks: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ class MFRNet(Method):
             restored: Tensor = network(features, masks)
         return restored.float()
 
-    def _differences(self, features: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
+    def differences(self, features: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
         """Return the differences of two (b, c, h, w) at each feature, in value and in structure: each (b, h, w)."""
         pixel = (features - restored).square().mean(dim=1)
         first, second = ((maps / self.settings.data_range).contiguous() for maps in (features, restored))
@@ -275,12 +275,13 @@ class MFRNet(Method):
             structure = structure + 1 - msgms(first, second, self._scales).mean(dim=1)
         return pixel, structure
 
-    def _combine_maps(self, pixel: Tensor, structure: Tensor) -> Tensor:
+    def combine_maps(self, pixel: Tensor, structure: Tensor) -> Tensor:
+        """Combine the two differences, each (b, h, w), to one map."""
         if self.settings.map_merge == "product":
             return pixel * structure
         return pixel + self.settings.structure_weight * structure
 
-    def _training_masks(self, generator: Generator) -> Tensor:
+    def training_masks(self, generator: Generator) -> Tensor:
         """Return the masks (n, h, w) of one step, with cells of a random size."""
         cell = self.settings.cell_sizes[int(torch.randint(len(self.settings.cell_sizes), (), generator=generator))]
         return self._masks(cell, generator)
@@ -290,16 +291,16 @@ class MFRNet(Method):
         masks = complementary_masks(*self._grid, cell=cell, subsets=self.settings.subsets, generator=generator)
         return masks.to(self.setup.device, non_blocking=True)
 
-    def _extract(self, images: Tensor) -> list[Tensor]:
+    def extract(self, images: Tensor) -> list[Tensor]:
         """Return the stages, averaged to the common grid if they are finer; the first one is resized to it anyway."""
-        stages: list[Tensor] = self._backbone(images.to(self.setup.device))
+        stages: list[Tensor] = self.backbone(images.to(self.setup.device))
         rows, columns = self._grid
         small = [F.adaptive_avg_pool2d(s.float(), (min(rows, s.shape[2]), min(columns, s.shape[3]))) for s in stages]
         if small[0].shape[2:] != self._grid:
             small[0] = upsample(small[0], self._grid, align_corners=True)
         return small
 
-    def _normalize(self, stages: list[Tensor]) -> Tensor:
+    def normalize(self, stages: list[Tensor]) -> Tensor:
         """Return the stages on the common grid as one normalized map (b, c, h, w)."""
         maps = fuse(stages)
         if self.settings.normalization == "l2":  # to a root mean square of 1 over the channels of each feature
@@ -320,7 +321,7 @@ class MFRNet(Method):
             moments += torch.stack([centered.sum(dim=(0, 2, 3)), centered.square().sum(dim=(0, 2, 3))])
         first, second = moments / (n_images * math.prod(self._grid))
         std = (second - first.square()).clamp(min=0).sqrt()
-        stages = std.split(self._backbone.channels)
+        stages = std.split(self.backbone.channels)
         std = torch.cat([stage.maximum(self.settings.min_relative_std * stage.mean()) for stage in stages])
         return offset + first, std.clamp(min=1e-6)
 
@@ -358,7 +359,7 @@ def _build_network(settings: Settings, channels: int) -> RestorationNet:
     )  # fmt: skip
 
 
-def _false_colors(features: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
+def false_colors(features: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
     """Map two (b, c, h, w) to two (b, 3, h, w) in [0, 1]: the three principal components of each image's features.
 
     Both are projected on the principal axes of `features`, so a feature that is restored exactly has the same color.

@@ -16,7 +16,7 @@ Departures from the code, which change no result beyond rounding:
 (7) Scores and maps are not rescaled to the range of the test set.
 
     bench run --method patchcore --profile code --preprocessing paper
-    expected image AUROC 99.2, pixel AUROC 98.1 (the authors' result file for these settings: WideResNet50, 10 %, 224 px)
+    expected image AUROC 99.2, pixel AUROC 98.1 (the authors' result file: WideResNet50, 10 %, 224 px)
 
     bench run --method patchcore --profile code --dataset folder --data DIR --category bottle,capsule \
         --set backbone=resnet18.tv_in1k --set coreset=0.01
@@ -112,7 +112,7 @@ class PatchCore(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
+        self.backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
 
     @torch.no_grad()
     def fit(self, train: Images, progress: Progress) -> None:
@@ -124,7 +124,7 @@ class PatchCore(Method):
 
         features, filled = torch.empty(0), 0
         for done, images in enumerate(train.batches(BATCH)):
-            patches, grid = self._patches(images.to(self.setup.device))  # (b * h * w, d)
+            patches, grid = self.extract_patches(images.to(self.setup.device))  # (b * h * w, d)
             if done == 0:
                 features = patches.new_empty(len(train) * prod(grid), patches.shape[1])  # (n, d)
             features[filled : filled + len(patches)] = patches
@@ -144,21 +144,21 @@ class PatchCore(Method):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         """Return the smoothed map of distances, and the maximum distance as the score."""
-        patches, grid, scores, index = self._score_patches(images)
+        patches, grid, scores, index = self.score_patches(images)
         maps = scores.view(len(images), *grid)  # (b, h, w)
         flat = maps.flatten(1)  # (b, h * w)
         best = flat.argmax(dim=1, keepdim=True)  # (b, 1)
         image_scores = flat.gather(1, best)[:, 0]  # (b,)
         if self.settings.reweight:
             farthest = best[:, 0] + torch.arange(len(images), device=best.device) * flat.shape[1]
-            image_scores = image_scores * self._weight(patches[farthest], index[farthest, 0])
+            image_scores = image_scores * self.score_weight(patches[farthest], index[farthest, 0])
         maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)  # (b, H, W)
         return Prediction(image_scores, gaussian_filter(maps, self.settings.smoothing))
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """Return the distances before smoothing."""
-        _, grid, scores, _ = self._score_patches(images)
+        _, grid, scores, _ = self.score_patches(images)
         maps = upsample(scores.view(-1, *grid), (images.shape[2], images.shape[3]), align_corners=False)
         return {"nearest distance": maps}
 
@@ -185,9 +185,9 @@ class PatchCore(Method):
     def _memory_bank(self) -> MemoryBank:
         return MemoryBank.from_rows(self.bank, self.center, self.setup.precision, count=self.settings.n_neighbors)
 
-    def _patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def extract_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Map (b, 3, H, W) to locally aware patch features (b * h * w, target_dim) in float32, and the grid (h, w)."""
-        settings, stages = self.settings, self._backbone(images)
+        settings, stages = self.settings, self.backbone(images)
         return locally_aware(stages, settings.patch, pretrain_dim=settings.pretrain_dim, target_dim=settings.target_dim)
 
     def _coreset(self, features: Tensor, report: Callable[[int, int], None]) -> Tensor:
@@ -203,16 +203,16 @@ class PatchCore(Method):
         starts = torch.randperm(n, generator=generator)[: self.settings.n_starting_points].to(features.device)
         return greedy_coreset(projected, max(1, int(n * self.settings.coreset)), starts, report)
 
-    def _score_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
+    def score_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
         """Return centered patches (n, d), grid (h, w), scores (n,), and the nearest rows of the bank (n, k)."""
         bank = self._memory_bank
-        patches, grid = self._patches(images)
+        patches, grid = self.extract_patches(images)
         patches = patches - bank.center
         squared, index = nearest_neighbors(patches, bank, self.settings.n_neighbors)  # (n, k)
         distances = squared if self.settings.distance == "squared" else squared.sqrt()
         return patches, grid, distances.mean(dim=1), index
 
-    def _weight(self, farthest: Tensor, index: Tensor) -> Tensor:
+    def score_weight(self, farthest: Tensor, index: Tensor) -> Tensor:
         """Return the weight of eq. 7 in [0, 1], (b,).
 
         A patch whose nearest neighbor is in a sparse region of the bank has a larger weight. The exponentials use
@@ -232,7 +232,7 @@ class PatchCore(Method):
 def locally_aware(
     stages: list[Tensor], patch: int, *, pretrain_dim: int, target_dim: int
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Map stages (b, c_i, h_i, w_i) to patch features (b * h * w, target_dim) in float32, row-major, and the first grid.
+    """Map stages (b, c_i, h_i, w_i) to patch features (b * h * w, target_dim), float32, row-major, and the first grid.
 
     Each feature is concatenated with its patch x patch neighbors (zero padding), each stage is pooled to
     `pretrain_dim` and upsampled to the first stage's grid, then all of them are pooled to `target_dim`. Paper, eq. 2

@@ -133,7 +133,7 @@ class RIAD(Method):
             complementary_masks(*self._size, cell=cell, subsets=settings.subsets, generator=generator)
             for cell in settings.cell_sizes  # cells that are too large for the image raise an error here, before fit
         ]
-        self._test_masks = torch.stack(masks).to(setup.device)  # (cells, subsets, h, w), the same for every image
+        self.test_masks = torch.stack(masks).to(setup.device)  # (cells, subsets, h, w), the same for every image
 
     def build_network(self) -> UNet:
         """Return the untrained U-Net; channels last is faster, above all on CPUs."""
@@ -156,10 +156,10 @@ class RIAD(Method):
             network.train()
             order = train_indices[torch.randperm(len(train_indices), generator=generator)]
             for images in train.batches(settings.batch, order):
-                training.minimize(self._loss(network, images, generator), len(images))
+                training.minimize(self.loss(network, images, generator), len(images))
             network.eval()
             loss = training.epoch_loss()
-            validation_loss = self._validation_loss(network, train, validation) if len(validation) else loss
+            validation_loss = self.validation_loss(network, train, validation) if len(validation) else loss
             check_finite(validation_loss, epoch)
             if validation_loss < best_loss or not len(validation):
                 best_epoch, best_loss = epoch, validation_loss
@@ -171,25 +171,25 @@ class RIAD(Method):
                 break
 
     @torch.no_grad()
-    def _validation_loss(self, network: UNet, train: Images, validation: Tensor) -> float:
+    def validation_loss(self, network: UNet, train: Images, validation: Tensor) -> float:
         """Return the mean loss over the validation images, with masks that are the same in every epoch."""
         generator, total = Generator().manual_seed(self.setup.seed), torch.zeros((), device=self.setup.device)
         for images in train.batches(self.settings.batch, validation):
-            total += self._loss(network, images, generator) * len(images)
+            total += self.loss(network, images, generator) * len(images)
         return float(total) / len(validation)
 
-    def _loss(self, network: UNet, images: Tensor, generator: Generator) -> Tensor:
+    def loss(self, network: UNet, images: Tensor, generator: Generator) -> Tensor:
         """Return the loss of (b, 3, h, w) images in [0, 1] with random masks of one random cell size."""
         settings = self.settings
-        original = self._scale(images.to(self.setup.device))
+        original = self.scale(images.to(self.setup.device))
         cell = settings.cell_sizes[int(torch.randint(len(settings.cell_sizes), (), generator=generator))]
         masks = complementary_masks(*self._size, cell=cell, subsets=settings.subsets, generator=generator)
-        restored = self._inpaint(network, original, masks[None].to(original.device), len(masks) * len(original))[0]
-        dissimilarity = self._gms_dissimilarity(original, restored).mean()
+        restored = self.inpaint(network, original, masks[None].to(original.device), len(masks) * len(original))[0]
+        dissimilarity = self.gms_dissimilarity(original, restored).mean()
         loss = F.mse_loss(restored, original) + settings.gms_weight * dissimilarity
         return loss + settings.ssim_weight * (1 - ssim(original, restored).mean())
 
-    def _inpaint(self, network: UNet, images: Tensor, masks: Tensor, batch: int) -> Tensor:
+    def inpaint(self, network: UNet, images: Tensor, masks: Tensor, batch: int) -> Tensor:
         """Combine the passes, each pixel from the pass that hid it.
 
         Args:
@@ -208,7 +208,7 @@ class RIAD(Method):
         restored = torch.cat(passes).float().contiguous()
         return (restored.view(*masks.shape[:2], *images.shape) * hidden).sum(dim=1)
 
-    def _gms_dissimilarity(self, original: Tensor, restored: Tensor) -> Tensor:
+    def gms_dissimilarity(self, original: Tensor, restored: Tensor) -> Tensor:
         """Return 1 - MSGMS of two (b, 3, h, w), averaged over colors or of the mean color: (b, h, w)."""
         if self.settings.grayscale:
             original, restored = original.mean(dim=1, keepdim=True), restored.mean(dim=1, keepdim=True)
@@ -217,41 +217,41 @@ class RIAD(Method):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         """Return the smoothed mean dissimilarity of gradients over cell sizes, and its maximum as the score."""
-        original, restored = self._restore_images(images)
-        dissimilarity = torch.stack([self._gms_dissimilarity(original, part) for part in restored]).mean(dim=0)
+        original, restored = self.restore_images(images)
+        dissimilarity = torch.stack([self.gms_dissimilarity(original, part) for part in restored]).mean(dim=0)
         if self.settings.downsample > 1:
             dissimilarity = upsample(dissimilarity, self.setup.size, align_corners=False)  # (b, h, w)
         maps = mean_filter(dissimilarity, self.settings.mean_filter)
         return Prediction(image_score(maps, "max"), maps)
 
-    def _restore_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def restore_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's input (b, 3, h, w) and its restorations (cells, b, 3, h, w)."""
         network = self._inference_network
         check_image_size(images, self.setup.size)
-        original = self._scale(images)
+        original = self.scale(images)
         # without gradients, a pass needs a third of these bytes
         batch = max(
             1, 3 * batch_memory_budget(original.device) // UNet.activation_bytes(self.settings.width, self._size)
         )
-        return original, self._inpaint(network, original, self._test_masks, batch)
+        return original, self.inpaint(network, original, self.test_masks, batch)
 
     @cached_property
     def _inference_network(self) -> UNet:
         return with_compiled_methods(self.network, self.setup, "forward")
 
-    def _scale(self, images: Tensor) -> Tensor:
+    def scale(self, images: Tensor) -> Tensor:
         """Map [0, 1] to [-1, 1] at the resolution of the network."""
         return F.avg_pool2d(images, self.settings.downsample) * 2 - 1
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """Return for each cell size the reconstruction, the mask of one pass, and the difference of the gradients."""
-        original, restored = self._restore_images(images)
+        original, restored = self.restore_images(images)
         pictures = {}
-        for cell, masks, part in zip(self.settings.cell_sizes, self._test_masks, restored, strict=True):
+        for cell, masks, part in zip(self.settings.cell_sizes, self.test_masks, restored, strict=True):
             pictures[f"reconstruction, cells of {cell}"] = (part + 1) / 2
             pictures[f"mask, cells of {cell}"] = masks[0].float().expand(len(images), -1, -1)
-            pictures[f"gradient difference, cells of {cell}"] = self._gms_dissimilarity(original, part)
+            pictures[f"gradient difference, cells of {cell}"] = self.gms_dissimilarity(original, part)
         if self.settings.downsample > 1:
             size = self.setup.size
             pictures = {name: upsample(picture, size, align_corners=False) for name, picture in pictures.items()}

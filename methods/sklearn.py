@@ -1,8 +1,8 @@
 """scikit-learn's outlier detectors on pooled frozen features: `--method sklearn:IsolationForest`, `sklearn:PCA`, ...
 
 Every estimator with `fit` and `score_samples` can be used: the outlier detectors (IsolationForest, LocalOutlierFactor,
-OneClassSVM, EllipticEnvelope, ...) and the densities (GaussianMixture, KernelDensity, PCA, ...). It is not the method of
-a paper: it measures a standard detector on the features that the papers' methods start from.
+OneClassSVM, EllipticEnvelope, ...) and the densities (GaussianMixture, KernelDensity, PCA, ...). It is not the method
+of a paper: it measures a standard detector on the features that the papers' methods start from.
 
 The stages of a frozen backbone are fused to one map, whose means over a grid of cells are the feature vectors. The
 estimator is fitted on those of all training images; at test time the map is minus the score of each cell, resized to

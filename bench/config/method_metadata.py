@@ -8,10 +8,10 @@
     PROFILES = {"demo": {"width": 8, "epochs": 100}, "check": {"width": 2, "epochs": 2}}  # settings by profile
     ALIASES = {"riad_gray": {"title": "RIAD (gray)", "settings": {"grayscale": True}}}
 
-All of them are optional. PROFILES replace the defaults of Settings: "demo" takes minutes on a laptop, "check" seconds (for
-`bench check` and the tests), "paper" has the values of the paper where the defaults are those of the authors' code. A
-method of the family "hosted" runs the models of another library: `--method anomalib:Padim` sets its setting `model`, and
-its TITLE contains "{model}".
+All of them are optional. PROFILES replace the defaults of Settings: "demo" takes minutes on a laptop, "check" seconds
+(for `bench check` and the tests), "paper" has the values of the paper if the defaults are those of the authors' code. A
+method of the family "hosted" runs the models of another library: `--method anomalib:Padim` sets its setting `model`,
+and its TITLE contains "{model}".
 """
 
 import ast

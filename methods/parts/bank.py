@@ -126,7 +126,7 @@ def nearest_neighbors(queries: Tensor, bank: MemoryBank, count: int) -> tuple[Te
 
     The search uses matrix products, first in projected dimensions if the bank has them. The distances of the rows found
     are then computed from differences, so there is no cancellation and hardly any dependence on the other images of the
-    batch. In half precision more rows than `count` are found, and the nearest of them by float32 distances are returned.
+    batch. In half precision more rows than `count` are found, and the nearest by float32 distances are returned.
 
     Args:
         queries: (n, d), minus the bank's center.

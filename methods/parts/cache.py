@@ -104,7 +104,7 @@ def _path(folder: Path, key: str) -> Path:
 
 
 def _header(key: str, count: int, batch: Sequence[Tensor]) -> tuple[bytes, list[int]]:
-    """Return the header of a safetensors file with a checksum of zeros, and the offset of each tensor and of the end."""
+    """Return the header of a safetensors file with a checksum of zeros, and the offsets of each tensor and the end."""
     ends, entries = [0], dict[str, Any]()
     for number, rows in enumerate(batch):
         ends.append(ends[-1] + count * rows[0].nbytes)

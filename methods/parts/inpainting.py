@@ -5,7 +5,7 @@ the inpainting blocks, f2 the prediction, S the positions, R the discrepancy.
 """
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,6 +17,15 @@ from bench.method import Precision
 from .compile import share_parameters
 from .precision import MeanCenteredLinear
 from .transformer import Block, patchify, positions
+
+
+class Restoration(NamedTuple):
+    """Results for b images at test time: n patches each, of k * k features with c channels."""
+
+    patches: Tensor  # (b, n, k * k * c) of the frozen features
+    restored: Tensor  # (b, n, k * k * c)
+    distances: Tensor  # (b, n) of each token to its nearest center
+    masks: Tensor  # (passes, b, n), True where a pass hides the token
 
 
 class Inpainter(nn.Module):
@@ -173,13 +182,6 @@ def jittered(tokens: Tensor, *, scale: float, generator: Generator | None) -> Te
     noise = torch.randn(tokens.shape, generator=generator, device=tokens.device, dtype=tokens.dtype)
     norms: Tensor = torch.linalg.vector_norm(tokens, dim=2, keepdim=True)
     return tokens + noise * (scale / tokens.shape[2]) * norms
-
-
-def cosine_distance(original: Tensor, restored: Tensor) -> Tensor:
-    """Return 1 - cosine along the last axis, from dot product and norms: half the cost of F.cosine_similarity."""
-    norms = torch.linalg.vector_norm(original, dim=-1) * torch.linalg.vector_norm(restored, dim=-1)
-    distance: Tensor = 1 - torch.linalg.vecdot(original, restored) / norms.clamp(min=1e-12)
-    return distance
 
 
 def released_state(path: Path) -> dict[str, Tensor]:

@@ -39,6 +39,36 @@ def complementary_masks(height: int, width: int, *, cell: int, subsets: int, gen
     return subset == torch.arange(subsets, device=subset.device)[:, None, None]
 
 
+def fixed_masks(
+    kind: Literal["none", "random", "complementary"],
+    grid: tuple[int, int],
+    *,
+    ratio: float,
+    cell: int,
+    subsets: int,
+    seed: int,
+) -> Tensor:
+    """Return masks (passes, rows * columns) of a grid of tokens that are the same for every image and on every device.
+
+    Args:
+        kind: "none" hides no token, "random" a fraction of them, "complementary" each token in one of the passes.
+        grid: rows and columns.
+        ratio: fraction that "random" hides.
+        cell: side of a cell of "complementary".
+        subsets: passes of "complementary".
+        seed: of the random masks.
+    """
+    rows, columns = grid
+    generator = Generator().manual_seed(seed)
+    match kind:
+        case "none":
+            return torch.zeros(1, rows * columns, dtype=torch.bool)
+        case "random":
+            return random_mask(1, rows * columns, ratio=ratio, generator=generator)
+        case "complementary":
+            return complementary_masks(rows, columns, cell=cell, subsets=subsets, generator=generator).flatten(1)
+
+
 def adaptive_mask(distances: Tensor, clusters: Tensor, *, count: int, lambda_: float) -> Tensor:
     """Hide the tokens that are far from the center of their cluster: AMI-Net's adaptive mask.
 

@@ -131,7 +131,9 @@ class RestorationNet(nn.Module):
                 flat stack of blocks without a U.
             depth: blocks per level of the encoder.
             decoder_depth: blocks per level of the decoder.
-            head_width, pools, convolution: of the blocks.
+            head_width: of the blocks.
+            pools: of the blocks.
+            convolution: of the blocks.
             learn_token: False keeps the vector that replaces a hidden feature at zero.
         """
         super().__init__()

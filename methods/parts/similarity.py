@@ -1,8 +1,8 @@
-"""Similarity of two images at each pixel: structural similarity and gradient magnitude similarity.
+"""Similarity of two images at each pixel (structural similarity, gradient magnitude similarity), and of two vectors.
 
-Every function maps two (b, c, h, w) float32 tensors, whose values span about 1, to a map of the same shape: 1 where
-they are equal, less where they differ. Images are reflected at the borders, so maps have the same size. Gradients are
-finite everywhere, also at constant regions and at equal pixels.
+Every function of images maps two (b, c, h, w) float32 tensors, whose values span about 1, to a map of the same shape: 1
+where they are equal, less where they differ. Images are reflected at the borders, so maps have the same size. Gradients
+are finite everywhere, also at constant regions and at equal pixels.
 """
 
 import torch
@@ -44,9 +44,8 @@ def gms(first: Tensor, second: Tensor) -> Tensor:
 
     Source: Xue, Zhang, Mou, Bovik: Gradient magnitude similarity deviation, IEEE TIP 2014, eq. 4.
     """
-    magnitude1, magnitude2 = gradient_magnitude(first), gradient_magnitude(second)
-    squares = magnitude1 * magnitude1 + magnitude2 * magnitude2
-    return (2 * magnitude1 * magnitude2 + GRADIENT) / (squares + GRADIENT)
+    one, two = gradient_magnitude(first), gradient_magnitude(second)
+    return (2 * one * two + GRADIENT) / (one * one + two * two + GRADIENT)
 
 
 def msgms(first: Tensor, second: Tensor, scales: int = 4) -> Tensor:
@@ -61,3 +60,10 @@ def msgms(first: Tensor, second: Tensor, scales: int = 4) -> Tensor:
         first, second = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
         total = total + upsample(gms(first, second), size, align_corners=False)
     return total / scales
+
+
+def cosine_distance(original: Tensor, restored: Tensor) -> Tensor:
+    """Return 1 - cosine along the last axis, from dot product and norms: half the cost of F.cosine_similarity."""
+    norms = torch.linalg.vector_norm(original, dim=-1) * torch.linalg.vector_norm(restored, dim=-1)
+    distance: Tensor = 1 - torch.linalg.vecdot(original, restored) / norms.clamp(min=1e-12)
+    return distance
