@@ -52,6 +52,16 @@ def test_content_of_equal_size_is_compared_for_the_sampled_files_only(samples: l
     assert category_fingerprints(samples)["bolt"] != expected["bolt"]
 
 
+def test_a_changed_mask_changes_the_fingerprint(samples: list[Sample], tmp_path: Path) -> None:
+    mask = tmp_path / "mask.png"
+    mask.write_bytes(b"0")
+    defective = [replace(samples[0], split="test", defect="spot", masks=(mask,)), *samples[1:]]
+    expected = category_fingerprints(defective)
+    mask.write_bytes(b"1")
+    assert category_fingerprints(defective)["bolt"] != expected["bolt"]
+    assert category_fingerprints(defective)["nut"] == expected["nut"]
+
+
 def test_a_file_that_cannot_be_read_counts_by_its_name(samples: list[Sample]) -> None:
     expected = category_fingerprints(samples)
     samples[0].image.unlink()
