@@ -136,7 +136,8 @@ class Record:
         method_info: what the method reports about itself.
         data_report: about the images and masks: "image_sizes" of training, smallest and largest; "value_range" of
             training images with more than 8 bits per channel, with the "black" and "white" that scaled all images;
-            "masks", see `bench.data.data_report.mask_report`.
+            "masks", see `bench.data.data_report.mask_report`; "good_scores", the number of good test images and the
+            quantiles of their scores.
         environment: device, versions, numeric switches.
         artifacts: the files beside the record: "maps" ("float16" | "float32" | "none"), "sha256" of the predictions'
             file, "model" (whether the fitted method is stored), "views": the image that each picture shows.

@@ -155,6 +155,9 @@ class Fit:
         """Return the metrics of a prediction of this fit, at the resolution and threshold of the options."""
         threshold = prediction.thresholds[0] if prediction.thresholds else None
         originals = self._originals[prediction.category]
+        calibration = self.calibration.get(prediction.category)
+        if calibration and calibration.samples == self.tests[prediction.category].samples:
+            threshold = None  # it was set on these images, so their rate says nothing
         return evaluate_category(prediction.predictions, threshold=threshold, originals=originals)
 
     def _evaluate_epoch(self, result: FitResult, best: tuple[float, float]) -> tuple[float, float]:
@@ -239,6 +242,9 @@ def evaluate_category(
         image.values.update(metrics.at_threshold(predictions.scores, predictions.is_anomalous, threshold))
     elif threshold is not None:
         image.undefined.update(dict.fromkeys(metrics.THRESHOLD_NAMES, image.undefined["image_auroc"]))
+        if not predictions.is_anomalous.any():
+            del image.undefined["image_fpr"]
+            image.values["image_fpr"] = float((predictions.scores > threshold).mean())
     labeled = np.flatnonzero(predictions.has_pixel_labels if originals is None else originals.has_pixel_labels)
     if not labeled.size:
         return image

@@ -241,6 +241,15 @@ def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> l
     return outcomes
 
 
+def _describe_category(fit: Fit, prediction: CategoryPrediction) -> dict[str, Any]:
+    """Return the report about the masks of a category, and the distribution of the scores of its good test images."""
+    predictions = prediction.predictions
+    scores = predictions.scores[~predictions.is_anomalous]
+    quantiles = dict(zip(("min", "p25", "median", "p75", "p95", "max"), (0, 0.25, 0.5, 0.75, 0.95, 1), strict=True))
+    summary = {name: float(np.quantile(scores, level)) for name, level in quantiles.items()} if scores.size else {}
+    return {"masks": fit.mask_reports[prediction.category], "good_scores": {"images": int(scores.size), **summary}}
+
+
 def _describe_training_images(job: Job) -> tuple[Preprocessing, dict[str, Any]]:
     """Return the preprocessing with the range of the training images' values, and the start of the data report."""
     train = job.task.train
@@ -278,7 +287,7 @@ def _evaluate(job: Job, record: Record, fit: Fit, result: FitResult, prediction:
         seconds=result.seconds | {"predict": prediction.seconds} | clock.seconds,
         test_files=list(predictions.files),
         calibration_files=[sample.id for sample in job.task.calibration.get(category, ())],
-        data_report=record.data_report | {"masks": fit.mask_reports[category]},
+        data_report=record.data_report | _describe_category(fit, prediction),
         artifacts={"views": {name: predictions.files[index] for name, index in shown.items()} if is_last else {}},
     )
     if not is_last:  # training went on after that epoch, so there is no method to draw or time

@@ -50,7 +50,8 @@ class PlannedMethod:
         """Return the job that fits this method on the task."""
         plan, task, dataset = self.plan, planned.task, data.info
         settings, origin = self.settings(task.name)
-        groups = {group: getattr(plan, group) for group in GROUPS}
+        evaluation = replace(plan.evaluation, calibrate=planned.calibrate)
+        groups = {group: getattr(plan, group) for group in GROUPS} | {"evaluation": evaluation}
         run = Run(
             dataset=dataset.name,
             synthetic=dataset.synthetic,
@@ -72,7 +73,7 @@ class PlannedMethod:
         shared_settings, _ = self.settings("")
         shared = replace(run, settings=_json_settings(shared_settings), file_hashes=self._hash_files(shared_settings))
         checkpoint = self._checkpoint(task)
-        evaluation = replace(plan.evaluation, time=plan.evaluation.time and self._has_device_exclusively())
+        evaluation = replace(evaluation, time=evaluation.time and self._has_device_exclusively())
         if checkpoint and plan.checkpoint:  # the file distinguishes the runs, the folder the groups
             evaluation = replace(evaluation, selection="last")
             run = replace(run, file_hashes=run.file_hashes | {"checkpoint": self._hash_checkpoint(checkpoint)})
@@ -85,12 +86,13 @@ class PlannedMethod:
             data_digest=planned.data_digest,
             evaluation=evaluation,
             compute=plan.compute,
-            execution=plan.execution,
+            # A fit without test images serves only to predict later.
+            execution=replace(plan.execution, keep_model=plan.execution.keep_model or not planned.has_tests),
             weights=plan.weights,
             cache=plan.cache,
             origin=plan.origin | {f"settings.{name}": where for name, where in origin.items()},
             command=plan.command,
-            warnings=data.warnings,
+            warnings=(*data.warnings, *planned.warnings),
             checkpoint=checkpoint,
         )
 
