@@ -11,12 +11,46 @@ from bench.method import Preprocessing
 MAX_NAMES = 6
 """Number of images that a warning names."""
 
+MAX_SCALE = 2
+"""An image whose side is longer than this times the longest of training, or shorter in this ratio, is far from them."""
 
-def image_sizes(samples: Sequence[Sample], preprocessing: Preprocessing) -> dict[str, list[int]]:
-    """Return the smallest and the largest width and height of some images in pixels: {"width": [900, 1000], ...}."""
+MAX_STRETCH = 1.2
+"""The same for the aspect ratio."""
+
+
+def image_sizes(samples: Sequence[Sample], preprocessing: Preprocessing) -> dict[str, list[float]]:
+    """Return the smallest and the largest "width" and "height" in pixels, and "aspect" (width / height), of images."""
     sizes = [image_size(sample.image, preprocessing) for sample in samples]
-    widths, heights = [width for width, _ in sizes], [height for _, height in sizes]
-    return {"width": [min(widths), max(widths)], "height": [min(heights), max(heights)]} if sizes else {}
+    if not sizes:
+        return {}
+    values: dict[str, list[float]] = {
+        "width": [width for width, _ in sizes],
+        "height": [height for _, height in sizes],
+        "aspect": [width / height for width, height in sizes],
+    }
+    return {name: [min(found), max(found)] for name, found in values.items()}
+
+
+def size_warning(size: tuple[int, int], sizes: Mapping[str, Sequence[float]]) -> str:
+    """Return how an image of `size` (width, height) differs from the training images, or "" if it is close to them.
+
+    Args:
+        size: in pixels.
+        sizes: of the training images, as `image_sizes` returns them; empty if unknown.
+    """
+    if not sizes:
+        return ""
+    width, height = size
+    (low_width, high_width), (low_height, high_height) = sizes["width"], sizes["height"]
+    is_far = not (
+        low_width / MAX_SCALE <= width <= high_width * MAX_SCALE
+        and low_height / MAX_SCALE <= height <= high_height * MAX_SCALE
+        and sizes["aspect"][0] / MAX_STRETCH <= width / height <= sizes["aspect"][1] * MAX_STRETCH
+    )
+    trained = f"{low_width:g}-{high_width:g} x {low_height:g}-{high_height:g}"
+    if low_width == high_width and low_height == high_height:
+        trained = f"{low_width:g} x {low_height:g}"
+    return f"it has {width} x {height} pixels, the training images {trained}" if is_far else ""
 
 
 def mask_report(samples: Sequence[Sample], masks: Sequence[SampleMask]) -> dict[str, Any]:

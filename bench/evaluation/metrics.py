@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.errors import BenchError
 from bench.evaluation.curves import Array, Bools, Curve, Floats, image_curve, pixel_curve
+from bench.evaluation.ground_truth import BinaryMasks, as_labels
 
 IMAGE_NAMES = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max")
@@ -69,6 +70,7 @@ def evaluate(
     masks: Sequence[Bools] | None,
     *,
     fpr_limits: Sequence[float] = LIMITS,
+    mask_threshold: float | None = None,
 ) -> Evaluation:
     """All metrics of one category, on raw scores.
 
@@ -82,11 +84,12 @@ def evaluate(
         maps: n of (h, w), sizes may differ; walked twice, so they may be loaded as they are asked for. None: no maps.
         masks: n of (h, w), True on defect pixels, each of its map's size. None: the data set has no masks.
         fpr_limits: in (0, 1]; 0.3 is named aupro_30.
+        mask_threshold: mask pixels above it are defects; None accepts only masks of two values.
 
     Raises: BenchError where a value is not finite or where lengths and shapes disagree.
     """
     pixel_names = (*PIXEL_NAMES, *map(aupro_name, fpr_limits))
-    anomalous = np.asarray(anomalous, dtype=bool)
+    anomalous = as_labels(anomalous)
     scores = _checked(scores, anomalous)
     values: dict[str, float] = {}
     missing: dict[str, str] = {}
@@ -97,7 +100,7 @@ def evaluate(
     if maps is None or masks is None:
         return Evaluation(values, missing | dict.fromkeys(pixel_names, "no maps" if maps is None else "no masks"))
     check_lengths(scores, maps, masks)
-    curve = pixel_curve(maps, masks)
+    curve = pixel_curve(maps, BinaryMasks(masks, mask_threshold))
     if not curve.tp.size or not curve.n_negatives:
         reason = "no normal pixels" if curve.tp.size else "no defect pixels"
         return Evaluation(values, missing | dict.fromkeys(pixel_names, reason))
@@ -227,7 +230,7 @@ def _checked(scores: Array, anomalous: Bools) -> Array:
 
 def require_both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
     """The arguments as arrays. Raises: BenchError where they are not (n,) finite scores of good and defective ones."""
-    anomalous = np.asarray(anomalous, dtype=bool)
+    anomalous = as_labels(anomalous)
     scores = _checked(scores, anomalous)
     if anomalous.all() or not anomalous.any():
         raise BenchError("This metric compares good with defective; only one of the two is here. Give both.")
