@@ -26,7 +26,7 @@ def as_labels(values: Any) -> Bools:
     if labels.dtype.kind not in "iuf" or not np.isin(labels, (0, 1)).all():
         wrong = next((value for value in labels.ravel().tolist() if value not in {0, 1}), labels.dtype)
         raise BenchError(
-            f"Labels must be boolean, or 0 for good and 1 for defective, got {wrong!r}. Compare them first, for example "
+            f"Labels must be boolean, or 0 for good and 1 for defective, got {wrong!r}. Compare them first, as "
             f"labels != 'good'."
         )
     return labels.astype(np.bool_)

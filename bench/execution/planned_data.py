@@ -201,11 +201,14 @@ def _select_samples(plan: Plan, samples: list[Sample]) -> list[Sample]:
 
 def _join_names_with_commas(parts: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return the names in a list that was split at commas, where a known name itself may contain commas."""
+    by_parts = {tuple(part.strip() for part in name.split(",")): name for name in known}
     names = []
     start = 0
     while start < len(parts):
-        stops = range(len(parts), start + 1, -1)  # the longest name first
-        joined = ((separator.join(parts[start:stop]), stop) for stop in stops for separator in (",", ", "))
-        name, start = next(((name, stop) for name, stop in joined if name in known), (parts[start], start + 1))
+        stops = range(len(parts), start, -1)  # the longest name first
+        pieces = ((tuple(part.strip() for part in parts[start:stop]), stop) for stop in stops)
+        name, start = next(
+            ((by_parts[piece], stop) for piece, stop in pieces if piece in by_parts), (parts[start], start + 1)
+        )
         names.append(name)
     return names
