@@ -181,7 +181,7 @@ def random_curve(rng: Generator, x: float, y: float, *, angle: float, length: fl
 
 
 def distance_to_curve(points: Field) -> tuple[Field, Field]:
-    """Return the distance to a curve in pixels and the position of the nearest point along it in 0..1, both (256, 256)."""
+    """Return the distance to a curve in pixels and the position (0..1) of the nearest point on it, (256, 256) each."""
     nearest, along = np.full((SIDE, SIDE), np.inf), np.zeros((SIDE, SIDE))
     for index, (start, stop) in enumerate(pairwise(points)):
         span = stop - start
