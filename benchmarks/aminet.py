@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.method import Setup
-from bench.methods.aminet import AMINet, Settings, from_released_checkpoint
+from bench.methods.aminet import AMINet, Settings, AMINet.from_checkpoint
 
 TAG = "wide_resnet50_2.tv_in1k"
 SMALL = {"width": 96, "depth": 2, "clusters": 4}
@@ -45,7 +45,7 @@ def models(size: int, small: bool, precision: str) -> tuple[Plain, AMINet]:
         own = {f"Roncon_model.{key}": value for key, value in plain.state_dict().items() if "backbone" not in key}
         torch.save({"state_dict": own}, Path(folder) / "AMAE.pth")
         setup = Setup((size, size), torch.device("cpu"), 0, weights=Path(folder), precision=precision)  # type: ignore[arg-type]
-        ours = from_released_checkpoint(Path(folder) / "AMAE.pth", replace(Settings(), **shape), setup)
+        ours = AMINet.from_checkpoint(Path(folder) / "AMAE.pth", replace(Settings(), **shape), setup)
     return plain, ours
 
 

@@ -96,7 +96,7 @@ def fitted(
         found = latency(method, some, warmup=30, passes=100)
         with FlopCounterMode(display=False) as counter:
             method.predict(some[:1])
-    frozen = parameters(method) - int(method.facts()["trainable_parameters"])
+    frozen = parameters(method) - int(method.info()["trainable_parameters"])
     bytes_a_pass = 4 * (frozen + sum(value.numel() for value in method.state().values()))
     costs = costs_of(method)
     pass_floor = _floor(counter.get_total_flops(), bytes_a_pass, ceilings)
@@ -145,7 +145,7 @@ def _network_floor(settings: aminet.Settings, setup: Setup, images: FileImages) 
         once, twice = counted(1), counted(2)
         step, features = twice - once, 2 * once - twice
         steps = settings.epochs * len(images) / settings.batch
-        learned = int(method.facts()["trainable_parameters"])
+        learned = int(method.info()["trainable_parameters"])
         return {"flops": features * len(images) / len(batch) + step * steps, "bytes": MOVED_A_STEP * learned * steps}
 
     return costs
@@ -158,7 +158,7 @@ def _bank_floor(settings: patchcore.Settings, setup: Setup, images: FileImages) 
         one = next(iter(images.batches(1))).to(setup.device)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             method.backbone(one)  # type: ignore[attr-defined]
-        picks = int(method.facts()["bank_rows"])
+        picks = int(method.info()["bank_rows"])
         patches, reduced = picks / settings.coreset, settings.projection or settings.target_dim
         flops = counter.get_total_flops() * len(images) + 2 * patches * reduced * (settings.target_dim + picks)
         return {"flops": flops, "bytes": 4 * patches * reduced * picks}

@@ -80,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
 def untrained_aminet(settings: aminet.Settings, setup: Setup) -> Callable[[Tensor], object]:
     """The forward pass without the map: features, centres, mask, and what is restored."""
     method = aminet.AMINet(settings, setup)
-    facts = method.facts()
+    facts = method.info()
     side = int(int(facts["tokens"]) ** 0.5)
     network = Inpainter(
         int(facts["feature_channels"]) * settings.patch**2, (side, side), width=settings.width, depth=settings.depth,

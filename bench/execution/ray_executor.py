@@ -10,14 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from bench import environment, registry
 from bench.config.options import ExecutionOptions
-from bench.dataset import Sample
 from bench.errors import BenchError
+from bench.execution.image_shipping import check_local_files, job_files, write_images
 from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, failure_outcomes, run_job
 
 MAX_ATTEMPTS = 3
@@ -196,7 +195,7 @@ def _run_task(
     try:
         for folder in folders:
             registry.add_folder("methods", folder)
-        return run_job(_write_images(job, files) if files is not None else _check_local_files(job), progress)
+        return run_job(write_images(job, files) if files is not None else check_local_files(job), progress)
     except BenchError as error:
         return failure_outcomes(job, str(error))
 
@@ -225,62 +224,9 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def _files(job: Job) -> set[Path]:
-    task = job.task
-    groups = (*task.tests.values(), *task.calibration.values(), *task.others.values(), task.train)
-    return {path for samples in groups for sample in samples for path in (sample.image, *sample.masks)}
-
-
 def _put_images(ray: Any, jobs: Sequence[Job]) -> dict[str, Any]:
     """Put the content of the jobs' files into the cluster's object store, once for all jobs on the same data."""
     paths: dict[str, set[Path]] = {}
     for job in jobs:
-        paths.setdefault(job.data_digest, set()).update(_files(job))
-    return {
-        digest: ray.put({str(path): path.read_bytes() for path in of_digest}) for digest, of_digest in paths.items()
-    }
-
-
-def _write_images(job: Job, files: dict[str, bytes]) -> Job:
-    """Return the job on files of this node, written from what was shipped, once for all jobs on the same data."""
-    root = job.cache / "shipped" / job.data_digest
-
-    def local_path(path: Path) -> Path:
-        parent = sha256(str(path.parent).encode(errors="surrogateescape")).hexdigest()[:12]
-        target = root / parent / path.parent.name / path.name  # the file keeps its name, which its Sample.id contains
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_bytes(files[str(path)])
-            temporary.replace(target)
-        return target
-
-    def move(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        return tuple(
-            replace(sample, image=local_path(sample.image), masks=tuple(map(local_path, sample.masks)))
-            for sample in samples
-        )
-
-    def move_all(groups: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
-        return {category: move(samples) for category, samples in groups.items()}
-
-    task = job.task
-    moved = replace(
-        task,
-        train=move(task.train),
-        tests=move_all(task.tests),
-        calibration=move_all(task.calibration),
-        others=move_all(task.others),
-    )
-    return replace(job, task=moved)
-
-
-def _check_local_files(job: Job) -> Job:
-    """Return the job. Raises BenchError if a file of it does not exist on this node."""
-    for path in sorted(_files(job)):
-        if not path.is_file():
-            raise BenchError(
-                f"Each node reads the images at the caller's paths; this node has no {path}. "
-                f"Copy the data there, or pass --ship-data."
-            )
-    return job
+        paths.setdefault(job.data_digest, set()).update(job_files(job))
+    return {digest: ray.put({str(path): path.read_bytes() for path in files}) for digest, files in paths.items()}

@@ -19,8 +19,8 @@ TITLE = "Faulty"
 @dataclass(frozen=True, slots=True)
 class Settings:
     fault: Literal[
-        "none", "raises", "raises the text of the file", "exits", "prints", "NaN scores", "infinite maps", "wrong shape",
-        "wrong type", "MemoryError", "device memory", "hangs", "is killed", "is killed once"
+        "none", "raises", "raises the text of the file", "exits", "prints", "NaN scores", "infinite maps",
+        "wrong shape", "wrong type", "MemoryError", "device memory", "hangs", "is killed", "is killed once"
     ] = "none"  # fmt: skip
     file: str = ""  # of "raises the text of the file"; "is killed once" creates it before it is killed
     max_batch: int = 2  # with "device memory": the largest batch that does not run out of memory
