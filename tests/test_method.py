@@ -52,7 +52,7 @@ class Example(Method):
         return Prediction(maps.amax(dim=(1, 2)), maps)
 
 
-def fitted(settings: Settings = Settings()) -> Example:  # noqa: B008
+def fitted(settings: Settings = Settings()) -> Example:
     method = Example(settings, SETUP)
     method.fit([], lambda *_: None)  # type: ignore[arg-type]
     return method

@@ -46,7 +46,9 @@ def test_the_optimizer_is_fused_where_torch_has_such_a_kernel() -> None:
 
 def test_parameters_without_a_gradient_are_left_out_and_groups_are_passed_on() -> None:
     frozen, values = parameter().requires_grad_(requires_grad=False), parameter()
-    assert TrainingStep(SETUP, torch.optim.SGD, [frozen, values], lr=0.1).optimizer.param_groups[0]["params"] == [values]
+    assert TrainingStep(SETUP, torch.optim.SGD, [frozen, values], lr=0.1).optimizer.param_groups[0]["params"] == [
+        values
+    ]
     groups = [{"params": [values], "lr": 0.5}]
     assert TrainingStep(SETUP, torch.optim.SGD, groups, lr=0.1).optimizer.param_groups[0]["lr"] == 0.5
 
