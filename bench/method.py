@@ -2,7 +2,7 @@
 
 A file `methods/<name>.py` defines `Settings`, a frozen dataclass with a default for every field, and `METHOD`, a
 subclass of `Method`. The name of the file is the name of the method; there is nothing to register. Title, aliases and
-the settings of each profile are literal constants in the same file: see `bench.method_metadata`.
+the settings of each profile are literal constants in the same file: see `bench.config.method_metadata`.
 """
 
 from abc import ABC, abstractmethod

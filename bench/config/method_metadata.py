@@ -99,7 +99,7 @@ def _read(path: Path, modified: int) -> MethodMetadata:  # noqa: ARG001 - a modi
     place = f"{path.parent.name}/{path.name}"
     try:
         body = ast.parse(path.read_text("utf-8")).body
-    except (SyntaxError, ValueError):  # the error is reported when the file is imported
+    except (OSError, SyntaxError, ValueError):  # the error is reported when the file is imported
         return MethodMetadata(place)
     constants: dict[str, Any] = {}
     for node in body:
