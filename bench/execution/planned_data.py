@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What a run states about its data set: name, whether its images are drawn, a fingerprint of each category."""
+    """What a run states about its data set: name, whether its images are generated, a fingerprint of each category."""
 
     name: str
     synthetic: bool
@@ -78,10 +78,10 @@ class PlannedData:
         """
         options = self.plan.tasks
         counts = options.k if options.protocol == "kshot" else (0,)
-        drawn = [(k, seed, task) for k in counts for seed in options.seed for task in self._draw(k, seed)]
-        drawn = drawn[:1] if first_only else drawn
-        digests = self._content_hashes({task.name: task for _, _, task in drawn})
-        return [PlannedTask(k, seed, task, digests[task.name]) for k, seed, task in drawn if task.name in digests]
+        tasks = [(k, seed, task) for k in counts for seed in options.seed for task in self._draw(k, seed)]
+        tasks = tasks[:1] if first_only else tasks
+        digests = self._content_hashes({task.name: task for _, _, task in tasks})
+        return [PlannedTask(k, seed, task, digests[task.name]) for k, seed, task in tasks if task.name in digests]
 
     def with_pretraining(self, planned: PlannedTask) -> PlannedTask:
         """Return the task with the other categories' good training images, which then belong to its data digest.

@@ -295,7 +295,7 @@ def test_original_resolution_evaluates_the_pixels_of_the_files(parts: Path, plan
         ({"protocol": "kshoot"}, "Did you mean 'kshot'"),
         ({"protocol": "kshot", "k": "6"}, "'bolt' has 5"),
         ({"protocol": "kshot", "k": "0"}, "k must be >= 1, got 0"),
-        ({"protocol": "kshot", "k": "4", "calibrate": "0.1"}, "9 good images .* 'bolt' has 4"),
+        ({"protocol": "kshot", "k": "4", "calibrate": "0.1"}, "needs 9 good images, .*; 'bolt' has 4"),
         ({"calibrate": "1"}, "calibrate must be < 1"),
         ({"resolution": "native"}, "input, original"),
     ],
