@@ -27,7 +27,7 @@ REFERENCE = "scikit-learn x 3 + AUPRO"
 
 
 def synthetic_maps(count: int, size: int = 256) -> tuple[Maps, Maps]:
-    """Return smooth float32 maps and masks: of 83 images, 20 are good, the others have 128 defects on 2.9 % of pixels."""
+    """Return smooth float32 maps and masks: of 83 images, 20 are good, the others 128 defects (2.9 % of pixels)."""
     rng = np.random.default_rng(0)
     maps, masks = np.empty((count, size, size), np.float32), np.zeros((count, size, size), bool)
     y, x = np.ogrid[:size, :size]

@@ -34,8 +34,8 @@ def run_page(name: str, folder: Path, *, only: str = "") -> str:
     """Write the files of a page and run its commands in order; return their output.
 
     The comment before a block says what it is: `file: PATH` and `run: PATH` (a script that is run) are written;
-    `broken: PATH` is a change of one line with which `bench check` fails, and the next block `output` is a part of its output.
-    With `only`, the files are written and one command is run.
+    `broken: PATH` is a change of one line with which `bench check` fails, and the next block `output` is a part of its
+    output. With `only`, the files are written and one command is run.
     """
     output, failed_check = "", ""
     for comment, language, text in blocks(ROOT / "docs" / name):
