@@ -40,7 +40,7 @@ class NotFittedError(BenchError):
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How an image file becomes an input tensor; its mask is resized in the same way by nearest neighbour.
+    """How an image file becomes an input tensor; its mask is resized in the same way by nearest neighbor.
 
     Attributes:
         height: in pixels.
