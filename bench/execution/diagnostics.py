@@ -113,17 +113,17 @@ def _check_dataset(
 
 def _detect_layout(folder: Path) -> ModuleType:
     """Return the data set module that can read a folder: own images without subfolders, else a published one."""
-    own_images = registry.load("datasets", "folder")
+    generic = registry.load("datasets", "folder")
     published = [registry.load("datasets", name) for name in registry.names("datasets") if name != "folder"]
-    for module in (own_images, *(module for module in published if not module.SYNTHETIC)):
+    for module in (generic, *(module for module in published if not module.SYNTHETIC)):
         try:
             with capture_warnings():
                 samples = module.samples(folder)
         except BenchError:
             continue
-        if module is not own_images or not any(sample.folder for sample in samples):
+        if module is not generic or not any(sample.folder for sample in samples):
             return module
-    return own_images  # with subfolders; or its error describes the layout for own images
+    return generic  # with subfolders; or its error describes the layout for own images
 
 
 def _check_extras() -> list[CheckResult]:
@@ -169,11 +169,11 @@ def _check_datasets(config: Config) -> list[CheckResult]:
     results = []
     for name in registry.names("datasets"):
         if name == "folder":
-            continue  # the user's own images have no fixed folder
+            continue  # it has no default folder
         root = config.data(name) or cache_folder(config) / name
         module = registry.load("datasets", name)
         if module.SYNTHETIC and not root.exists():
-            results.append(CheckResult(f"data set {name}: drawn at its first use, {root}"))
+            results.append(CheckResult(f"data set {name}: generated at its first use, {root}"))
             continue
         try:
             samples = module.samples(root)

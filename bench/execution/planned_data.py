@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What a run states about its data set: name, whether its images are drawn, a fingerprint of each category."""
+    """What a run states about its data set: name, whether its images are generated, a fingerprint of each category."""
 
     name: str
     synthetic: bool

@@ -1,4 +1,4 @@
-"""Run jobs on a Ray cluster, one task per fit: on a running cluster, or on one started on this machine for the call.
+"""Run jobs on a Ray cluster, one task per fit: on a running cluster, or on one started on this machine for this call.
 
 A node needs maskbench, the weights and, unless they are shipped, the images at the caller's paths. Outcomes come back
 to the caller, and only the caller writes to the store.
@@ -20,7 +20,7 @@ from bench.execution.image_shipping import check_local_files, job_files, write_i
 from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, failure_outcomes, run_job
 
 MAX_ATTEMPTS = 3
-"""How often a fit is started whose worker dies; each time on another node if there is one."""
+"""Maximum number of attempts of a fit whose worker dies; each on another node if there is one."""
 
 POLL_SECONDS = 0.5
 """Seconds between two queries of the tasks' progress."""
@@ -46,18 +46,18 @@ def run_on_ray(jobs: Sequence[Job], progress: ProgressCallback, execution: Execu
     Raises BenchError if Ray, the cluster or a node for the tasks is not available.
     """
     ray = _import_ray()
-    is_ours = not ray.is_initialized()
-    if is_ours:
+    is_started_here = not ray.is_initialized()
+    if is_started_here:
         _connect(ray, execution.address)
     try:
         yield from _RayRun(ray, [resolve_resources(job) for job in jobs], progress, execution).outcomes()
     finally:
-        if is_ours:
+        if is_started_here:
             ray.shutdown()
 
 
 def resolve_resources(job: Job) -> Job:
-    """Return the job as a task runs it: on the device that Ray gives it, with one thread unless more are asked for."""
+    """Return the job as a task runs it: on the device that Ray assigns, with the threads of the call or else one."""
     compute = job.compute
     name = compute.device if compute.device != "auto" else environment.device("auto").type
     device = "cuda" if name.startswith("cuda") else "cpu"

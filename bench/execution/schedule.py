@@ -49,7 +49,7 @@ def run_schedule(plan: Plan, schedule: Schedule, progress: ProgressCallback) -> 
         for outcome in outcomes:
             try:
                 record = _save(store, outcome, plan)
-            except BenchError as error:  # the job's other outcomes may still be saved, if only elsewhere
+            except BenchError as error:  # the other outcomes of the job may still be saved
                 errors.append(str(error))
             else:
                 yield record
@@ -71,7 +71,7 @@ def make_schedule(plan: Plan, *, force: bool = False, retry: bool = False, full_
             too full, or if no method can run.
     """
     started = perf_counter()
-    device_type = target_device_type(plan)  # a missing device is an error before anything is drawn or read
+    device_type = target_device_type(plan)  # a missing device is an error before any image is read
     if plan.checkpoint and plan.evaluation.calibrate:
         raise BenchError("A released checkpoint may have been trained on the held-out images. Remove --calibrate.")
     methods, skipped = _planned_methods(plan)
@@ -202,10 +202,10 @@ def _check_checkpoint_is_folder(plan: Plan, tasks: set[str]) -> None:
 
 
 def _warn_of_changed_files(methods: Sequence[PlannedMethod], records: Sequence[Record]) -> None:
-    """Warn of methods whose file is another one than when their records were made."""
+    """Warn of methods whose source file has changed since their records were written."""
     hashes = {method.spec.name: method.source_hash for method in methods}
     for name in sorted({record.run.name for record in records if record.source_hash != hashes[record.run.name]}):
-        _log.warning("The file of %s has changed since its records were made. Pass --force to run it again.", name)
+        _log.warning("The file of %s has changed since its records were written. Pass --force to run it again.", name)
 
 
 def _existing_records(store: Store, job: Job, device_type: str, *, iterative: bool) -> list[Record]:
