@@ -93,8 +93,8 @@ def test_images_are_normalized_as_the_weights_require() -> None:
         ("random:resnet18", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ]:
         backbone = Backbone(tag, (1,), None, seed=0)
-        normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-        torch.testing.assert_close(backbone(images)[0], backbone.network(normalised)[0], rtol=1e-4, atol=1e-4)
+        normalized = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        torch.testing.assert_close(backbone(images)[0], backbone.network(normalized)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_random_weights_depend_on_the_seed_and_do_not_change_the_global_generator() -> None:

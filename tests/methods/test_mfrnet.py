@@ -33,7 +33,7 @@ SETUP = Setup((32, 32), CPU, seed=0)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_repeatable: None) -> None:
+def _one_thread(_deterministic: None) -> None:
     """Networks of this size are slower with a second thread on a busy machine."""
     torch.set_num_threads(1)
 
