@@ -11,7 +11,7 @@ from rich.table import Table
 from bench import registry
 from bench.cli.console import Json, load_configuration, out, print_json
 from bench.cli.option_parameters import Runs
-from bench.config.method_metadata import method_metadata
+from bench.config.method_specs import Alias
 from bench.config.options import OPTIONS
 
 commands = typer.Typer()
@@ -46,7 +46,7 @@ def list_(
     config = load_configuration()
     rows: list[tuple[str, str]]
     if kind is ListKind.methods:
-        rows = [_method_row(name, alias.method, alias.title) for name, alias in config.aliases().items()]
+        rows = [_method_row(name, alias) for name, alias in config.aliases().items()]
     elif kind is ListKind.datasets:
         rows = [(name, registry.read_constant("datasets", name, "TITLE")) for name in registry.names("datasets")]
     elif kind is ListKind.protocols:
@@ -71,9 +71,13 @@ def list_(
     out.print(table)
 
 
-def _method_row(name: str, method: str, title: str) -> tuple[str, str]:
-    shown = f"{name}:MODEL" if name == method and method_metadata(method).is_hosted else name
-    return shown, f"{title} ({method})"
+def _method_row(name: str, alias: Alias) -> tuple[str, str]:
+    """Return the name that --method takes, and the title with the method file of an alias."""
+    if name != alias.method:
+        return name, f"{alias.title}; alias of {alias.method}"
+    if alias.is_hosted:
+        return f"{name}:MODEL", alias.title.replace("{model}", "MODEL")
+    return name, alias.title
 
 
 def _stored_runs(folder: Path) -> list[tuple[str, str]]:
