@@ -83,7 +83,7 @@ class Results(Sequence[Record]):
         figure = Figure(figsize=(7, 1.2 + 0.35 * len(categories) + 0.4 * len(groups)), layout="constrained")
         axes = figure.add_subplot()
         for number, group in enumerate(groups):
-            cells = {category: group.cell(category, metric) for category in categories}
+            cells = {category: group.mean_std(category, metric) for category in categories}
             values = {category: cell for category, cell in cells.items() if cell is not None}
             offset = 0.5 * ((number + 0.5) / len(groups) - 0.5)
             axes.errorbar(

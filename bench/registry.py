@@ -6,7 +6,9 @@ bench.toml names, or a module that an installed package declares as an entry poi
     [project.entry-points."maskbench.methods"]
     mymethod = "mypackage.mymethod"
 
-The name of a file, or of an entry point, is the name of the plug-in. No plug-in is imported before it is used.
+The name of a file, or of an entry point, is the name of the plug-in. A trailing underscore, which keeps a file from
+having the name of a module of the standard library, is not part of the name: `csv_.py` is the plug-in csv. No plug-in
+is imported before it is used.
 """
 
 import ast
@@ -18,9 +20,12 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from bench.errors import BenchError, suggestion
+
+if TYPE_CHECKING:
+    from bench.report import ReportContent
 
 Kind = Literal["methods", "datasets", "reports"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -38,7 +43,7 @@ _EXTRAS = ("anomalib",)
 
 def names(kind: Kind) -> list[str]:
     """Return the names of the plug-ins of a kind, sorted. Subfolders and files with a leading "_" are no plug-ins."""
-    files = {file.stem for folder in plugin_folders(kind) for file in folder.glob("[!_.]*.py")}
+    files = {_plugin_name(file) for folder in plugin_folders(kind) for file in folder.glob("[!_.]*.py")}
     return sorted(files | installed(kind).keys())
 
 
@@ -93,7 +98,7 @@ def load(kind: Kind, name: str) -> ModuleType:
             f"The name of a plug-in must be unique; '{name}' is {file} and an entry point of {_package(entry)}. "
             f"Rename the file or uninstall the package."
         )
-    module_name = entry.module if entry else f"bench.{kind}.{name}"
+    module_name = entry.module if entry else f"bench.{kind}.{file.stem if file else name}"
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
@@ -115,6 +120,11 @@ def load(kind: Kind, name: str) -> ModuleType:
     return module
 
 
+def report_content() -> "ReportContent":
+    """Return the functions that build reports; they are in reports/parts/, because they are contents and no formats."""
+    return cast("ReportContent", import_module("bench.reports.parts.contents"))
+
+
 def add_folder(kind: Kind, folder: Path) -> None:
     """Add a folder of plug-ins, which is searched after the existing ones.
 
@@ -126,7 +136,7 @@ def add_folder(kind: Kind, folder: Path) -> None:
     folder, folders = folder.resolve(), plugin_folders(kind)
     if folder in folders:
         return
-    duplicates = sorted({file.stem for file in folder.glob("[!_.]*.py")} & set(names(kind)))
+    duplicates = sorted({_plugin_name(file) for file in folder.glob("[!_.]*.py")} & set(names(kind)))
     if duplicates:
         raise BenchError(
             f"The name of a plug-in must be unique; {folder} has {duplicates[0]}.py and {kind}/ has it as well. "
@@ -142,8 +152,12 @@ def plugin_folders(kind: Kind) -> list[Path]:
 
 
 def _file(kind: Kind, name: str) -> Path | None:
-    paths = [folder / f"{name}.py" for folder in plugin_folders(kind)]
+    paths = [folder / f"{stem}.py" for folder in plugin_folders(kind) for stem in (name, f"{name}_")]
     return next((path for path in paths if path.is_file()), None)
+
+
+def _plugin_name(file: Path) -> str:
+    return file.stem.rstrip("_")
 
 
 def _package(entry: EntryPoint) -> str:

@@ -64,7 +64,7 @@ def fill(store: Store, side: int) -> int:
                 run = Run(
                     dataset="mvtec",
                     synthetic=False,
-                    data_fingerprints={category: "simulated"},
+                    data_fingerprints=dict.fromkeys(CATEGORIES, "simulated"),
                     protocol="one-for-one",
                     k=0,
                     seed=seed,

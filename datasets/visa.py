@@ -5,8 +5,8 @@ CC BY 4.0. 1.9 GB, 10821 images, JPEG, about 1000 x 1500 pixels.
 
 Layout, as unpacked from `VisA_20220922.tar`: `<category>/Data/Images/{Normal,Anomaly}/NNN.JPG`,
 `<category>/Data/Masks/Anomaly/NNN.png`, and the splits in `split_csv/`, of which `1cls.csv` is the common benchmark,
-with the columns `object,split,label,image,mask`. Masks contain the class index of a defect, so every pixel above zero is
-defective; all defective images have the defect "anomaly".
+with the columns `object,split,label,image,mask`. Masks contain the class index of a defect, so every pixel above zero
+is defective; all defective images have the defect "anomaly".
 """
 
 import csv

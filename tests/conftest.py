@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+_RECORD_FIELDS = {field.name for field in fields(Record)}
+
+
 def build_run(**changes: Any) -> Run:
     """Return a run of a simulated method; a change of an option (`limit=5`) goes to its group."""
     options = {
@@ -170,9 +174,10 @@ def build_run(**changes: Any) -> Run:
 
 
 def build_record(run: Run | None = None, **changes: Any) -> Record:
-    """Return a record without failure, by default of category bolt."""
-    fields: dict[str, Any] = {
-        "run": run or build_run(),
+    """Return a record without failure, by default of category bolt; without `run`, fields of a run go to its run."""
+    run_changes = {} if run else {name: changes.pop(name) for name in list(changes) if name not in _RECORD_FIELDS}
+    values: dict[str, Any] = {
+        "run": run or build_run(**run_changes),
         "category": "bolt",
         "data_digest": "d1",
         "epoch": 20,
@@ -184,7 +189,7 @@ def build_record(run: Run | None = None, **changes: Any) -> Record:
         "command": "bench run --method simulated --dataset parts",
         "started": "2026-01-02T03:04:05+00:00",
     }
-    return Record(**(fields | changes))
+    return Record(**(values | changes))
 
 
 def build_predictions(seed: Sequence[int] = (0,), merit: float = 1.0, count: int = 20, **changes: Any) -> Predictions:
@@ -194,7 +199,7 @@ def build_predictions(seed: Sequence[int] = (0,), merit: float = 1.0, count: int
     masks = np.zeros((count, 24, 24), dtype=bool)
     masks[is_defective, 6:12, 8:14] = True
     defects = tuple("dent" if each else "good" for each in is_defective)
-    fields: dict[str, Any] = {
+    values: dict[str, Any] = {
         "files": tuple(f"bolt/test/{defect}/{i:03}.png" for i, defect in enumerate(defects)),
         "defects": defects,
         "scores": random.normal(0, 1, count) + merit * is_defective,
@@ -202,7 +207,7 @@ def build_predictions(seed: Sequence[int] = (0,), merit: float = 1.0, count: int
         "masks": masks,
         "has_pixel_labels": np.ones(count, dtype=bool),
     }
-    return Predictions(**(fields | changes))
+    return Predictions(**(values | changes))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -56,12 +57,12 @@ def test_every_data_set_has_a_description_and_rejects_an_empty_folder(name: str,
 
 
 @pytest.mark.parametrize("name", registry.names("reports"))
-def test_every_report_can_be_rendered_without_records(name: str, tmp_path) -> None:
+@pytest.mark.parametrize("table", ["", "1"])
+def test_every_format_renders_a_report_without_records(name: str, table: str, tmp_path: Path) -> None:
     module = registry.load("reports", name)
     assert module.SUFFIX
     assert module.FIGURES in get_args(FigurePlacement)
-    assert module.render([], Store(tmp_path), [])
-    assert module.render([], Store(tmp_path), [], "1")
+    assert module.render(registry.report_content().results([], Store(tmp_path), [], table))
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,15 @@ def test_the_page_on_new_data_sets_runs(tmp_path: Path) -> None:
     assert "Mean map (floor) · lids · one-for-one" in output
 
 
+@pytest.mark.slow
+def test_the_page_on_new_report_formats_runs(tmp_path: Path) -> None:
+    output = run_page("new-report.md", tmp_path)
+    report = (tmp_path / "report" / "report.txt").read_text("utf-8")
+    assert report in output
+    assert re.search(r"^Mean map \(floor\) +\d", report, re.MULTILINE)
+    assert "\n[a] synthetic data\n" in report
+
+
 def commands() -> list[tuple[str, str]]:
     """Return (page, line) of every `bench` command on the pages."""
     return [

@@ -26,12 +26,12 @@ ALLOWED = {
     "method": {"errors", "weights"},
     "training": {"errors", "method"},
     "dataset": {"errors"},
-    "report": {"errors", "record"},
+    "report": {"errors", "record", "store"},  # types only: a report holds records, its content reads the store
     "environment": {"errors"},
     "record": {"errors", "dataset"},
     "identity": {"errors", "dataset", "record"},
     "store": {"errors", "record", "identity"},
-    "registry": {"errors"},
+    "registry": {"errors", "report"},  # types only: it returns the functions that build reports
     "config": CORE,
     "evaluation": {"errors", "dataset", "method", "record", "identity", "store", "environment"},
     "data": CONTRACTS | {"environment", "evaluation"},
@@ -58,7 +58,7 @@ PACKAGES = {
 }
 WITHOUT_TORCH = [
     "cli.app", "config.plan", "registry", "dataset", "data.protocol", "evaluation.metrics", "record", "report", "store",
-    "evaluation.statistics", "evaluation.metric_variants", "evaluation.summary",
+    "evaluation.bootstrap", "evaluation.statistics", "evaluation.metric_variants", "evaluation.summary",
 ]  # fmt: skip
 
 

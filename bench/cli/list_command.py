@@ -85,7 +85,7 @@ def _stored_runs(folder: Path) -> list[tuple[str, str]]:
         run = group.first.run
         k = f"-{run.k}" if run.k else ""
         counts = f"{count_label(group.records)}, {len(group.failed)} failed"
-        auroc = percent(group.cell(MEAN, "image_auroc"))
+        auroc = percent(group.mean_std(MEAN, "image_auroc"))
         about = f"{run.title}, {group.selection}, {counts}, image AUROC {auroc}"
         rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", about))
     return rows

@@ -124,9 +124,9 @@ def _build_table(title: str, first_column: str, rows: list[tuple[str, Group, str
         wrapped = heading.replace(" ", "\n").replace("@", "\n@")
         table.add_column(wrapped, justify="right", no_wrap=True, vertical="bottom")
     for label, group, category in rows:
-        cells = [summary.percent(group.cell(category, metric)) for metric in columns if metric != summary.LATENCY]
+        cells = [summary.percent(group.mean_std(category, metric)) for metric in columns if metric != summary.LATENCY]
         if summary.LATENCY in columns:
-            cells.append(summary.milliseconds(group.cell(category, summary.LATENCY)))
+            cells.append(summary.milliseconds(group.mean_std(category, summary.LATENCY)))
         table.add_row(escape(label), *cells, style="bold" if label == summary.MEAN else "")
     return table
 

@@ -53,7 +53,7 @@ def test_the_record_has_all_times_and_the_median_latency(bench: Any) -> None:
     assert record.latency["median_ms"] == record.latency["network"]["median_ms"]
     assert record.latency["environment"]["threads"] == 1
     (group,) = summary.groups([record])
-    cell = group.cell("plate", summary.LATENCY)
+    cell = group.mean_std("plate", summary.LATENCY)
     assert cell is not None
     assert cell.mean == record.latency["median_ms"]
 

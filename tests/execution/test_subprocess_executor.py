@@ -1,6 +1,9 @@
 """Jobs in a child process: the same records as in this process; a time-out or a kill fails one job only."""
 
+import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,3 +121,14 @@ def test_if_the_device_runs_out_of_memory_predict_is_tried_once_with_half_the_ba
     assert half_fits.warnings == ["The device ran out of memory in predict; the batch size is now 4."]
     assert "OutOfMemoryError" in nothing_fits.failure
     assert nothing_fits.warnings == half_fits.warnings
+
+
+def test_a_fit_of_a_method_without_a_backbone_does_not_import_timm(plan_parts, tmp_path: Path) -> None:
+    job = make_schedule(plan_parts(category="bolt")).jobs[0]
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    code = "import pickle, sys\nfrom bench.execution.job import run_job\n"
+    code += "(outcome,) = run_job(pickle.load(open(sys.argv[1], 'rb')), lambda *_: None)\n"
+    code += "assert not outcome.record.failure\nprint('timm' in sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path / "job")]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"
