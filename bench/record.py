@@ -134,6 +134,10 @@ class Record:
             "parameters", "state" and "environment".
         memory: peak bytes, "host" and "device".
         method_info: what the method reports about itself.
+        data_report: about the images and masks: "image_sizes" of training, smallest and largest; "value_range" of
+            training images with more than 8 bits per channel, with the "black" and "white" that scaled all images;
+            "masks", see `bench.data.data_report.mask_report`; "good_scores", the number of good test images and the
+            quantiles of their scores.
         environment: device, versions, numeric switches.
         artifacts: the other files of the record: "maps" ("float16" | "float32" | "none"), "sha256" of the predictions'
             file, "model" (whether the fitted method is stored), "views": the image that each picture shows.
@@ -165,6 +169,7 @@ class Record:
     latency: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     method_info: dict[str, Any] = field(default_factory=dict)
+    data_report: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, Any] = field(default_factory=dict)
     pretrain_files: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, list_official
+from .parts.layout import Counts, Folders, list_official
 
 TITLE = "BTAD"
 SYNTHETIC = False
@@ -33,5 +33,5 @@ def samples(root: Path) -> list[Sample]:
     category.
     """
     return list_official(
-        root, TITLE, COUNTS, f"Unpack it there or pass its folder with --data DIR ({ABOUT}).", good="ok"
+        root, TITLE, COUNTS, f"Unpack it there or pass its folder with --data DIR ({ABOUT}).", Folders(good=("ok",))
     )

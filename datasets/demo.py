@@ -26,7 +26,7 @@ from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
 from .parts import blister, fabric, gear, steel
-from .parts.layout import list_categories
+from .parts.layout import Folders, list_categories
 from .parts.surface import Camera, Mask, Pixels, Surface, render
 
 TITLE = "Demo"
@@ -62,7 +62,7 @@ def samples(root: Path) -> list[Sample]:
     hint = f"Remove {folder}; the next run generates it again."
     if not folder.is_dir():
         _generate(root, folder)
-    listed = list_categories([folder / name for name in PRODUCTS], TITLE, hint)
+    listed = list_categories([folder / name for name in PRODUCTS], TITLE, hint, Folders())
     expected = len(list(image_keys()))
     if len(listed) != expected:
         raise BenchError(f"The demo must have {expected} images; {folder} has {len(listed)}. {hint}")

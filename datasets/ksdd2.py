@@ -17,7 +17,8 @@ from PIL import Image
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
-from .parts.layout import Counts, check_root, image_files, join_names, log, warn_count_mismatch
+from .parts.files import check_root, image_files, join_names, log
+from .parts.layout import Counts, warn_count_mismatch
 
 TITLE = "KolektorSDD2"
 SYNTHETIC = False
@@ -72,7 +73,7 @@ def _list_split(root: Path, split: Split) -> list[Sample]:
 def _has_defect(mask: Path) -> bool:
     """Return whether any pixel of the mask is not black."""
     try:
-        with Image.open(mask) as image:
+        with Image.open(mask, formats=["PNG"]) as image:
             return image.convert("L").getbbox() is not None
     except Exception as error:  # Pillow may raise any type
         raise BenchError(f"A mask must be a readable image; {mask} is not: {error}. Fix or remove it.") from error

@@ -15,7 +15,8 @@ from pathlib import Path
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
-from .parts.layout import Counts, check_root, describe_folder, join_names, log, warn_count_mismatch
+from .parts.files import check_root, describe_folder, join_names, log
+from .parts.layout import Counts, warn_count_mismatch
 
 TITLE = "VisA"
 SYNTHETIC = False

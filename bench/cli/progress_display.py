@@ -183,5 +183,12 @@ def _record_line(record: Record) -> str:
         if name in record.metrics
     ]
     oracle = " (oracle)" if record.selection == "oracle" else ""
+    scores = record.data_report.get("good_scores", {})
+    if "image_fpr" in record.metrics and "image_auroc" not in record.metrics:
+        metrics.append(f"false positive rate {100 * record.metrics['image_fpr']:.1f}")
+    if "image_auroc" not in record.metrics and scores.get("images"):
+        metrics.append(f"scores of {scores['images']} good images {scores['min']:.4g} to {scores['max']:.4g}")
+    if "image_auroc" not in record.metrics and record.threshold is not None:
+        metrics.append(f"threshold {record.threshold:.4g}")
     fit = f"fit {record.seconds['fit']:.1f} s" if "fit" in record.seconds else "released checkpoint"
     return f"{escape(label)}{oracle}: {', '.join(metrics)}; {fit}"
