@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+DATA = Path(__file__).resolve().parents[1] / "reference_data"
 Reference = dict[str, Tensor]
 
 
@@ -27,17 +28,17 @@ class ImagesInMemory:
         yield from (self.images if order is None else self.images[order]).split(size)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def in_memory() -> Callable[[Tensor], ImagesInMemory]:
     return ImagesInMemory
 
 
-@pytest.fixture
-def load_reference(data: Path) -> Callable[[str], Reference]:
+@pytest.fixture(scope="session")
+def load_reference() -> Callable[[str], Reference]:
     """Read the numbers of tests/reference_data/<name>_reference.npz; uint8 images become (n, 3, h, w) in [0, 1]."""
 
     def load(name: str) -> Reference:
-        with np.load(data / f"{name}_reference.npz") as file:
+        with np.load(DATA / f"{name}_reference.npz") as file:
             arrays = {key: torch.from_numpy(file[key]) for key in file if file[key].dtype.kind not in "US"}
         is_image = lambda value: value.dtype == torch.uint8 and value.ndim == 4
         return {
@@ -48,12 +49,12 @@ def load_reference(data: Path) -> Callable[[str], Reference]:
     return load
 
 
-@pytest.fixture
-def load_shapes(data: Path) -> Callable[[str, str], list[tuple[str, tuple[int, ...]]]]:
+@pytest.fixture(scope="session")
+def load_shapes() -> Callable[[str, str], list[tuple[str, tuple[int, ...]]]]:
     """Read the names and shapes of a reference network's tensors, in the order of its state dict."""
 
     def load(name: str, prefix: str) -> list[tuple[str, tuple[int, ...]]]:
-        with np.load(data / f"{name}_reference.npz") as file:
+        with np.load(DATA / f"{name}_reference.npz") as file:
             names, shapes = file[f"{prefix}_names"], file[f"{prefix}_shapes"]
             return [(str(key), tuple(json.loads(str(shape)))) for key, shape in zip(names, shapes, strict=True)]
 
@@ -75,12 +76,12 @@ def tensor_by_rule(name: str, shape: Iterable[int], seed: int) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def by_rule() -> Callable[[str, Iterable[int], int], Tensor]:
     return tensor_by_rule
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def assert_relative() -> Callable[..., None]:
     """Assert that the largest difference is at most `tolerance` times the largest expected value."""
 
