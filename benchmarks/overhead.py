@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def plan() -> Plan:
         said = {"method": (options.method,), "category": (options.category,), "time": False}
         paths = {"runs": Path(tempfile.mkdtemp(dir=folder)), "cache": Path(tempfile.mkdtemp(dir=folder)), "data": data}
-        return make_plan(load_config(), registry.names("methods"), said=said, paths=paths)
+        return make_plan(load_config(), registry.names("methods"), options=said, paths=paths)
 
     data = cache_folder(load_config()) / "demo"  # drawn once, also for the bench itself
     known = schedule.make_schedule(plan())

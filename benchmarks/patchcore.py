@@ -71,7 +71,7 @@ def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
     plan = make_plan(
         load_config(),
         registry.names("methods"),
-        said=said,
+        options=said,
         settings={"backbone": options.backbone},
         profile="code",
         paths={"data": options.data, "weights": options.weights},

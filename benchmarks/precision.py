@@ -57,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     said = {"method": (options.method,), "category": (options.category,), "limit": options.limit}
     said |= {"dataset": options.dataset}
-    plan = make_plan(load_config(), registry.names("methods"), said=said, paths={"data": options.data})
+    plan = make_plan(load_config(), registry.names("methods"), options=said, paths={"data": options.data})
     (job,) = schedule.make_schedule(plan, force=True).jobs
     run, preprocessing = job.run, Preprocessing(**job.run.preprocessing)
     exact = build_method(job)[2]()

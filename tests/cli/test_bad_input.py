@@ -392,7 +392,7 @@ def test_any_tree_of_folders_is_surveyed_or_refused_in_words(
         path.write_bytes(b"" if not whole else b"some bytes")
     said = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap", "time": False}
     paths = {"data": root, "runs": root.parent / "runs", "cache": root.parent / "cache"}
-    plan = make_plan(load_config(root), registry.names("methods"), said=said, profile="check", paths=paths)
+    plan = make_plan(load_config(root), registry.names("methods"), options=said, profile="check", paths=paths)
     try:
         survey = schedule.make_schedule(plan)
     except BenchError:

@@ -56,7 +56,7 @@ class Memory:
 
 def planned(tables: dict[str, Any] = TABLES, *, set_: Mapping[str, str] | None = None, **given: Any) -> Plan:
     where = {key: given.pop(key) for key in ("profile", "campaign", "paths") if key in given}
-    return make_plan(Config(tables), METHODS, said={"method": "inpaint"} | given, settings=set_, **where)
+    return make_plan(Config(tables), METHODS, options={"method": "inpaint"} | given, settings=set_, **where)
 
 
 # ---- precedence and origin
@@ -256,7 +256,7 @@ KEYS = [*(entry.name for entry in fields(Options)), "paths", "data", "profile", 
 
 @given(
     changes=st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(KEYS), LIKELY | ANY_TOML), max_size=2),
-    said=st.dictionaries(st.sampled_from([entry.name for entry in fields(Options)]), LIKELY | ANY_TOML, max_size=2),
+    options=st.dictionaries(st.sampled_from([entry.name for entry in fields(Options)]), LIKELY | ANY_TOML, max_size=2),
     keys=st.dictionaries(st.sampled_from(["lr", "width", "memory.lr", ".", ""]), st.text(max_size=3), max_size=2),
     over=st.dictionaries(st.sampled_from(["lr", "width", "memory.lr", ".", ""]), st.text(max_size=3), max_size=2),
     campaign=st.sampled_from([None, "table"]),
@@ -278,7 +278,7 @@ def test_any_tables_and_options_give_a_plan_or_a_bench_error(
             table[key] = value
     try:
         given = {"settings": keys, "over": over, "campaign": campaign}
-        found = make_plan(Config(tables), METHODS, said={"method": "memory"} | said, **given)
+        found = make_plan(Config(tables), METHODS, options={"method": "memory"} | said, **given)
     except BenchError:
         return
     assert found.method_specs
@@ -341,11 +341,11 @@ def test_every_shipped_profile_and_campaign_makes_a_plan(tmp_path: Path) -> None
     methods = names("methods")
     for profile in shipped.names("profile"):
         assert (
-            make_plan(shipped, methods, said={}, profile=profile).profile_note
+            make_plan(shipped, methods, options={}, profile=profile).profile_note
             == shipped.tables["profile"][profile]["profile_note"]
         )
     for campaign in shipped.names("campaign"):
-        assert make_plan(shipped, methods, said={}, campaign=campaign).campaign == campaign
+        assert make_plan(shipped, methods, options={}, campaign=campaign).campaign == campaign
 
 
 def test_a_users_file_is_laid_over_the_shipped_one_table_by_table(tmp_path: Path) -> None:

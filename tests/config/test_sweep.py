@@ -116,7 +116,7 @@ def test_without_a_sweep_a_choice_is_its_only_variant() -> None:
 
 
 def test_a_plain_key_varies_the_methods_that_have_it_and_the_others_run_once() -> None:
-    inpaint, memory = choices(said={"method": "inpaint,memory"}, over={"clusters": "2,4", "memory.width": "1,2,3"})
+    inpaint, memory = choices(options={"method": "inpaint,memory"}, over={"clusters": "2,4", "memory.width": "1,2,3"})
     assert len(points(inpaint)) == 2
     assert [found.width for found, _ in points(memory, kind=Memory)] == [1, 2, 3]
     check_setting_names([inpaint, memory], {"inpaint": Inpaint, "memory": Memory})
@@ -162,7 +162,7 @@ def planned(parts: Path, **given: Any) -> Plan:
     said = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap", "threads": 1, "time": False}
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache"}
     said |= {"category": "bolt"} | given.pop("said", {})
-    return make_plan(load_config(), registry.names("methods"), said=said, profile="check", paths=paths, **given)
+    return make_plan(load_config(), registry.names("methods"), options=said, profile="check", paths=paths, **given)
 
 
 def test_each_variant_is_a_run_of_its_own_told_apart_in_tables(parts: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_run_made_before_is_found_by_a_sweep_and_named_as_in_it(parts: Path) -
 def test_a_variant_that_can_not_run_here_is_left_out_by_name_and_the_others_go_on(parts: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     over = {"backbone": "tf_efficientnet_lite0,wide_resnet50_2.tv_in1k"}
-    survey = schedule.make_schedule(planned(parts, said={"method": "patchcore"}, over=over))
+    survey = schedule.make_schedule(planned(parts, options={"method": "patchcore"}, over=over))
     assert list(survey.skipped) == ["patchcore backbone=wide_resnet50_2.tv_in1k"]
     assert [job.run.sweep_label for job in survey.jobs] == ["backbone=tf_efficientnet_lite0"]
 
@@ -199,14 +199,14 @@ def test_a_variant_that_can_not_run_here_is_left_out_by_name_and_the_others_go_o
 def test_where_no_variant_can_run_their_one_reason_is_told_once(parts: Path, monkeypatch, caplog) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = {"backbone": "wide_resnet50_2.tv_in1k"}
-    plan = planned(parts, said={"method": "patchcore"}, settings=settings, over={"coreset": "0.1,0.5"})
+    plan = planned(parts, options={"method": "patchcore"}, settings=settings, over={"coreset": "0.1,0.5"})
     with pytest.raises(BenchError, match="A backbone needs weights"):
         schedule.make_schedule(plan)
     assert "left out" not in caplog.text
 
 
 def test_the_variants_of_a_sweep_compute_the_features_of_their_images_once(parts: Path) -> None:
-    plan = planned(parts, said={"method": "aminet"}, over={"clusters": "2,3", "epochs": "1"})
+    plan = planned(parts, options={"method": "aminet"}, over={"clusters": "2,3", "epochs": "1"})
     records = list(schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None))
     assert len({record.run.group_hash for record in records}) == 2
     assert len([path for path in (plan.cache / "features").rglob("*") if path.is_file()]) == 1
@@ -221,7 +221,7 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_panel_of_figure_9_is_a_campaign_and_contains_the_defaults(name: str) -> None:
     settings = registry.load("methods", "aminet").Settings
-    plan = make_plan(load_config(), registry.names("methods"), said={}, campaign=name)
+    plan = make_plan(load_config(), registry.names("methods"), options={}, campaign=name)
     (choice,) = plan.method_specs
     found = choice.variants(settings, one_at_a_time=plan.options.one_at_a_time)
     assert len(found) == FIGURES[name]

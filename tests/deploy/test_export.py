@@ -53,7 +53,7 @@ def test_a_resize_by_nearest_neighbours_is_refused() -> None:
 
 def kept(name: str, where: Path) -> SavedModel:
     """A method fitted on drawn images at the smallest settings, beside a record of nothing else."""
-    plan = make_plan(load_config(), registry.names("methods"), said={"method": name}, profile="check")
+    plan = make_plan(load_config(), registry.names("methods"), options={"method": name}, profile="check")
     (choice,) = plan.method_specs
     module = registry.load("methods", choice.method)
     settings, _ = choice.resolve(module.Settings, "")

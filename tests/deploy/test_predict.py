@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = {"method": "meanmap", "dataset": "folder", "protocol": "one-for-one", "keep_model": True, "time": False,
             "calibrate": 0.2}  # fmt: skip
     paths = {"data": root / "parts", "runs": root / "runs", "cache": root / "cache"}
-    plan = make_plan(known, registry.names("methods"), said=said, profile="check", paths=paths)
+    plan = make_plan(known, registry.names("methods"), options=said, profile="check", paths=paths)
     (record,) = schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None)
     assert record.failure == ""
     assert record.threshold is not None

@@ -33,7 +33,7 @@ def planned(parts: Path, checkpoint: Path | None, *, set_: dict[str, str] | None
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache", "checkpoint": checkpoint}
     settings = SIZES | (set_ or {})
     names = registry.names("methods")
-    return make_plan(load_config(), names, said=given | said, settings=settings, profile="code", paths=paths)
+    return make_plan(load_config(), names, options=given | said, settings=settings, profile="code", paths=paths)
 
 
 def ran(plan: Plan) -> list[Record]:
@@ -96,7 +96,7 @@ def test_what_can_not_be_had_of_a_checkpoint_is_refused_before_any_run(parts: Pa
     with pytest.raises(BenchError, match="held out of a released checkpoint's training"):
         schedule.make_schedule(planned(parts, released, calibrate="0.1"))
     said, paths = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap"}, {"checkpoint": released}
-    plan = make_plan(load_config(), registry.names("methods"), said=said, paths=paths | {"data": parts})
+    plan = make_plan(load_config(), registry.names("methods"), options=said, paths=paths | {"data": parts})
     with pytest.raises(BenchError, match=r"Mean map \(floor\) reads no released checkpoint"):
         schedule.make_schedule(plan)
 

@@ -30,7 +30,7 @@ def planned(seeds, runs):
     said = {"dataset": "folder", "protocol": "kshot", "k": "2", "method": "meanmap", "threads": 1, "time": False,
             "seed": ",".join(map(str, range(seeds)))}
     paths = {"data": parts, "runs": runs, "cache": parts.parent / "cache"}
-    return config.plan(config.read(), registry.names("methods"), said=said, profile="check", paths=paths)
+    return config.plan(config.read(), registry.names("methods"), options=said, profile="check", paths=paths)
 
 def run(plan):
     survey = campaign.survey(plan)

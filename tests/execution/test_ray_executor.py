@@ -56,7 +56,7 @@ def planned(parts: Path, runs: str, *, settings: dict[str, str] | None = None, *
     given = {"dataset": "folder", "protocol": "kshot", "k": "2", "threads": 1, "time": False} | said
     paths = {"data": parts, "runs": parts.parent / runs, "cache": parts.parent / "cache"}
     return make_plan(
-        load_config(), registry.names("methods"), said=given, settings=settings, profile="check", paths=paths
+        load_config(), registry.names("methods"), options=given, settings=settings, profile="check", paths=paths
     )
 
 

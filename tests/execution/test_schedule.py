@@ -26,7 +26,7 @@ def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: obje
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache"}
     names = registry.names("methods")
     known = load_config()
-    return make_plan(known, names, said=given, settings=settings, profile="check", paths=paths, command="bench run")
+    return make_plan(known, names, options=given, settings=settings, profile="check", paths=paths, command="bench run")
 
 
 def prepared(parts: Path, files: list[str]) -> FileImages:

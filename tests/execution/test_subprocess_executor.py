@@ -32,7 +32,7 @@ def planned(parts: Path, *, settings: dict[str, str] | None = None, **said: obje
     given = {"dataset": "folder", "protocol": "one-for-one", "method": "odd", "threads": 1, "time": False} | said
     paths = {"data": parts, "runs": parts.parent / "runs", "cache": parts.parent / "cache"}
     return make_plan(
-        load_config(), registry.names("methods"), said=given, settings=settings, profile="check", paths=paths
+        load_config(), registry.names("methods"), options=given, settings=settings, profile="check", paths=paths
     )
 
 

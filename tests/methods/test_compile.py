@@ -81,6 +81,6 @@ def test_a_network_that_can_not_be_compiled_says_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_method_without_a_network_refuses_to_be_compiled() -> None:
-    plan = make_plan(load_config(), registry.names("methods"), said={"method": ("meanmap",), "compile": True})
+    plan = make_plan(load_config(), registry.names("methods"), options={"method": ("meanmap",), "compile": True})
     with pytest.raises(BenchError, match="has nothing that --compile would compile"):
         schedule.make_schedule(plan)

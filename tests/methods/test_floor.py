@@ -15,7 +15,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """Pixel AUROC in percent by method; a minute or less a method on an idle core."""
     said = {"method": ("meanmap", *MARGINS), "category": ("fabric",), "threads": 1, "time": False, "maps": "none"}
     runs = tmp_path_factory.mktemp("runs")
-    plan = make_plan(load_config(), registry.names("methods"), said=said, profile="demo", paths={"runs": runs})
+    plan = make_plan(load_config(), registry.names("methods"), options=said, profile="demo", paths={"runs": runs})
     records = schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None)
     return {record.run.name: 100 * record.metrics["pixel_auroc"] for record in records}
 

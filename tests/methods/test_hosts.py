@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def planned(*methods: str, **said: object) -> Plan:
-    return make_plan(load_config(), registry.names("methods"), said={"method": ",".join(methods), **said})
+    return make_plan(load_config(), registry.names("methods"), options={"method": ",".join(methods), **said})
 
 
 def test_a_name_with_a_colon_is_a_model_of_a_host() -> None:
@@ -34,7 +34,7 @@ def test_a_setting_reaches_one_hosted_model_by_its_name() -> None:
     given = make_plan(
         load_config(),
         registry.names("methods"),
-        said={"method": "sklearn:PCA,sklearn:IsolationForest"},
+        options={"method": "sklearn:PCA,sklearn:IsolationForest"},
         settings={"sklearn:PCA.grid": "2"},
     )
     assert [choice.method_overrides for choice in given.method_specs] == [{"grid": ("2", "--set")}, {}]
@@ -100,7 +100,7 @@ def test_a_run_of_a_hosted_model_stands_in_the_store_under_its_own_name(parts: P
     plan = make_plan(
         load_config(),
         registry.names("methods"),
-        said={"method": "sklearn:IsolationForest", **said},
+        options={"method": "sklearn:IsolationForest", **said},
         settings={"grid": "4"},
         paths={"data": parts, "runs": tmp_path / "runs"},
     )
