@@ -3,8 +3,8 @@
 A `datasets/<name>.py` defines
 
     TITLE: str                                  # as tables print it: "MVTec AD"
-    SYNTHETIC: bool                             # True if the images are drawn; every table then says so
-    ABOUT: str                                  # owner's page, licence, size, layout; printed if the data is missing
+    SYNTHETIC: bool                             # True if the images are generated; every table states it
+    ABOUT: str                                  # page, license, size, layout; printed if the data is missing
     def samples(root: Path) -> list[Sample]     # raises BenchError if `root` does not hold the data set
 
 and logs a warning if the files differ from the official counts.

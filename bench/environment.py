@@ -1,4 +1,4 @@
-"""What a record says of the machine, and what makes a run repeatable on it: device, seeds, versions, commit."""
+"""The environment of a run: device, random seeds, versions, commit and memory."""
 
 import os
 import platform
@@ -18,56 +18,63 @@ import torch
 from bench.errors import BenchError
 
 TIMEABLE_DEVICES = ("cpu", "cuda", "mps")
-"""The kinds of device that `bench.evaluation.timing.wait` waits for; on others a time would be wrong."""
+"""Types of device that `bench.evaluation.timing.wait` can synchronize; on others, times would be wrong."""
 
 
 def device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, or the CPU where there is none."""
+    """Return the device of that name; "auto" is the first GPU, or the CPU if there is none.
+
+    Raises:
+        BenchError: torch can't use the device, or it can't be synchronized for timing.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(name)
-        torch.empty(1, device=found)
+        selected = torch.device(name)
+        torch.empty(1, device=selected)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise BenchError(f"--device names a device that works here; '{name}' does not ({reason}). Try auto.") from error
-    if found.type not in TIMEABLE_DEVICES:
         raise BenchError(
-            f"--device is one of {', '.join(TIMEABLE_DEVICES)}, which can be timed; '{name}' is not. Try auto."
+            f"--device must be available on this machine; '{name}' is not ({reason}). Pass --device auto."
+        ) from error
+    if selected.type not in TIMEABLE_DEVICES:
+        raise BenchError(
+            f"--device must be one of {', '.join(TIMEABLE_DEVICES)}, which can be timed, got '{name}'. "
+            f"Pass --device auto."
         )
-    return found
+    return selected
 
 
-def emulates(on: torch.device, precision: str) -> bool:
-    """Whether the device lacks arithmetic of that half precision: torch then emulates it, hundreds of times slower."""
-    if on.type != "cpu" or precision == "float32" or platform.machine() not in {"x86_64", "AMD64"}:
+def emulates(device: torch.device, precision: str) -> bool:
+    """Return whether torch emulates the half precision on the device, which is hundreds of times slower."""
+    if device.type != "cpu" or precision == "float32" or platform.machine() not in {"x86_64", "AMD64"}:
         return False
     name = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}[precision]
-    has = getattr(torch.ops.mkldnn, name, None)
-    return has is not None and not has()
+    is_supported = getattr(torch.ops.mkldnn, name, None)
+    return is_supported is not None and not is_supported()
 
 
 def threads() -> int:
-    """Threads that torch uses on the CPU where none are asked for."""
+    """Return the number of CPU threads that torch uses by default."""
     return torch.get_num_threads()
 
 
 def derive_seed(seed: int, task: str) -> int:
-    """The seed of one task: neither the order of the tasks nor what another one drew moves it."""
+    """Return the seed of one task, which does not depend on the other tasks or on their order."""
     return int.from_bytes(sha256(f"{seed}/{task}".encode(errors="surrogateescape")).digest()[:4])
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds python, numpy and torch."""
+    """Seed the generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def describe(on: torch.device) -> dict[str, str | int | bool]:
-    """Machine, versions and numeric switches, as a record keeps them; no host or user name."""
-    found: dict[str, str | int | bool] = {
-        "device": torch.cuda.get_device_name(on) if on.type == "cuda" else _processor(),
+def describe(device: torch.device) -> dict[str, str | int | bool]:
+    """Return device, versions and numeric switches for a record; no host or user name."""
+    description: dict[str, str | int | bool] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -77,22 +84,22 @@ def describe(on: torch.device) -> dict[str, str | int | bool]:
     }
     for package in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "maskbench"):
         try:
-            found[package] = str(version(package))
+            description[package] = str(version(package))
         except PackageNotFoundError:
-            found[package] = "not installed"
-    found["torch"] = str(torch.__version__)  # tells the build as well, as +cpu
-    if on.type == "cuda":
-        found["cuda"] = str(torch.version.cuda)
-        cudnn: Callable[[], int | None] = torch.backends.cudnn.version
-        found["cudnn"] = str(cudnn())
-        found["driver"] = _driver()
-        found["clocks"] = _clocks()
-    return found
+            description[package] = "not installed"
+    description["torch"] = str(torch.__version__)  # includes the build, for example +cpu
+    if device.type == "cuda":
+        description["cuda"] = str(torch.version.cuda)
+        cudnn_version: Callable[[], int | None] = torch.backends.cudnn.version
+        description["cudnn"] = str(cudnn_version())
+        description["driver"] = _driver()
+        description["clocks"] = _clocks()
+    return description
 
 
 @cache
 def commit() -> str:
-    """The checkout's commit, with "+" where files are changed; "" outside a checkout."""
+    """Return the commit of the checkout, with "+" if files are modified; "" outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / "pyproject.toml").is_file():
         return ""
@@ -104,7 +111,7 @@ def commit() -> str:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that can still be taken."""
+    """Return the available main memory in bytes."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -112,25 +119,25 @@ def free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def reset_peak(on: torch.device) -> None:
-    """Forgets the peaks so far, where the system lets us."""
-    if on.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(on)
+def reset_peak(device: torch.device) -> None:
+    """Reset the peak memory counters, if the system permits it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        return  # then the peak is of the whole process so far, and never too small
+        return  # the peak then covers the whole process so far: an upper bound
 
 
-def peak_memory(on: torch.device) -> dict[str, int]:
-    """Peak bytes since `reset_peak`: "host" of this process, "device" of torch's allocations on a GPU."""
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the peak memory since `reset_peak` in bytes: "host" for this process, "device" for torch on a GPU."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         host = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"host": host} | ({"device": torch.cuda.max_memory_allocated(on)} if on.type == "cuda" else {})
+    return {"host": host} | ({"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
 
 
 def _processor() -> str:
@@ -150,17 +157,17 @@ def _driver() -> str:
 
 
 def _clocks() -> str:
-    """Of the first GPU at this moment, beside the highest that it may take."""
+    """Return the current and the maximum clocks of the first GPU."""
     try:
-        asked = "clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem"
-        now, most, memory, most_memory = (
-            _run_command("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits")
+        fields = "clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem"
+        core, max_core, memory, max_memory = (
+            _run_command("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
             .splitlines()[0]
             .split(", ")
         )
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return "unknown"
-    return f"{now} of {most} MHz, memory {memory} of {most_memory} MHz"
+    return f"{core} of {max_core} MHz, memory {memory} of {max_memory} MHz"
 
 
 def _run_command(*command: str) -> str:

@@ -17,8 +17,8 @@ class CheckResult:
     """The result of one check of a method, a data set or a machine.
 
     Attributes:
-        requirement: what is checked, as a sentence.
-        problem: what violates it and how to fix that; "" if nothing does.
+        requirement: a sentence that must be true.
+        problem: why it is not true and how to fix that; "" if it is true.
         required: False if the requirement is optional: a problem is then a hint, and no failure.
     """
 
@@ -27,12 +27,18 @@ class CheckResult:
     required: bool = True
 
 
-def check_known(given: Iterable[str], names: Iterable[str], what: str) -> None:
-    """Raise BenchError for the first given key that is not one of the names; `what` is what the key must be."""
+def check_known(keys: Iterable[str], names: Iterable[str], kind: str) -> None:
+    """Raise BenchError for the first key that is not one of the names.
+
+    Args:
+        keys: to check.
+        names: valid keys.
+        kind: what a key must be, for the message: "a method".
+    """
     names = tuple(names)
-    for key in given:
+    for key in keys:
         if key not in names:
-            raise BenchError(f"'{key}' is not {what}.{suggestion(key, names)} Known: {', '.join(names) or 'none'}.")
+            raise BenchError(f"'{key}' is not {kind}.{suggestion(key, names)} Known: {', '.join(names) or 'none'}.")
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

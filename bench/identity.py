@@ -1,7 +1,7 @@
 """What makes two runs or records the same, the same group of a table, the same sweep, or comparable.
 
-Every projection takes all fields of `Run` except those that it names, so a new field or option takes part in each of
-them until somebody decides otherwise.
+Every projection contains all fields of `Run` except those that it names. So a new field or option is part of each of
+them, unless it is excluded here.
 """
 
 import json
@@ -13,27 +13,27 @@ from typing import Any
 from bench.record import Record, Run
 
 _LABELS = {"synthetic", "data_fingerprints", "title", "profile", "profile_note", "group_hash", "sweep_keys"}
-"""Fields that describe a run and decide no number."""
+"""Fields that describe a run but do not affect its metrics."""
 
 _FOLDER = {"dataset", "protocol", "k", "name", "seed"}
-"""Fields that the store's folders spell out."""
+"""Fields that are folders in the path of a record."""
 
 _METHOD = {"name", "method", "settings", "preprocessing", "file_hashes"}
-"""Fields that say which method was run, and how it was set."""
+"""Fields that identify the method and its settings."""
 
 
 def run_hash(run: Run, data_digest: str) -> str:
-    """Return the short hash that names a run's folder: of all that decides its numbers, except what the path spells."""
+    """Return the short hash in the path of a run's records: of all that affects the metrics and is not in the path."""
     return _short_hash([_project(run, _LABELS | _FOLDER), data_digest])
 
 
 def retry_key(run: Run, category: str) -> str:
-    """Return what a failed record and the run that repeats it share: everything except files, which may be fixed."""
+    """Return what a failed record and a repeated run share: everything except data and weights, which may be fixed."""
     return _short_hash([_project(run, _LABELS | {"file_hashes"}), run.is_released_checkpoint, category])
 
 
 def cost_key(run: Run) -> str:
-    """Return what runs share that need equal time and memory per image on the same machine."""
+    """Return what runs share that take the same time and memory per image on the same machine."""
     return _short_hash(_project(run, _LABELS | _FOLDER | {"file_hashes"}, options={"limit", "calibrate"}))
 
 
@@ -47,7 +47,7 @@ def sweep_key(run: Run) -> str:
 def comparison_key(run: Run) -> str:
     """Return what runs share whose metrics may be compared: protocol, images and evaluation, but not the method.
 
-    Add the number of the data set (`dataset_numbers`) to tell data sets of the same name apart.
+    It has only the name of the data set; `dataset_numbers` distinguishes data sets of the same name.
     """
     return _short_hash(_project(run, _LABELS | _METHOD | {"seed"}, groups={"compute", "execution"}))
 
@@ -60,7 +60,7 @@ def dataset_numbers(records: Iterable[Record]) -> list[int]:
     with other images are two data sets.
     """
     records = list(records)
-    parents: dict[tuple[str, ...], tuple[str, ...]] = {}  # a forest: (data set, category, fingerprint) -> parent
+    parents: dict[tuple[str, ...], tuple[str, ...]] = {}  # union-find: (data set, category, fingerprint) -> parent
 
     def root(node: tuple[str, ...]) -> tuple[str, ...]:
         while parents.setdefault(node, node) != node:
@@ -97,8 +97,8 @@ def _project(run: Run, without: set[str], *, options: Iterable[str] = (), groups
     values = {entry.name: getattr(run, entry.name) for entry in fields(run) if entry.name not in without}
     if "options" in values:
         values["options"] = {
-            group: {name: value for name, value in chosen.items() if name not in set(options)}
-            for group, chosen in run.options.items()
+            group: {name: value for name, value in members.items() if name not in set(options)}
+            for group, members in run.options.items()
             if group not in set(groups)
         }
     return values

@@ -2,7 +2,7 @@
 
 A file `methods/<name>.py` defines `Settings`, a frozen dataclass with a default for every field, and `METHOD`, a
 subclass of `Method`. The name of the file is the name of the method; there is nothing to register. Title, aliases and
-the settings of each profile are literal constants in the same file: see `bench.method_metadata`.
+the settings of each profile are literal constants in the same file: see `bench.config.method_metadata`.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.weights import Weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,7 +43,7 @@ class NotFittedError(BenchError):
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How an image file becomes an input tensor; its mask is resized in the same way by nearest neighbour.
+    """How an image file becomes an input tensor; its mask is resized in the same way by nearest neighbor.
 
     Attributes:
         height: in pixels.
@@ -196,14 +199,11 @@ class Method(ABC):
 
         By default the number of trainable parameters, and tag, source and sha256 of each backbone's weights.
         """
-        from bench.weights import find_weights  # timm takes seconds to import
-
         modules = [module for name in self.learned if isinstance(module := vars(self).get(name), nn.Module)]
         parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
         values: dict[str, str | int | float] = {"trainable_parameters": sum(p.numel() for p in parameters)}
-        for name, tag in self._backbone_tags(self.settings).items():
-            weights = find_weights(tag, self.setup.weights)
-            values |= {name: tag, f"{name}_source": weights.source, f"{name}_sha256": weights.sha256}
+        for name, weights in self._backbone_weights(self.settings, self.setup.weights).items():
+            values |= {name: weights.tag, f"{name}_source": weights.source, f"{name}_sha256": weights.sha256}
         return values
 
     def state(self) -> dict[str, Tensor]:
@@ -282,9 +282,7 @@ class Method(ABC):
             settings: of the method.
             weights: folder with backbone weights, searched first; or None.
         """
-        from bench.weights import find_weights  # timm takes seconds to import
-
-        return {name: find_weights(tag, weights).sha256 for name, tag in cls._backbone_tags(settings).items()}
+        return {name: backbone.sha256 for name, backbone in cls._backbone_weights(settings, weights).items()}
 
     @classmethod
     def estimate_memory(cls, settings: Any, size: tuple[int, int], n_images: int) -> int | None:  # noqa: ARG003
@@ -292,8 +290,14 @@ class Method(ABC):
         return None
 
     @classmethod
-    def _backbone_tags(cls, settings: Any) -> dict[str, str]:
-        return {name: tag for name in cls.backbone_settings if (tag := getattr(settings, name, ""))}
+    def _backbone_weights(cls, settings: Any, folder: Path | None) -> "dict[str, Weights]":
+        """Return the weights of each backbone by the name of its setting."""
+        tags = {name: tag for name in cls.backbone_settings if (tag := getattr(settings, name, ""))}
+        if not tags:
+            return {}
+        from bench.weights import find_weights  # timm takes seconds to import
+
+        return {name: find_weights(tag, folder) for name, tag in tags.items()}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.learned:

@@ -32,12 +32,12 @@ class Run:
 
     Attributes:
         dataset: name of the data set: "mvtec".
-        synthetic: whether its images are drawn; every table says so.
-        data_fingerprints: short hash of each category of the data set, also of those that were not run. They tell two
-            data sets of the same name apart.
+        synthetic: whether its images are generated; every table states it.
+        data_fingerprints: short hash of each category of the data set, also of those that were not run. They
+            distinguish data sets of the same name.
         protocol: "one-for-one", "unified" or "kshot".
         k: training images per category with kshot, else 0.
-        seed: as given; draws and fits derive their seeds from it.
+        seed: of the call; the seeds of k-shot draws and fits are derived from it.
         name: the method as the user names it, an alias or a file: "aminet_jitter".
         method: the file in methods/: "aminet".
         title: as tables print it: "AMI-Net‡".
@@ -109,7 +109,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One fit evaluated on one category, with everything that is needed to say how the numbers were made.
+    """One fit evaluated on one category, with everything that is needed to reproduce the numbers.
 
     Attributes:
         run: what was run.
@@ -123,7 +123,7 @@ class Record:
         metrics: fractions in [0, 1], by name.
         undefined_metrics: the metrics that do not exist here, with the reason.
         threshold: an image with a higher score is called defective; None unless the run was calibrated.
-        pixel_threshold: the same for a pixel of the map, set so that a good image's highest pixel exceeds it that rarely.
+        pixel_threshold: the same for a pixel of the map, set so that a good image's highest pixel exceeds it as rarely.
         metric_error_bound: bound on the error of the pixel metrics; 0 if they are exact, as they are except on very
             large test sets.
         losses: the mean loss of each epoch.
@@ -135,7 +135,7 @@ class Record:
         memory: peak bytes, "host" and "device".
         method_info: what the method reports about itself.
         environment: device, versions, numeric switches.
-        artifacts: the files beside the record: "maps" ("float16" | "float32" | "none"), "sha256" of the predictions'
+        artifacts: the other files of the record: "maps" ("float16" | "float32" | "none"), "sha256" of the predictions'
             file, "model" (whether the fitted method is stored), "views": the image that each picture shows.
         pretrain_files: the images of other categories that the method pretrained on.
         train_files: the training images. calibration_files: the good images held out to set the thresholds.
@@ -252,9 +252,9 @@ def to_float16(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
     return _scale(maps, -exponent, np.float16), exponent
 
 
-def to_float32(halves: NDArray[np.float16], exponent: int) -> NDArray[np.float32]:
+def to_float32(maps: NDArray[np.float16], exponent: int) -> NDArray[np.float32]:
     """Return the float32 maps that `to_float16` converted."""
-    return _scale(halves, exponent, np.float32)
+    return _scale(maps, exponent, np.float32)
 
 
 def _scale(values: NDArray[Any], exponent: int, dtype: type[np.floating[Any]]) -> NDArray[Any]:
@@ -279,18 +279,22 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _check_fields(what: str, values: Any, kind: type[Run] | type[Record]) -> dict[str, Any]:
-    """Return the fields of a Run or Record from JSON. Raises BenchError if one is missing, unknown or of a wrong type."""
+def _check_fields(name: str, values: Any, kind: type[Run] | type[Record]) -> dict[str, Any]:
+    """Return the fields of a Run or Record from JSON.
+
+    Raises BenchError if one is missing, unknown or of a wrong type.
+    """
     hints = get_type_hints(kind)
     if not isinstance(values, dict):
-        raise BenchError(f"The {what} must be a table of fields, got {values!r:.80}. Rerun with --force.")
+        raise BenchError(f"The {name} must be a table of fields, got {values!r:.80}. Rerun with --force.")
     different = sorted(values.keys() ^ hints.keys())
     if different:
-        raise BenchError(f"A {what} must have exactly the fields of its schema; these differ: {', '.join(different)}.")
-    for name, value in values.items():
-        if not _matches_type(value, hints[name]):
-            hint = hints[name] if get_args(hints[name]) else hints[name].__name__
-            raise BenchError(f"{name} of a {what} must be {hint}, got {value!r:.80}. Rerun with --force.")
+        raise BenchError(f"A {name} must have exactly the fields of its schema; these differ: {', '.join(different)}.")
+    for field_name, value in values.items():
+        hint = hints[field_name]
+        if not _matches_type(value, hint):
+            expected = hint if get_args(hint) else hint.__name__
+            raise BenchError(f"{field_name} of a {name} must be {expected}, got {value!r:.80}. Rerun with --force.")
     return values
 
 

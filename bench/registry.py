@@ -1,88 +1,170 @@
-"""Plug-ins by file name: a file in methods/, datasets/ or reports/ is a plug-in, and nobody registers it."""
+"""Plug-ins by name: methods, data sets and reports.
 
+A plug-in is a file in one of the folders `methods/`, `datasets/` and `reports/`, a file in a folder that `[paths]` of
+bench.toml names, or a module that an installed package declares as an entry point in its pyproject.toml:
+
+    [project.entry-points."maskbench.methods"]
+    mymethod = "mypackage.mymethod"
+
+The name of a file, or of an entry point, is the name of the plug-in. A trailing underscore, which keeps a file from
+having the name of a module of the standard library, is not part of the name: `csv_.py` is the plug-in csv. No plug-in
+is imported before it is used.
+"""
+
+import ast
 import sys
 import traceback
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from bench.errors import BenchError, suggestion
 
-Kind = Literal["methods", "datasets", "reports"]
+if TYPE_CHECKING:
+    from bench.report import ReportContent
 
-_DEFINES = {
+Kind = Literal["methods", "datasets", "reports"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_DEFINITIONS = {
     "methods": ("Settings", "METHOD"),
     "datasets": ("TITLE", "SYNTHETIC", "ABOUT", "samples"),
     "reports": ("SUFFIX", "FIGURES", "render"),
 }
+"""What a plug-in of each kind must define."""
 
-_EXTRAS = ("anomalib",)  # packages that an extra of the same name brings
+_EXTRAS = ("anomalib",)
+"""Packages that the extra of the same name installs."""
 
 
 def names(kind: Kind) -> list[str]:
-    """The plug-ins of a kind, sorted. None of them is imported; sub-folders are not plug-ins."""
-    return sorted({file.stem for folder in plugin_folders(kind) for file in folder.glob("[!_.]*.py")})
+    """Return the names of the plug-ins of a kind, sorted. Subfolders and files with a leading "_" are no plug-ins."""
+    files = {_plugin_name(file) for folder in plugin_folders(kind) for file in folder.glob("[!_.]*.py")}
+    return sorted(files | installed(kind).keys())
+
+
+@cache
+def installed(kind: Kind) -> dict[str, EntryPoint]:
+    """Return the plug-ins of installed packages: the entry points of the group "maskbench.<kind>" by name."""
+    return {entry.name: entry for entry in entry_points(group=f"maskbench.{kind}")}
 
 
 def source_file(kind: Kind, name: str) -> Path | None:
-    """Return the file of a plug-in, or None if there is none; it is not imported."""
-    paths = (folder / f"{name}.py" for folder in plugin_folders(kind)) if name in names(kind) else ()
-    return next((path for path in paths if path.is_file()), None)
+    """Return the source file of a plug-in without importing it, or None if there is none."""
+    if name not in names(kind):
+        return None
+    file, entry = _file(kind, name), installed(kind).get(name)
+    if file:
+        return file
+    try:
+        spec = find_spec(entry.module) if entry else None
+    except ImportError:
+        return None  # `load` raises the error
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def read_constant(kind: Kind, name: str, constant: str) -> str:
+    """Return a text constant of a plug-in without importing it; "" if the file does not define it as a literal."""
+    file = source_file(kind, name)
+    try:
+        statements = ast.parse(file.read_bytes()).body if file else []
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
+            targets = [target.id for target in statement.targets if isinstance(target, ast.Name)]
+            if constant in targets:
+                return str(statement.value.value)
+    return ""
 
 
 def load(kind: Kind, name: str) -> ModuleType:
-    """The plug-in's module, imported only now, so that one broken file breaks one name.
+    """Import a plug-in and return its module.
 
-    Raises BenchError where there is no such file, where importing it fails, with the last lines of its traceback, or
-    where it lacks what every plug-in of its kind defines.
+    Raises:
+        BenchError: the name is unknown or ambiguous, the import fails (with the end of the traceback), or the module
+            lacks a required definition.
     """
-    if name not in names(kind):
-        there = names(kind)
-        raise BenchError(f"{kind}/ has no '{name}'.{suggestion(name, there)} There are: {', '.join(there)}.")
+    known = names(kind)
+    if name not in known:
+        raise BenchError(f"'{name}' must be one of the {kind}.{suggestion(name, known)} Known: {', '.join(known)}.")
+    entry, file = installed(kind).get(name), _file(kind, name)
+    if entry and file:
+        raise BenchError(
+            f"The name of a plug-in must be unique; '{name}' is {file} and an entry point of {_package(entry)}. "
+            f"Rename the file or uninstall the package."
+        )
+    module_name = entry.module if entry else f"bench.{kind}.{file.stem if file else name}"
     try:
-        module = import_module(f"bench.{kind}.{name}")
+        module = import_module(module_name)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in {"", "bench", *sys.stdlib_module_names}:
-            raise _broken(kind, name) from error
+        if package in {"", "bench", module_name.partition(".")[0], *sys.stdlib_module_names}:
+            raise _import_error(kind, name) from error
         extra = f"'maskbench[{package}]'" if package in _EXTRAS else package
         raise BenchError(
-            f"{kind}/{name}.py needs the package {package}, which is not installed: pip install {extra}"
+            f"{kind}/{name} needs the package {package}, which is not installed: pip install {extra}"
         ) from error
     except (Exception, SystemExit) as error:
-        raise _broken(kind, name) from error
-    lacking = [defined for defined in _DEFINES[kind] if defined not in vars(module)]
-    if lacking:
+        raise _import_error(kind, name) from error
+    missing = [definition for definition in _DEFINITIONS[kind] if definition not in vars(module)]
+    if missing:
         raise BenchError(
-            f"A file in {kind}/ defines {', '.join(_DEFINES[kind])}; {name}.py lacks {', '.join(lacking)}. Write it."
+            f"A plug-in in {kind}/ must define {', '.join(_DEFINITIONS[kind])}; {name} lacks {', '.join(missing)}. "
+            f"Add it."
         )
     return module
 
 
-def _broken(kind: Kind, name: str) -> BenchError:
-    """What to say of a file that can't be imported, while that error is handled."""
-    last = traceback.format_exc(limit=-2).strip().splitlines()[-6:]
-    return BenchError(f"{kind}/{name}.py can't be imported; mend the file. It says:\n" + "\n".join(last))
+def report_content() -> "ReportContent":
+    """Return the functions that build reports; they are in reports/parts/, because they are contents and no formats."""
+    return cast("ReportContent", import_module("bench.reports.parts.contents"))
 
 
 def add_folder(kind: Kind, folder: Path) -> None:
-    """Plug-ins in that folder are found as well, after the shipped ones.
+    """Add a folder of plug-ins, which is searched after the existing ones.
 
-    Raises BenchError where there is no such folder, or where a file in it has the name of a plug-in from elsewhere.
+    Raises:
+        BenchError: the folder does not exist, or a file has the name of an existing plug-in.
     """
     if not folder.is_dir():
-        raise BenchError(f"[paths] {kind} names folders of plug-ins; {folder} is none. Make it, or mend the path.")
-    folder, found = folder.resolve(), plugin_folders(kind)
-    if folder in found:
+        raise BenchError(f"[paths] {kind} must name folders; {folder} is not one. Create it or correct the path.")
+    folder, folders = folder.resolve(), plugin_folders(kind)
+    if folder in folders:
         return
-    twice = sorted({file.stem for file in folder.glob("[!_.]*.py")} & set(names(kind)))
-    if twice:
-        raise BenchError(f"A plug-in's name is its file's; {folder} has {twice[0]}.py as {kind}/ has. Rename it.")
-    # a plain list, because a namespace package's own path forgets what was appended whenever it is computed again
-    import_module(f"bench.{kind}").__path__ = [*map(str, found), str(folder)]
+    duplicates = sorted({_plugin_name(file) for file in folder.glob("[!_.]*.py")} & set(names(kind)))
+    if duplicates:
+        raise BenchError(
+            f"The name of a plug-in must be unique; {folder} has {duplicates[0]}.py and {kind}/ has it as well. "
+            f"Rename the file."
+        )
+    # A plain list: the path of a namespace package would lose the folder when Python computes it again.
+    import_module(f"bench.{kind}").__path__ = [*map(str, folders), str(folder)]
 
 
 def plugin_folders(kind: Kind) -> list[Path]:
-    """Where plug-ins of a kind are looked for: a process that begins anew is told those that were added."""
+    """Return the folders of plug-ins of a kind; a new process must add those that `add_folder` added here."""
     return [Path(folder).resolve() for folder in import_module(f"bench.{kind}").__path__]
+
+
+def _file(kind: Kind, name: str) -> Path | None:
+    paths = [folder / f"{stem}.py" for folder in plugin_folders(kind) for stem in (name, f"{name}_")]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _plugin_name(file: Path) -> str:
+    return file.stem.rstrip("_")
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.module
+
+
+def _import_error(kind: Kind, name: str) -> BenchError:
+    """Return the error for a plug-in whose import has just failed."""
+    last = traceback.format_exc(limit=-2).strip().splitlines()[-6:]
+    return BenchError(f"{kind}/{name} can't be imported; fix the file:\n" + "\n".join(last))

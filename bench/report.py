@@ -1,42 +1,196 @@
-"""The contract of a report: records in, one text out, made from what is stored and without torch.
+"""The contract of a report format, and the document that every format renders.
 
-A `reports/<name>.py` defines three things, and nothing registers it: the file's name is the report's name.
+A `reports/<name>.py` is a format. Nothing registers it: the file name is the format's name. It defines three things:
 
-    SUFFIX   of the file that it becomes: "md"
-    FIGURES  how it shows figures, a `Use`
-    render   (records, store, figures, table) -> str
+    SUFFIX   file suffix, for example "md"
+    FIGURES  how the format shows figures, a `FigurePlacement`
+    render   (report: Report) -> str
 
-`figures` are those that `reports/figures.py` drew; none where the report does not show them. `table` is the table or
-figure of the paper that is asked for, as "1" or "fig8"; "" is all that was measured.
+A format only lays out a `Report`. The content comes from functions with the signatures in `ReportContent`, which
+`registry.report_content()` returns. Neither needs torch, a GPU or the images.
+
+All text in a `Report` is plain text, which the format escapes. A pair of backticks marks a command or settings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
-FigurePlacement = Literal["never", "beside", "inside"]
-"""How a report shows figures: not at all, as files beside it where it is written to a folder, or within its text."""
+if TYPE_CHECKING:
+    from bench.record import Record
+    from bench.store import Store
+
+FigurePlacement = Literal["none", "files", "embedded"]
+"""No figures, image files in a folder beside the text, or images embedded in the text itself."""
 
 FIGURES_FOLDER = "figures"
-"""Of the figures' files, beside the text that shows them."""
+"""Folder of the image files, relative to the text."""
+
+_LETTERS = "abcdefghijklmnoprstuvwxyz"  # no "q": Unicode has no superscript q
+
+
+@dataclass(frozen=True, slots=True)
+class TextRun:
+    """A piece of text with one formatting; in a ranked column the best value is bold and the second underlined."""
+
+    text: str
+    bold: bool = False
+    underlined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableCell:
+    """A cell of a table.
+
+    Attributes:
+        runs: the text, for example image and pixel AUROC side by side.
+        notes: sentences that a reader needs with the value, shown as footnotes.
+    """
+
+    runs: tuple[TextRun, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_text(cls, text: "str | TableCell", *notes: str) -> "TableCell":
+        """Return a cell of plain text; of a cell, a copy with these notes added."""
+        if isinstance(text, str):
+            return cls((TextRun(text),), notes)
+        return cls(text.runs, (*text.notes, *notes))
+
+    @property
+    def separator(self) -> str:
+        """The text between two runs: "/" as the papers print it, " / " if a run contains a space."""
+        return " / " if any(" " in run.text for run in self.runs) else "/"
+
+    @property
+    def text(self) -> str:
+        """The text without formatting and notes."""
+        return self.separator.join(run.text for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose first column names the rows.
+
+    Attributes:
+        title: caption; "" if the heading of the section is enough.
+        header: one cell per column.
+        rows: cells, each row as long as the header.
+        column_groups: (title, number of columns) of neighbouring columns, left to right, after the first column.
+        rules_after: indices of the rows that are followed by a horizontal rule.
+        remarks: sentences about the whole table.
+    """
+
+    title: str
+    header: tuple[TableCell, ...]
+    rows: tuple[tuple[TableCell, ...], ...]
+    column_groups: tuple[tuple[str, int], ...] = ()
+    rules_after: frozenset[int] = frozenset()
+    remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def from_rows(
+        cls,
+        title: str,
+        header: Sequence[str | TableCell],
+        rows: Iterable[Sequence[str | TableCell]],
+        *,
+        column_groups: Sequence[tuple[str, int]] = (),
+        rules_after: Iterable[int] = (),
+        remarks: Sequence[str] = (),
+    ) -> "Table":
+        """Build a table from cells and plain text."""
+        return cls(
+            title=title,
+            header=tuple(map(TableCell.from_text, header)),
+            rows=tuple(tuple(map(TableCell.from_text, row)) for row in rows),
+            column_groups=tuple(column_groups),
+            rules_after=frozenset(rules_after),
+            remarks=tuple(remarks),
+        )
+
+    @property
+    def note_marks(self) -> dict[str, str]:
+        """The footnote letters by note, in reading order."""
+        cells = [*self.header, *(cell for row in self.rows for cell in row)]
+        notes = dict.fromkeys(note for cell in cells for note in cell.notes)
+        return {note: _letters(index) for index, note in enumerate(notes)}
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of the records, or why it can't be drawn.
+    """A figure, or the reason why it can't be drawn.
 
     Attributes:
-        name: of its files, without suffix: "speed-mvtec-one-for-one".
-        kind: what it shows: "speed", "k", "roc", "sheet", ...
-        topic: what its methods can be compared on: "mvtec · one-for-one".
-        title: a line. caption: how to read it, and what a reader must know beside it.
-        files: contents by suffix, each the whole figure, made when asked for: "png", "svg", "pdf", or "jpg" of
-            photographs. Empty where the data for it are missing; the caption then says which command would give them.
+        name: file name without suffix, for example "speed-mvtec-one-for-one".
+        kind: "speed", "k", "heatmap", "ranks", "ablation", "epochs", "roc", "pro", "scores" or "examples".
+        benchmark: data set and protocol, for example "mvtec · one-for-one"; the data set alone for figures over k.
+        title: one line.
+        caption: how to read the figure. Without files: why it is missing and the command that produces the data.
+        files: content by suffix ("png", "svg", "pdf", or "jpg" for photographs), rendered on first access. Empty if
+            the data are missing.
     """
 
     name: str
     kind: str
-    topic: str
+    benchmark: str
     title: str
     caption: str
     files: Mapping[str, bytes]
+
+
+Block = Table | Figure | str | tuple[str, ...]
+"""A table, a figure, a paragraph, or a list of sentences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and its blocks. level: 1 for a part of the report, 2 for a section of a part."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    level: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a format renders.
+
+    Attributes:
+        name: "report", "table1", "audit", "verification" or "figures"; the file name without suffix.
+        title: of the document.
+        sections: the document; figures are blocks of their sections.
+        records: the records behind it, for formats that show single runs.
+        figures: all figures, those that can't be drawn included.
+    """
+
+    name: str
+    title: str
+    sections: tuple[Section, ...]
+    records: tuple["Record", ...]
+    figures: tuple[Figure, ...] = ()
+
+
+class ReportContent(Protocol):
+    """The functions that build reports. table: one table or figure of the AMI-Net paper ("1", "fig8"), "" for all."""
+
+    def draw_figures(self, records: Sequence["Record"], store: "Store", table: str) -> list[Figure]:
+        """Draw every figure of the records."""
+
+    def results(self, records: Sequence["Record"], store: "Store", figures: Sequence[Figure], table: str) -> Report:
+        """Build tables, statistics and figures of all results."""
+
+    def figures_only(self, records: Sequence["Record"], figures: Sequence[Figure], table: str) -> Report:
+        """Build a report of the figures and their captions."""
+
+    def audit(self, records: Sequence["Record"], store: "Store", table: str) -> Report:
+        """Build the comparison of metric implementations."""
+
+    def verification(self, records: Sequence["Record"], table: str, against: Path | None) -> tuple[Report, bool | None]:
+        """Compare with published values; also return whether all agree, None if nothing could be compared."""
+
+
+def _letters(index: int) -> str:
+    quotient, remainder = divmod(index, len(_LETTERS))
+    return (_letters(quotient - 1) if quotient else "") + _LETTERS[remainder]

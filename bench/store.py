@@ -1,4 +1,4 @@
-"""The folder of results: records, and the predictions, models and pictures beside them.
+"""The folder of results: records with their predictions, models and pictures.
 
     runs/<dataset>/<protocol>[-k]/<name>/<hash>/seed<s>/<category>[.oracle].json   the record
                                                         <category>[.oracle].npz    the predictions
@@ -44,9 +44,10 @@ STALE_SECONDS = 3600
 
 
 class Store:
-    """A folder of records; nothing else writes to it.
+    """A folder of records; only this class writes to it.
 
-    root: the folder.
+    Attributes:
+        root: the folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -80,10 +81,21 @@ class Store:
         views: Mapping[str, NDArray[np.uint8]] | None = None,
         model: bytes | None = None,
     ) -> Record:
-        """Write the predictions, the pictures (name -> (h, w) or (h, w, 3)), the model, and last the record.
+        """Write the predictions, the pictures, the model, and last the record.
 
-        Returns the record as written. Raises BenchError if a value cannot be written or the folder is not writable; a
-        record of before is then unchanged, and what could not be written is saved in a temporary folder.
+        Args:
+            record: with the fields that decide the path.
+            predictions: or None if the run failed.
+            maps: how the maps are stored.
+            views: pictures by name, (h, w) or (h, w, 3).
+            model: the fitted method as safetensors, or None.
+
+        Returns:
+            The record as written, with its artifacts.
+
+        Raises:
+            BenchError: if a value cannot be written or the folder is not writable. An existing record is then
+                unchanged, and the new result is saved in a temporary folder if possible.
         """
         path = self.path_of(record)
         files = {path.with_suffix(".safetensors"): model} if model is not None else {}
@@ -127,7 +139,8 @@ class Store:
             ) from error
         if needed > free:
             raise BenchError(
-                f"The predictions of this plan need about {needed / 1e6:.1f} MB; {folder} has {free / 1e6:.1f} MB free. "
+                f"The predictions of this plan need about {needed / 1e6:.1f} MB; "
+                f"{folder} has {free / 1e6:.1f} MB free. "
                 f"Free some, choose another folder with --runs, or store less with --maps none."
             )
 
@@ -144,7 +157,8 @@ class Store:
     def records(self, below: Path | None = None) -> Iterator[Record]:
         """Yield all records in the order of their paths; log and skip those that cannot be read.
 
-        below: only the record of that path, or those in that folder.
+        Args:
+            below: only the record of that path, or those in that folder.
         """
         below = below or self.root
         for path in [below] if below.is_file() else sorted(below.rglob("*.json")):
@@ -252,7 +266,7 @@ def _unpack_soft_masks(arrays: Mapping[str, NDArray[Any]], bits: NDArray[np.uint
 def _write(last: Path, content: bytes, others: Mapping[Path, bytes], root: Path) -> None:
     """Write all files under temporary names, remove the old `last`, and rename all, `last` at the end.
 
-    So a full disk leaves the old files unchanged, and a kill between two renames leaves no `last` for half of them.
+    If the disk is full, the old files stay unchanged. If the process is killed between two renames, there is no `last`.
     If two processes write the same record, the later one replaces all files of the other.
     """
     unique = uuid4().hex[:12]  # process ids are not unique across machines

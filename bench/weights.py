@@ -77,7 +77,7 @@ def find_weights(tag: str, folder: Path | None) -> Weights:
     if file := _packaged_file(tag):
         package = PACKAGES[architecture]
         return Weights(tag, f"package {package} {importlib.metadata.version(package)}", file, _verified_sha256(file))
-    weights = _find_on_hub(tag)
+    weights = find_on_hub(tag)
     if isinstance(weights, Weights):
         return weights
     raise BenchError(
@@ -162,7 +162,7 @@ def _packaged_file(tag: str) -> Path | None:
 
 
 @cache
-def _find_on_hub(tag: str) -> Weights | str:
+def find_on_hub(tag: str) -> Weights | str:
     """Return the weights on the Hugging Face hub, or the reason why there are none; one request per process."""
     cfg = pretrained_cfg(tag)
     if not (cfg and cfg.hf_hub_id):

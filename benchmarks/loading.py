@@ -1,7 +1,7 @@
-"""How fast images come: `python benchmarks/loading.py`.
+"""Speed of image loading: `python benchmarks/loading.py`.
 
-A walk over PNG files as a method that is fitted makes it: the first decodes and resizes them, every later one takes
-them as bytes from memory, where `bench.data.images` keeps up to 2 GiB a task (10,922 images of 256 x 256 pixels).
+A pass over PNG files as in a fit: the first pass decodes and resizes them, later passes read bytes from the cache of
+`bench.data.images`, which holds up to 2 GiB per task (10,922 images of 256 x 256 pixels).
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from interleaved import compared, interleave, told, write
+from interleaved import compare, format_comparison, run_interleaved, write_result
 from PIL import Image, ImageFilter
 
 from bench.data.images import FileImages
@@ -20,37 +20,37 @@ from bench.method import Preprocessing
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=32, help="PNG files of 900 x 900 pixels (default: 32)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn (default: 5)")
-    parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
+    parser.add_argument("--images", type=int, default=32, help="number of PNG files of 900 x 900 pixels (default: 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--json", type=Path, help="file of the result (default: in benchmarks/results/)")
     options = parser.parse_args()
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         samples = []
         for number in range(options.images):
-            noise = Image.fromarray(random.integers(0, 256, (900, 900, 3), dtype=np.uint8))
+            noise = Image.fromarray(rng.integers(0, 256, (900, 900, 3), dtype=np.uint8))
             path = Path(folder) / f"{number:03}.png"
-            noise.filter(ImageFilter.GaussianBlur(2)).save(path)  # compresses about as a photograph does
-            samples.append(Sample(path, "drawn", "train", GOOD))
+            noise.filter(ImageFilter.GaussianBlur(2)).save(path)  # compresses about as well as a photograph
+            samples.append(Sample(path, "synthetic", "train", GOOD))
         size = np.mean([sample.image.stat().st_size for sample in samples])
-        kept = FileImages(samples, Preprocessing())
+        cached = FileImages(samples, Preprocessing())
 
-        def walk(images: FileImages) -> None:
+        def read_all(images: FileImages) -> None:
             for _ in images.batches(8):
                 pass
 
-        calls = {
-            "decoded anew": lambda: walk(FileImages(samples, Preprocessing())),
-            "from the second walk on": lambda: walk(kept),
+        candidates = {
+            "decoded": lambda: read_all(FileImages(samples, Preprocessing())),
+            "cached": lambda: read_all(cached),
         }
-        turns = interleave(calls, options.rounds)
-    comparison: dict[str, Any] = compared(turns, "decoded anew")
-    print(told(comparison))
-    each = {name: one["cpu"]["median_seconds"] / options.images * 1000 for name, one in comparison.items()}
+        timings = run_interleaved(candidates, options.rounds)
+    comparison: dict[str, Any] = compare(timings, "decoded")
+    print(format_comparison(comparison))
+    per_image = {name: values["cpu"]["median_seconds"] / options.images * 1000 for name, values in comparison.items()}
     what = f"{options.images} PNG files of 900 x 900 pixels, {size / 1e6:.2f} MB each, to 256 x 256"
-    print(what, each)
-    found = {"what": what, "comparison": comparison, "cpu_milliseconds_an_image": each}
-    write("loading", found, "pillow", json_path=options.json)
+    print(what, per_image)
+    measurement = {"what": what, "comparison": comparison, "cpu_milliseconds_per_image": per_image}
+    write_result("loading", measurement, "pillow", json_path=options.json)
 
 
 if __name__ == "__main__":

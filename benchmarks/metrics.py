@@ -1,10 +1,10 @@
-"""How fast the pixel metrics are beside what one would otherwise run: `python benchmarks/metrics.py`.
+"""Speed of the pixel metrics relative to scikit-learn: `python benchmarks/metrics.py`.
 
-The same drawn maps go through `bench.evaluation.metrics.judge` (AUROC, AP, F1-max and AUPRO in one call) and through
-scikit-learn's `roc_auc_score`, `average_precision_score` and `precision_recall_curve` plus an AUPRO by sorting all
-pixels, which is how MVTec's own evaluation goes about it. Both take turns (A B A B), and medians are told. The floor is
-numpy's sort of as many numbers as there are pixels: what any way that sorts them all must pay at least. Memory is the
-peak above the inputs as tracemalloc sees it, in a run that is not timed. The values are compared as well.
+The same synthetic maps are evaluated by `bench.evaluation.metrics.evaluate` (AUROC, AP, F1-max and AUPRO in one call)
+and by scikit-learn's `roc_auc_score`, `average_precision_score` and `precision_recall_curve` plus an AUPRO that sorts
+all pixels, as MVTec's evaluation does. Both run in turns (A B A B), and medians are reported. The lower bound is
+NumPy's sort of as many numbers as there are pixels, which any method that sorts all pixels needs. Memory is the peak
+above the inputs as measured by tracemalloc, in a run that is not timed. The values are compared as well.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from interleaved import compared, interleave, told, write
+from interleaved import compare, format_comparison, run_interleaved, write_result
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
@@ -22,36 +22,36 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from bench.evaluation.metrics import evaluate
 
 Maps = NDArray[Any]  # (n, h, w)
-LIMIT = 0.3
-THEIRS = "scikit-learn x 3 + AUPRO"
+FPR_LIMIT = 0.3
+REFERENCE = "scikit-learn x 3 + AUPRO"
 
 
-def draw(images: int, size: int = 256) -> tuple[Maps, Maps]:
-    """Smooth float32 maps and their masks: of 83 images 20 are good, the others hold 128 defects on 2.9 % of pixels."""
-    random = np.random.default_rng(0)
-    maps, masks = np.empty((images, size, size), np.float32), np.zeros((images, size, size), bool)
+def synthetic_maps(count: int, size: int = 256) -> tuple[Maps, Maps]:
+    """Return smooth float32 maps and masks: of 83 images, 20 are good, the others 128 defects (2.9 % of pixels)."""
+    rng = np.random.default_rng(0)
+    maps, masks = np.empty((count, size, size), np.float32), np.zeros((count, size, size), bool)
     y, x = np.ogrid[:size, :size]
-    for number in range(images):
-        place = number % 83 - 20  # below 0: a good image
-        for region in range(0 if place < 0 else 3 if place in (0, 1) else 2):
-            centre_y, centre_x = random.integers(30, size - 30), (60, 128, 196)[region] + random.integers(-8, 8)
-            height, width = random.integers(12, 29, 2)
-            masks[number] |= ((y - centre_y) / height) ** 2 + ((x - centre_x) / width) ** 2 < 1
-        noise = ndimage.gaussian_filter(random.standard_normal((size, size)), 4) * 4
-        glow = ndimage.gaussian_filter(masks[number].astype(float), 5) * random.uniform(0.5, 2)
-        maps[number] = (noise + glow) * random.uniform(0.9, 1.1)  # no two images alike
+    for number in range(count):
+        index = number % 83 - 20  # negative: a good image
+        for region in range(0 if index < 0 else 3 if index in (0, 1) else 2):
+            center_y, center_x = rng.integers(30, size - 30), (60, 128, 196)[region] + rng.integers(-8, 8)
+            height, width = rng.integers(12, 29, 2)
+            masks[number] |= ((y - center_y) / height) ** 2 + ((x - center_x) / width) ** 2 < 1
+        noise = ndimage.gaussian_filter(rng.standard_normal((size, size)), 4) * 4
+        signal = ndimage.gaussian_filter(masks[number].astype(float), 5) * rng.uniform(0.5, 2)
+        maps[number] = (noise + signal) * rng.uniform(0.9, 1.1)  # a different range for each image
     return maps, masks
 
 
-def ours(maps: Maps, masks: Maps) -> list[float]:
-    """AUROC, AP, F1-max, AUPRO."""
-    anomalous = np.asarray(masks.any(axis=(1, 2)))
-    found = evaluate(maps.max(axis=(1, 2)), anomalous, list(maps), list(masks), fpr_limits=(LIMIT,))
-    return [value for name, value in found.values.items() if not name.startswith("image")]
+def evaluate_with_maskbench(maps: Maps, masks: Maps) -> list[float]:
+    """Return AUROC, AP, F1-max and AUPRO."""
+    is_anomalous = np.asarray(masks.any(axis=(1, 2)))
+    evaluation = evaluate(maps.max(axis=(1, 2)), is_anomalous, list(maps), list(masks), fpr_limits=(FPR_LIMIT,))
+    return [value for name, value in evaluation.values.items() if not name.startswith("image")]
 
 
-def theirs(maps: Maps, masks: Maps) -> list[float]:
-    """The same four by scikit-learn and `sorted_aupro`."""
+def evaluate_with_scikit_learn(maps: Maps, masks: Maps) -> list[float]:
+    """Return the same metrics from scikit-learn and `sorted_aupro`."""
     labels, scores = masks.ravel(), maps.ravel()
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1_max = np.max(2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny))
@@ -64,78 +64,73 @@ def theirs(maps: Maps, masks: Maps) -> list[float]:
 
 
 def sorted_aupro(maps: Maps, masks: Maps) -> float:
-    """Every pixel is a step, to the right if normal and up if not; all of them are sorted by score."""
-    rises = np.zeros(maps.shape)
-    regions = 0
-    for mask, rise in zip(masks, rises, strict=True):
+    """Return AUPRO from all pixels, sorted by score; each is a step of the curve: right if normal, up if defective."""
+    steps_up = np.zeros(maps.shape)
+    n_regions = 0
+    for mask, steps in zip(masks, steps_up, strict=True):
         labels, count = ndimage.label(mask, np.ones((3, 3)))
-        rise[mask] = (1 / np.maximum(np.bincount(labels[mask]), 1))[labels[mask]]
-        regions += count
+        steps[mask] = (1 / np.maximum(np.bincount(labels[mask]), 1))[labels[mask]]
+        n_regions += count
     order = np.argsort(-maps, axis=None, kind="stable")
     ranked = maps.ravel()[order]
-    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), ranked.size - 1)  # of each run of ties
-    rate = np.append(0, np.cumsum(~masks.ravel()[order])[last] / np.count_nonzero(~masks))
-    overlap = np.append(0, np.cumsum(rises.ravel()[order])[last] / regions)
-    inside = rate < LIMIT
-    cut = np.interp(LIMIT, rate, overlap)
-    return float(np.trapezoid([*overlap[inside], cut], [*rate[inside], LIMIT])) / LIMIT
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), ranked.size - 1)  # last pixel of each group of ties
+    fpr = np.append(0, np.cumsum(~masks.ravel()[order])[last] / np.count_nonzero(~masks))
+    overlap = np.append(0, np.cumsum(steps_up.ravel()[order])[last] / n_regions)
+    is_inside = fpr < FPR_LIMIT
+    limit_overlap = np.interp(FPR_LIMIT, fpr, overlap)
+    return float(np.trapezoid([*overlap[is_inside], limit_overlap], [*fpr[is_inside], FPR_LIMIT])) / FPR_LIMIT
 
 
-def floor(maps: Maps) -> Maps:
-    """What any way that sorts all pixels pays at least."""
-    return np.sort(maps, axis=None)
-
-
-def measure(images: int, rounds: int) -> dict[str, Any]:
-    """Seconds in turn, peak bytes above the inputs, and the largest difference of the values."""
-    maps, masks = draw(images)
-    half = maps.astype(np.float16)
-    runs: dict[str, Callable[[], Any]] = {
-        "maskbench": lambda: ours(maps, masks),
-        "maskbench, float16 maps": lambda: ours(half, masks),
-        THEIRS: lambda: theirs(maps, masks),
-        "floor: np.sort": lambda: floor(maps),
+def measure(count: int, rounds: int) -> dict[str, Any]:
+    """Return seconds, peak bytes above the inputs, and the largest difference of the values."""
+    maps, masks = synthetic_maps(count)
+    half_precision = maps.astype(np.float16)
+    candidates: dict[str, Callable[[], Any]] = {
+        "maskbench": lambda: evaluate_with_maskbench(maps, masks),
+        "maskbench, float16 maps": lambda: evaluate_with_maskbench(half_precision, masks),
+        REFERENCE: lambda: evaluate_with_scikit_learn(maps, masks),
+        "floor: np.sort": lambda: np.sort(maps, axis=None),
     }
     peaks, values = {}, {}
-    for name, call in runs.items():  # the untimed run warms up as well
+    for name, call in candidates.items():  # not timed; also the warm-up
         tracemalloc.start()
         values[name] = call()
         peaks[name] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     return {
-        "images": images,
+        "images": count,
         "pixels": maps.size,
         "input_bytes": maps.nbytes + masks.nbytes,
         "defect_share": float(masks.mean()),
         "regions": sum(int(ndimage.label(mask, np.ones((3, 3)))[1]) for mask in masks),
-        "comparison": compared(interleave(runs, rounds, warmups=0), THEIRS),
+        "comparison": compare(run_interleaved(candidates, rounds, warmups=0), REFERENCE),
         "peak_bytes": peaks,
-        "largest_difference": float(np.max(np.abs(np.subtract(values["maskbench"], values[THEIRS])))),
+        "largest_difference": float(np.max(np.abs(np.subtract(values["maskbench"], values[REFERENCE])))),
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """The measurement for a terminal."""
-    peaks = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in found["peak_bytes"].items())
+def format_measurement(measurement: dict[str, Any]) -> str:
+    """Return the measurement for a terminal."""
+    peaks = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in measurement["peak_bytes"].items())
     return (
-        f"{found['images']} maps of 256 x 256: {found['pixels']:,} pixels, {found['defect_share']:.1%} of them defects "
-        f"in {found['regions']} regions; inputs {found['input_bytes'] / 1e6:.0f} MB\n{told(found['comparison'])}\n"
-        f"peak memory above the inputs: {peaks}; values differ by {found['largest_difference']:.1e} at most\n"
+        f"{measurement['images']} maps of 256 x 256: {measurement['pixels']:,} pixels, "
+        f"{measurement['defect_share']:.1%} defective in {measurement['regions']} regions; "
+        f"inputs {measurement['input_bytes'] / 1e6:.0f} MB\n{format_comparison(measurement['comparison'])}\n"
+        f"peak memory above the inputs: {peaks}; largest difference {measurement['largest_difference']:.1e}\n"
     )
 
 
 def main() -> None:
-    """Reads the options, measures, prints the tables, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, nargs="+", default=[83, 830], help="how many maps (default: 83 830)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn (default: 5)")
-    parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
+    parser.add_argument("--images", type=int, nargs="+", default=[83, 830], help="number of maps (default: 83 830)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--json", type=Path, help="file of the result (default: in benchmarks/results/)")
     options = parser.parse_args()
-    found = []
-    for images in options.images:
-        found.append(measure(images, options.rounds))
-        print(table(found[-1]), flush=True)
-    write("metrics", {"measurements": found}, "numpy", "scipy", "scikit-learn", json_path=options.json)
+    measurements = []
+    for count in options.images:
+        measurements.append(measure(count, options.rounds))
+        print(format_measurement(measurements[-1]), flush=True)
+    write_result("metrics", {"measurements": measurements}, "numpy", "scipy", "scikit-learn", json_path=options.json)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the bench costs beside the methods: `python benchmarks/overhead.py`.
+"""Time that maskbench adds to a method: `python benchmarks/overhead.py`.
 
-`run`: all that `bench run` does for one category (listing, hashing, fitting, predicting, judging, pictures, storing; no
-timing of latency) beside the same method's fit and predict called by hand on the same images. `start`: how long the
-command line takes to answer. Drawn images, profile demo, 4 training images.
+First, all that `bench run` does for one category (listing, hashing, fitting, predicting, metrics, pictures, storing; no
+latency measurement) relative to fit and predict of the same method on the same images. Second, the time until a command
+without computation ends. Synthetic images, profile demo, 4 training images.
 """
 
 import argparse
@@ -16,78 +16,76 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import compared, interleave, told, write
+from interleaved import compare, format_comparison, run_interleaved, write_result
 
 from bench import registry
 from bench.config.bench_toml import cache_folder, load_config
 from bench.config.plan import Plan, make_plan
 from bench.data.images import FileImages
-from bench.execution import schedule
 from bench.execution.job import build_method
-from bench.method import Preprocessing
+from bench.execution.schedule import make_schedule, run_schedule
 
 
-def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The bench and the bare method in turn."""
+def measure_run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time `bench run` and the method alone, in turns."""
+    data = cache_folder(load_config()) / "demo"  # generated once, also for `bench run`
 
     def plan() -> Plan:
-        said = {"method": (options.method,), "category": (options.category,), "time": False}
+        values = {"method": (options.method,), "category": (options.category,), "time": False}
         paths = {"runs": Path(tempfile.mkdtemp(dir=folder)), "cache": Path(tempfile.mkdtemp(dir=folder)), "data": data}
-        return make_plan(load_config(), registry.names("methods"), options=said, paths=paths)
+        return make_plan(load_config(), registry.names("methods"), options=values, paths=paths)
 
-    data = cache_folder(load_config()) / "demo"  # drawn once, also for the bench itself
-    known = schedule.make_schedule(plan())
-    (job,) = known.jobs
-    samples, preprocessing = job.task.tests[options.category], Preprocessing(**job.run.preprocessing)
+    (job,) = make_schedule(plan()).jobs
+    samples, preprocessing = job.task.tests[options.category], job.preprocessing
 
-    def benched() -> None:
-        asked = plan()
-        records = list(schedule.run_schedule(asked, schedule.make_schedule(asked), lambda *_: None))
+    def run_bench() -> None:
+        new_plan = plan()
+        records = list(run_schedule(new_plan, make_schedule(new_plan), lambda *_: None))
         assert not any(record.failure for record in records), records[0].failure
 
-    def bare() -> None:
-        method = build_method(replace(job, device="cpu", cache=Path(tempfile.mkdtemp(dir=folder))))[2]()
+    def run_method() -> None:
+        _, method = build_method(replace(job, cache=Path(tempfile.mkdtemp(dir=folder))))
         method.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
         with torch.no_grad():
-            for images in FileImages(samples, preprocessing).batches(job.batch):
+            for images in FileImages(samples, preprocessing).batches(job.compute.batch):
                 method.predict(images)
 
-    turns = interleave({"fit and predict alone": bare, "bench run": benched}, options.rounds)
-    comparison = compared(turns, "bench run")
-    share = {clock: one["times_as_fast"] - 1 for clock, one in comparison["fit and predict alone"].items()}
-    return {"what": f"{options.method}, {options.category}, demo", "comparison": comparison, "overhead": share}
+    timings = run_interleaved({"fit and predict only": run_method, "bench run": run_bench}, options.rounds)
+    comparison = compare(timings, "bench run")
+    overhead = {clock: values["speedup"] - 1 for clock, values in comparison["fit and predict only"].items()}
+    return {"what": f"{options.method}, {options.category}, demo", "comparison": comparison, "overhead": overhead}
 
 
-def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds by the clock and of the processor, for a command that answers at once and one that lists."""
-    found: dict[str, Any] = {}
+def measure_startup(options: argparse.Namespace) -> dict[str, Any]:
+    """Return wall-clock and processor seconds of `bench --help` and `bench list methods`."""
+    seconds: dict[str, Any] = {}
     for arguments in (["--help"], ["list", "methods"]):
-        taken = []
+        rounds = []
         for _ in range(max(options.rounds, 5)):
             before, wall = os.times(), time.perf_counter()
             subprocess.run([sys.executable, "-m", "bench", *arguments], check=True, capture_output=True)
             after = os.times()
             cpu = after.children_user + after.children_system - before.children_user - before.children_system
-            taken.append({"clock": round(time.perf_counter() - wall, 3), "cpu": round(cpu, 3)})
-        found[f"bench {' '.join(arguments)}"] = taken
-    return found
+            rounds.append({"clock": round(time.perf_counter() - wall, 3), "cpu": round(cpu, 3)})
+        seconds[f"bench {' '.join(arguments)}"] = rounds
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--method", default="aminet")
     parser.add_argument("--category", default="fabric")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each takes its turn (default: 3)")
-    parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
+    parser.add_argument("--json", type=Path, help="file of the result (default: in benchmarks/results/)")
     options = parser.parse_args()
-    started = start(options)
-    for command, taken in started.items():
-        print(command, taken)
+    startup = measure_startup(options)
+    for command, rounds in startup.items():
+        print(command, rounds)
     with tempfile.TemporaryDirectory() as folder:
-        found = run(options, Path(folder))
-    print(told(found["comparison"]))
-    print("overhead", found["overhead"])
-    write("overhead", {**found, "start": started}, "timm", json_path=options.json)
+        measurement = measure_run(options, Path(folder))
+    print(format_comparison(measurement["comparison"]))
+    print("overhead", measurement["overhead"])
+    write_result("overhead", {**measurement, "startup": startup}, "timm", json_path=options.json)
 
 
 if __name__ == "__main__":

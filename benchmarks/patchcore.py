@@ -1,20 +1,20 @@
-"""How fast PatchCore chooses its coreset and scores: `python benchmarks/patchcore.py coreset|score`.
+"""Speed of PatchCore's coreset and scoring: `python benchmarks/patchcore.py coreset|score`.
 
-`coreset` picks 10 % of the patches of 209 images beside the authors' loop in a plain port. The port would take minutes,
-so it is timed for its first picks, each of which costs the same, and the whole is those times all picks (told as such
-in the result). `score` seeks the nearest of a bank's rows for all patches of an image beside exact faiss (pip install
-faiss-cpu). Features are drawn: a low-dimensional crowd with much noise, cut at zero as a ReLU does, so that few
-dimensions don't tell of all. `score --data FOLDER --weights FOLDER` takes those of real images (the data set "folder").
+`coreset` selects 10 % of the patches of 209 images and compares with the authors' loop in a plain port. The port would
+take minutes, so its first selections are timed, each of which takes the same time, and multiplied (the result says so).
+`score` searches the nearest row of a memory bank for all patches of an image and compares with exact faiss (pip install
+faiss-cpu). The features are synthetic: low-dimensional with much noise, clipped at zero like the output of a ReLU, so
+that a few dimensions do not explain most of their variance. `score --data FOLDER --weights FOLDER` uses features of
+real images (the data set "folder").
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import compared, interleave, told, write
+from interleaved import compare, format_comparison, run_interleaved, write_result
 from reference.patchcore import greedy_coreset as plain_coreset
 from torch import Tensor
 
@@ -22,102 +22,112 @@ from bench import registry
 from bench.config.bench_toml import load_config
 from bench.config.plan import make_plan
 from bench.data.images import FileImages
-from bench.execution import schedule
 from bench.execution.job import build_method
-from bench.method import Preprocessing
-from bench.methods.parts.bank import Bank, nearest
+from bench.execution.schedule import make_schedule
+from bench.methods.parts.bank import MemoryBank, nearest_neighbors
 from bench.methods.patchcore import PatchCore, greedy_coreset
 
 
-def drawn(rows: int, dimensions: int, seed: int) -> Tensor:
-    """(rows, dimensions) of features that lie near a surface of 24 dimensions."""
+def synthetic_features(rows: int, dimensions: int, seed: int) -> Tensor:
+    """Return features (rows, dimensions) near a subspace of 24 dimensions."""
     generator = torch.Generator().manual_seed(seed)
-    surface = torch.randn(24, dimensions, generator=torch.Generator().manual_seed(0))
-    features = torch.randn(rows, 24, generator=generator) @ surface
+    basis = torch.randn(24, dimensions, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(rows, 24, generator=generator) @ basis
     return features.add_(torch.randn(rows, dimensions, generator=generator), alpha=2).relu_()
 
 
 def coreset(options: argparse.Namespace) -> dict[str, Any]:
-    """10 % of the rows, chosen in 128 dimensions."""
+    """Select 10 % of the rows in 128 dimensions."""
     projection = torch.empty(128, 1024).uniform_(-1 / 32, 1 / 32, generator=torch.Generator().manual_seed(1))
-    parts = [drawn(min(8192, options.rows - start), 1024, start) for start in range(0, options.rows, 8192)]
+    starts = range(0, options.rows, 8192)
+    parts = [synthetic_features(min(8192, options.rows - start), 1024, start) for start in starts]
     features = torch.cat([part @ projection.T for part in parts])
     features -= features.mean(dim=0)
-    count, starts = options.rows // 10, torch.arange(10) * (options.rows // 10)
-    picks: dict[str, Tensor] = {}
+    count, starting_points = options.rows // 10, torch.arange(10) * (options.rows // 10)
+    n_port = min(options.picks, count)
+    selections: dict[str, Tensor] = {}
 
-    def keep(name: str, found: Tensor) -> None:
-        picks[name] = found
+    def select_with_port() -> None:
+        selections["port"] = plain_coreset(features, n_port, starting_points)
 
-    few = min(options.picks, count)
-    calls: dict[str, Callable[[], Any]] = {
-        f"plain port, {few} picks": lambda: keep("plain", plain_coreset(features, few, starts)),
-        f"maskbench, {count} picks": lambda: keep("ours", greedy_coreset(features, count, starts)),
+    def select_with_maskbench() -> None:
+        selections["maskbench"] = greedy_coreset(features, count, starting_points)
+
+    candidates: dict[str, Callable[[], Any]] = {
+        f"plain port, {n_port} picks": select_with_port,
+        f"maskbench, {count} picks": select_with_maskbench,
     }
-    turns = interleave(calls, options.rounds, warmups=0)
-    plain, ours = turns.values()
-    whole = {"plain port, all picks (extrapolated)": [(a * count / few, b * count / few) for a, b in plain]}
+    port, maskbench = run_interleaved(candidates, options.rounds, warmups=0).values()
+    factor = count / n_port
+    timings = {
+        "plain port, all picks (extrapolated)": [(wall * factor, cpu * factor) for wall, cpu in port],
+        "maskbench": maskbench,
+    }
     return {
         "what": f"PatchCore coreset, {options.rows} x 1024 by 128 dimensions, 10 %",
-        "comparison": compared({**whole, "maskbench": ours}, next(iter(whole))),
-        "picks_of_the_port": few,
-        "equal_among_the_first": int((picks["plain"] == picks["ours"][:few]).sum()),
+        "comparison": compare(timings, next(iter(timings))),
+        "n_picks_of_port": n_port,
+        "n_equal_picks": int((selections["port"] == selections["maskbench"][:n_port]).sum()),
     }
 
 
-def real(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
-    """The rows that PatchCore keeps of all training images, 10 %, and the patches of 8 test images of all kinds."""
-    said = {"method": ("patchcore",), "category": (options.category,), "dataset": "folder"}
+def real_features(options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
+    """Return the memory bank of all training images at 10 % and the patches of 8 test images of all kinds."""
     plan = make_plan(
         load_config(),
         registry.names("methods"),
-        options=said,
+        options={"method": ("patchcore",), "category": (options.category,), "dataset": "folder", "device": "cpu"},
         settings={"backbone": options.backbone},
         profile="code",
         paths={"data": options.data, "weights": options.weights},
     )
-    (job,) = schedule.make_schedule(plan, force=True).jobs
-    method, preprocessing = build_method(replace(job, device="cpu"))[2](), Preprocessing(**job.run.preprocessing)
+    (job,) = make_schedule(plan, force=True).jobs
+    _, method = build_method(job)
     assert isinstance(method, PatchCore)
-    method.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
-    bank, samples = method._fitted(), job.task.tests[options.category]
-    tested = FileImages(samples[:: len(samples) // 8][:8], preprocessing)
+    method.fit(FileImages(job.task.train, job.preprocessing), lambda *_: None)
+    samples = job.task.tests[options.category]
+    images = FileImages(samples[:: len(samples) // 8][:8], job.preprocessing)
     with torch.no_grad():
-        return bank.rows, [method._patches(image)[0] - bank.centre for image in tested.batches(1)]
+        return method.bank, [method.extract_patches(image)[0] - method.center for image in images.batches(1)]
 
 
 def score(options: argparse.Namespace) -> dict[str, Any]:
-    """The patches of one image against a bank."""
+    """Search the nearest rows for the patches of one image at a time."""
     import faiss
 
-    rows, asked = real(options) if options.data else (drawn(options.bank, 1024, 1), [drawn(784, 1024, 2)])
-    centre = rows.mean(dim=0)
-    rows, asked = rows - centre, [queries - centre for queries in asked]
-    bank = Bank.of(rows, centre)
+    if options.data:
+        rows, queries = real_features(options)
+    else:
+        rows, queries = synthetic_features(options.bank, 1024, 1), [synthetic_features(784, 1024, 2)]
+    center = rows.mean(dim=0)
+    rows, queries = rows - center, [patches - center for patches in queries]
+    bank = MemoryBank.from_rows(rows, center)
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(1024)
     index.add(rows.numpy())
-    calls: dict[str, Callable[[], Any]] = {
-        "exact faiss": lambda: [index.search(queries.numpy(), 1) for queries in asked],
-        "maskbench, float32": lambda: [nearest(queries, bank, 1) for queries in asked],
+    candidates: dict[str, Callable[[], Any]] = {
+        "exact faiss": lambda: [index.search(patches.numpy(), 1) for patches in queries],
+        "maskbench, float32": lambda: [nearest_neighbors(patches, bank, 1) for patches in queries],
     }
     if options.half:
-        half = Bank.of(rows, centre, "bfloat16")
-        calls["maskbench, bfloat16"] = lambda: [nearest(queries, half, 1) for queries in asked]
-    comparison = compared(interleave(calls, options.rounds, warmups=2), "exact faiss")
-    queries = torch.cat(asked)
-    exact = torch.cdist(queries.double(), rows.double()).square().min(dim=1)
-    theirs, places = (torch.from_numpy(found)[:, 0] for found in index.search(queries.numpy(), 1))
-    squared, found = (ours[:, 0] for ours in nearest(queries, bank, 1))
-    wrong = {"exact faiss": theirs, "maskbench, float32": squared}
+        half_precision = MemoryBank.from_rows(rows, center, "bfloat16")
+        candidates["maskbench, bfloat16"] = lambda: [
+            nearest_neighbors(patches, half_precision, 1) for patches in queries
+        ]
+    comparison = compare(run_interleaved(candidates, options.rounds, warmups=2), "exact faiss")
+    all_queries = torch.cat(queries)
+    exact = torch.cdist(all_queries.double(), rows.double()).square().min(dim=1).values
+    faiss_squared, faiss_rows = (torch.from_numpy(values)[:, 0] for values in index.search(all_queries.numpy(), 1))
+    squared, nearest_rows = (values[:, 0] for values in nearest_neighbors(all_queries, bank, 1))
+    distances = {"exact faiss": faiss_squared, "maskbench, float32": squared}
     return {
-        "what": f"PatchCore scoring, {len(asked)} times {len(asked[0])} patches against {len(rows)} x 1024",
-        "features": f"{options.backbone} on {options.category}" if options.data else "drawn",
-        "sought_in_few_dimensions_first": bank.few is not None,
+        "what": f"PatchCore scoring, {len(queries)} times {len(queries[0])} patches against {len(rows)} x 1024",
+        "features": f"{options.backbone} on {options.category}" if options.data else "synthetic",
+        "uses_projection": bank.projected is not None,
         "comparison": comparison,
-        "equal_neighbours": float((places == found).float().mean()),
-        "largest_relative_error": {  # beside double precision
-            name: float(((one - exact.values).abs() / exact.values).max()) for name, one in wrong.items()
+        "equal_neighbors": float((faiss_rows == nearest_rows).float().mean()),
+        "largest_relative_error": {  # relative to double precision
+            name: float(((values - exact).abs() / exact).max()) for name, values in distances.items()
         },
     }
 
@@ -125,23 +135,23 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=("coreset", "score"))
-    parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
     parser.add_argument("--rows", type=int, default=163_856, help="coreset: patches (default: 163856, 209 images)")
-    parser.add_argument("--picks", type=int, default=40, help="coreset: picks of the timed port (default: 40)")
-    parser.add_argument("--bank", type=int, default=16_385, help="score: rows of the bank (default: 16385)")
-    parser.add_argument("--data", type=Path, help="score: a folder of real images instead of drawn features")
-    parser.add_argument("--category", default="bottle", help="score --data: of that folder (default: bottle)")
+    parser.add_argument("--picks", type=int, default=40, help="coreset: timed selections of the port (default: 40)")
+    parser.add_argument("--bank", type=int, default=16_385, help="score: rows of the memory bank (default: 16385)")
+    parser.add_argument("--data", type=Path, help="score: a folder of real images instead of synthetic features")
+    parser.add_argument("--category", default="bottle", help="score --data: category (default: bottle)")
     parser.add_argument("--backbone", default="resnet18.tv_in1k", help="score --data: (default: resnet18.tv_in1k)")
-    parser.add_argument("--weights", type=Path, help="score --data: where the backbone's weights lie")
-    parser.add_argument("--half", action="store_true", help="score: also bfloat16, where the processor has it")
-    parser.add_argument("--json", type=Path, help="where to write the result (default: benchmarks/results/)")
+    parser.add_argument("--weights", type=Path, help="score --data: folder of backbone weights")
+    parser.add_argument("--half", action="store_true", help="score: also bfloat16, if the processor supports it")
+    parser.add_argument("--json", type=Path, help="file of the result (default: in benchmarks/results/)")
     options = parser.parse_args()
-    found = {"coreset": coreset, "score": score}[options.what](options)
-    print(told(found["comparison"]))
-    print({key: value for key, value in found.items() if key not in {"comparison", "what"}})
+    measurement = {"coreset": coreset, "score": score}[options.what](options)
+    print(format_comparison(measurement["comparison"]))
+    print({key: value for key, value in measurement.items() if key not in {"comparison", "what"}})
     packages = ["faiss-cpu"] if options.what == "score" else []
     name = f"patchcore_{options.what}" + (f"_{options.category}" if options.data else "")
-    write(name, found, *packages, json_path=options.json)
+    write_result(name, measurement, *packages, json_path=options.json)
 
 
 if __name__ == "__main__":

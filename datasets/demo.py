@@ -1,13 +1,14 @@
-"""Demo: four products drawn by a seeded generator, for a first run that needs no download. Synthetic, and said so.
+"""Demo: synthetic images of four products from a seeded generator, for a first run without a download.
 
-Two textures (`fabric`, `steel`) and two objects (`gear`, `blister`), 256 x 256 pixels, each with 40 good images to
-train on, 12 good ones to test on, and 4 kinds of defects in 7 images each with exact masks: 320 images, about 39 MB.
-Every image is taken twice with the same random draws, with and without its defect; the mask is where the two differ
-visibly, and outside of it they are equal to the bit. Many defects are faint or small on purpose.
+Two textures (`fabric`, `steel`) and two objects (`gear`, `blister`), 256 x 256 pixels, each with 40 good training
+images, 12 good test images and 7 images of each of 4 kinds of defects with exact masks: 320 images, about 39 MB. A
+defective image is rendered twice with the same random draws, with and without its defect; the mask contains the visible
+differences, and outside the mask both renderings are equal. Many defects are faint or small on purpose.
 
-Nobody owns the images; draw as many as you like. They lie under the given root in a folder named after `VERSION`,
-which rises with every change of the drawing: an old drawing is never mistaken for a new one. Pixels are the same on
-every machine, as far as numpy's generator keeps its streams; the files' bytes follow the compression library as well.
+The images have no owner and no licence. They are written into a folder below the root that is named after `VERSION`,
+which increases with every change of the generator, so images of different versions are never mixed. The pixels are
+equal on all machines as long as NumPy's generator keeps its streams; the bytes of the files also depend on the
+compression library.
 """
 
 import logging
@@ -25,20 +26,22 @@ from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
 from .parts import blister, fabric, gear, steel
-from .parts.layout import categories
-from .parts.surface import Camera, Mask, Picture, Surface, photograph
+from .parts.layout import list_categories
+from .parts.surface import Camera, Mask, Pixels, Surface, render
 
 TITLE = "Demo"
 SYNTHETIC = True
-ABOUT = "drawn at first use, in 10 to 40 seconds; 320 synthetic images of 256 x 256 pixels, 39 MB"
+ABOUT = "generated at first use, in 10 to 40 seconds; 320 synthetic images of 256 x 256 pixels, 39 MB"
 
 VERSION = 1
-"""Of the drawing. Raise it with every change that moves a pixel."""
+"""Version of the generator. Increase it with every change that changes a pixel."""
 
-TRAIN, TEST_GOOD, TEST_DEFECT = 40, 12, 7
-"""Images a category: to train on, good ones to test on, and of each kind of defect."""
+N_TRAIN, N_TEST_GOOD, N_TEST_DEFECT = 40, 12, 7
+"""Images per category: training, good test, and test images of each kind of defect."""
 
 Draw = Callable[[Generator, str | None, Generator], Surface]
+"""Function of (generator of the product, defect or None, generator of the defect)."""
+
 PRODUCTS: dict[str, tuple[Draw, tuple[str, ...]]] = {
     "blister": (blister.draw, blister.DEFECTS),
     "fabric": (fabric.draw, fabric.DEFECTS),
@@ -50,76 +53,76 @@ log = logging.getLogger(__name__)
 
 
 def samples(root: Path) -> list[Sample]:
-    """The samples, drawn into a folder under `root` if they are not there yet.
+    """List the samples; generate them below `root` if they do not exist.
 
-    Raises BenchError where `root` can't be written to, or where a drawn image has gone since.
+    Raises:
+        BenchError: `root` can't be written to, or a generated image is missing.
     """
     folder = root / f"drawing-{VERSION}"
+    hint = f"Remove {folder}; the next run generates it again."
     if not folder.is_dir():
-        _fill(root, folder)
-    found = categories([folder / name for name in PRODUCTS], TITLE, f"Remove {folder}, and it is drawn anew.")
-    expected = len(list(_shots()))
-    if len(found) != expected:
-        raise BenchError(
-            f"The demo has {expected} images; {folder} holds {len(found)}. Remove it, and it is drawn anew."
-        )
-    return found
+        _generate(root, folder)
+    listed = list_categories([folder / name for name in PRODUCTS], TITLE, hint)
+    expected = len(list(image_keys()))
+    if len(listed) != expected:
+        raise BenchError(f"The demo must have {expected} images; {folder} has {len(listed)}. {hint}")
+    return listed
 
 
-def shoot(product: str, split: Split, kind: str, index: int) -> tuple[Picture, Mask]:
-    """One image (256, 256, 3) and the mask (256, 256) of its defect; `kind` is a defect or "good"."""
-    good, bad, camera = twins(product, split, kind, index)
-    return photograph(camera, good, bad)
+def draw_image(product: str, split: Split, kind: str, index: int) -> tuple[Pixels, Mask]:
+    """Return one image (256, 256, 3) and its mask (256, 256); `kind` is a defect or "good"."""
+    good, defective, camera = surfaces_and_camera(product, split, kind, index)
+    return render(camera, good, defective)
 
 
-def twins(product: str, split: Split, kind: str, index: int) -> tuple[Surface, Surface | None, Camera]:
-    """The good surface, the same with its defect (None where `kind` is "good"), and the camera that takes both."""
+def surfaces_and_camera(product: str, split: Split, kind: str, index: int) -> tuple[Surface, Surface | None, Camera]:
+    """Return the good surface, the same surface with its defect (None if `kind` is "good"), and the camera."""
 
-    def stream(part: str) -> Generator:
-        """Random draws of this image's own, whichever was drawn before it."""
+    def generator(part: str) -> Generator:
+        """Return a generator that depends on this image and part only, not on the images drawn before."""
         return default_rng(list(f"{product}/{split}/{kind}/{index}/{part}".encode()))
 
     draw, _ = PRODUCTS[product]
-    good = draw(stream("item"), None, stream("flaw"))
-    bad = None if kind == GOOD else draw(stream("item"), kind, stream("flaw"))
-    return good, bad, Camera.draw(stream("camera"))
+    good = draw(generator("item"), None, generator("flaw"))
+    defective = None if kind == GOOD else draw(generator("item"), kind, generator("flaw"))
+    return good, defective, Camera.sample(generator("camera"))
 
 
-def _fill(root: Path, folder: Path) -> None:
-    """Draws the whole set beside `folder` and renames it, so that no run, killed or parallel, leaves half a set."""
-    log.info("Drawing the demo's images into %s, once.", folder)
+def image_keys() -> Iterator[tuple[str, Split, str, int]]:
+    """Yield product, split, kind and index of each image."""
+    for product, (_, defects) in PRODUCTS.items():
+        yield from ((product, "train", GOOD, index) for index in range(N_TRAIN))
+        yield from ((product, "test", GOOD, index) for index in range(N_TEST_GOOD))
+        yield from ((product, "test", defect, index) for defect in defects for index in range(N_TEST_DEFECT))
+
+
+def _generate(root: Path, folder: Path) -> None:
+    """Write all images into a temporary folder and rename it, so `folder` is complete even after an interruption."""
+    log.info("Generating the demo images in %s.", folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".drawing-", dir=root) as workshop:
-            drawn = Path(workshop) / folder.name
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy works outside Python's lock
-                list(pool.map(lambda shot: _write(drawn, *shot), _shots()))
+        with TemporaryDirectory(prefix=".drawing-", dir=root) as temporary:
+            target = Path(temporary) / folder.name
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy releases Python's global lock
+                list(pool.map(lambda key: _write(target, *key), image_keys()))
             try:
-                drawn.rename(folder)
+                target.rename(folder)
             except OSError:
-                if not folder.is_dir():  # else another process was faster, and drew the same
+                if not folder.is_dir():  # otherwise another process has written the same images
                     raise
     except OSError as error:
         raise BenchError(
-            f"The demo draws its images into {root}, which failed ({error.strerror or error}). "
-            "Name a folder that can be written to, with 60 MB of room."
+            f"The folder of the demo must be writable, with 60 MB of free space; {root} is not "
+            f"({error.strerror or error}). Pass another with --data DIR."
         ) from error
 
 
-def _shots() -> Iterator[tuple[str, Split, str, int]]:
-    """Product, split, kind and index of each image of the set."""
-    for product, (_, defects) in PRODUCTS.items():
-        yield from ((product, "train", GOOD, index) for index in range(TRAIN))
-        yield from ((product, "test", GOOD, index) for index in range(TEST_GOOD))
-        yield from ((product, "test", defect, index) for defect in defects for index in range(TEST_DEFECT))
-
-
 def _write(folder: Path, product: str, split: Split, kind: str, index: int) -> None:
-    """One image and the mask of its defect, where the layout has them."""
-    picture, mask = shoot(product, split, kind, index)
-    files = {folder / product / split / kind / f"{index:03d}.png": Image.fromarray(picture)}
+    """Write one image and the mask of its defect in the common layout."""
+    pixels, mask = draw_image(product, split, kind, index)
+    files = {folder / product / split / kind / f"{index:03d}.png": Image.fromarray(pixels)}
     if kind != GOOD:
         files[folder / product / "ground_truth" / kind / f"{index:03d}_mask.png"] = Image.fromarray(mask).convert("L")
     for path, image in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, compress_type=zlib.Z_HUFFMAN_ONLY)  # noise has no repeats worth a search
+        image.save(path, compress_type=zlib.Z_HUFFMAN_ONLY)  # noise has no repetitions worth a search

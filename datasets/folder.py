@@ -1,9 +1,9 @@
-"""Your own images: any folder of categories, each with good images to train on and any images to test on.
+"""Your own images: a folder of categories, each with good training images and any test images.
 
-Layout: `<category>/train/good/`, `<category>/test/good/`, `<category>/test/<defect>/`, and masks where there are any in
-`<category>/ground_truth/<defect>/`, named `<stem>_mask.*` or `<stem>.*` after their image. Every usual extension in any
-case. The root may be one category's folder, or hold the categories up to three levels down. Other splits, such as
-`validation/`, are left out.
+Layout: `<category>/train/good/`, `<category>/test/good/`, `<category>/test/<defect>/` and, if there are masks,
+`<category>/ground_truth/<defect>/` with files named `<stem>_mask.*` or `<stem>.*` after their image. All common image
+formats are read. The root may be the folder of one category, or contain the categories up to three levels below.
+Other splits, such as `validation/`, are not used.
 """
 
 from pathlib import Path
@@ -11,42 +11,45 @@ from pathlib import Path
 from bench.dataset import Sample
 from bench.errors import BenchError
 
-from .parts.layout import categories, check_root, folders
+from .parts.layout import check_root, list_categories, subfolders
 
 TITLE = "Own images"
 SYNTHETIC = False
 ABOUT = (
-    "your own images: folders as <category>/train/good/, <category>/test/<defect>/ and, for masks, "
+    "your own images in the folders <category>/train/good/, <category>/test/<defect>/ and, for masks, "
     "<category>/ground_truth/<defect>/<stem>_mask.png"
 )
 
-LEVELS = 3
+MAX_DEPTH = 3
+"""Number of levels below the root that are searched for categories."""
 
 
 def samples(root: Path) -> list[Sample]:
-    """The categories found in `root`, by name; BenchError where there is none or two share a name."""
-    mend = f"Lay them out so, or say where they lie with --data DIR ({ABOUT})."
-    check_root(root, TITLE, mend)
-    found = _categories(root.resolve(), LEVELS, set())
-    if not found:
-        raise BenchError(f"A category is a folder with train/ and test/ in it; there is none in {root}. {mend}")
-    named: dict[str, Path] = {}
-    for path in found:
-        if path.name in named:
+    """List the categories below `root`, sorted by name. Raises BenchError if there is none or two share a name."""
+    hint = f"Use this layout, or pass the folder with --data DIR ({ABOUT})."
+    check_root(root, TITLE, hint)
+    folders = _category_folders(root.resolve(), MAX_DEPTH, set())
+    if not folders:
+        raise BenchError(f"A category must be a folder with train/ and test/; none in {root}. {hint}")
+    by_name: dict[str, Path] = {}
+    for path in folders:
+        if path.name in by_name:
             raise BenchError(
-                f"Categories must differ in name; '{path.name}' is in {named[path.name].parent} and in {path.parent}. "
-                "Rename one, or point --data at one of the two."
+                f"Categories must have different names; '{path.name}' is in {by_name[path.name].parent} and in "
+                f"{path.parent}. Rename one, or pass one of the two with --data."
             )
-        named[path.name] = path
-    return categories(found, TITLE, mend)
+        by_name[path.name] = path
+    return list_categories(folders, TITLE, hint)
 
 
-def _categories(folder: Path, levels: int, seen: set[Path]) -> list[Path]:
-    """Folders with train/ or test/ in them, not searched any deeper. A link to where the search has been is skipped."""
-    place = folder.resolve()
-    if place in seen:
+def _category_folders(folder: Path, depth: int, visited: set[Path]) -> list[Path]:
+    """Return the folders with train/ or test/, which are not searched further. A visited folder is skipped."""
+    resolved = folder.resolve()
+    if resolved in visited:
         return []
-    seen.add(place)
+    visited.add(resolved)
     if (folder / "train").is_dir() or (folder / "test").is_dir():
         return [folder]
-    return [path for below in folders(folder) if levels for path in _categories(below, levels - 1, seen)]
+    if not depth:
+        return []
+    return [path for child in subfolders(folder) for path in _category_folders(child, depth - 1, visited)]

@@ -1,26 +1,27 @@
-"""MPDD, metal parts defect detection: six painted metal parts, several at once, turned and out of focus.
+"""MPDD, Metal Parts Defect Detection: six painted metal parts, often several per image, rotated or out of focus.
 
 Owner: Brno University of Technology (Jezek et al., ICUMT 2021), https://github.com/stepanje/MPDD. Licence
 CC BY-NC-SA 4.0: no commercial use. 1346 images of 1024 x 1024 pixels, PNG.
 
 Layout, as unpacked: `<category>/train/good/NNN.png`, `<category>/test/<defect>/NNN.png` and
-`<category>/ground_truth/<defect>/NNN_mask.png`, as MVTec AD.
+`<category>/ground_truth/<defect>/NNN_mask.png`, as in MVTec AD.
 """
 
 from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, official
+from .parts.layout import Counts, list_official
 
 TITLE = "MPDD"
 SYNTHETIC = False
 ABOUT = (
     "MPDD, CC BY-NC-SA 4.0, 1346 images of 1024 x 1024 pixels, from https://github.com/stepanje/MPDD; unpacked it has "
-    "folders as connector/train/good/, connector/test/<defect>/ and connector/ground_truth/<defect>/"
+    "the folders connector/train/good/, connector/test/<defect>/, connector/ground_truth/<defect>/ and so on"
 )
 
-# Train, test good, test defective. [M] By category from recollection; their sums 888, 176 and 282 are the paper's.
+# Training, good test, defective test images. The counts per category were not verified against the data; their sums
+# 888, 176 and 282 are those in the paper [P].
 COUNTS = {
     "bracket_black": Counts(289, 32, 47),
     "bracket_brown": Counts(185, 26, 51),
@@ -32,8 +33,9 @@ COUNTS = {
 
 
 def samples(root: Path) -> list[Sample]:
-    """The categories found in `root`, or the one that `root` is; BenchError where there is none.
+    """List the categories in `root`, or `root` itself if it is a category.
 
-    Warns where categories are absent and where counts differ from the official ones.
+    Logs a warning if categories are missing or counts differ from the official ones. Raises BenchError if there is no
+    category.
     """
-    return official(root, TITLE, COUNTS, f"Unpack it there or say where with --data DIR ({ABOUT}).")
+    return list_official(root, TITLE, COUNTS, f"Unpack it there or pass its folder with --data DIR ({ABOUT}).")

@@ -1,26 +1,27 @@
-"""MVTec AD: 15 products, good images to train on, 73 kinds of defects with masks.
+"""MVTec AD: 15 products with good training images and 73 kinds of defects with masks.
 
 Owner: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-ad (Bergmann et al., CVPR 2019 and
 IJCV 2021). Licence CC BY-NC-SA 4.0: no commercial use. 4.9 GB, PNG, 700 to 1024 pixels square.
 
 Layout, as unpacked: `<category>/train/good/NNN.png`, `<category>/test/<defect>/NNN.png` and
-`<category>/ground_truth/<defect>/NNN_mask.png`. Copies in other formats (JPEG) are read alike.
+`<category>/ground_truth/<defect>/NNN_mask.png`. Copies in other formats (JPEG) are read as well.
 """
 
 from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, official
+from .parts.layout import Counts, list_official
 
 TITLE = "MVTec AD"
 SYNTHETIC = False
 ABOUT = (
     "MVTec AD, CC BY-NC-SA 4.0, 4.9 GB, from https://www.mvtec.com/company/research/datasets/mvtec-ad; unpacked it has "
-    "folders as bottle/train/good/, bottle/test/<defect>/ and bottle/ground_truth/<defect>/"
+    "the folders bottle/train/good/, bottle/test/<defect>/, bottle/ground_truth/<defect>/ and so on"
 )
 
-COUNTS = {  # train, test good, test defective; from the file lists in zhiyuanyou/UniAD, 3629 + 467 + 1258 in all
+# Training, good test, defective test images, from the file lists in zhiyuanyou/UniAD; in total 3629, 467 and 1258.
+COUNTS = {
     "bottle": Counts(209, 20, 63),
     "cable": Counts(224, 58, 92),
     "capsule": Counts(219, 23, 109),
@@ -40,8 +41,9 @@ COUNTS = {  # train, test good, test defective; from the file lists in zhiyuanyo
 
 
 def samples(root: Path) -> list[Sample]:
-    """The categories found in `root`, or the one that `root` is; BenchError where there is none.
+    """List the categories in `root`, or `root` itself if it is a category.
 
-    Warns where categories are absent and where counts differ from the official ones.
+    Logs a warning if categories are missing or counts differ from the official ones. Raises BenchError if there is no
+    category.
     """
-    return official(root, TITLE, COUNTS, f"Unpack it there or say where with --data DIR ({ABOUT}).")
+    return list_official(root, TITLE, COUNTS, f"Unpack it there or pass its folder with --data DIR ({ABOUT}).")

@@ -1,27 +1,28 @@
-"""MVTec 3D-AD: ten products in colour and depth, of which the colour images are used here.
+"""MVTec 3D-AD: ten products as color and depth images; only the color images are used.
 
 Owner: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-3d-ad (Bergmann et al., VISAPP 2022).
-Licence CC BY-NC-SA 4.0: no commercial use. About 13 GB, nearly all of it depth.
+Licence CC BY-NC-SA 4.0: no commercial use. About 13 GB, most of it depth.
 
 Layout, as unpacked: `<category>/{train,validation,test}/<defect>/{rgb,gt,xyz}/NNN.{png,png,tiff}`. Images come from
-`rgb/`, masks from `gt/`; `xyz/` is not read. Good images have masks too, all black, which are not needed.
-`validation/` (294 images) is left out, and said so.
+`rgb/`, masks from `gt/`; `xyz/` is not read. The masks of good images, which are black, are not used. `validation/`
+(294 images) is not used; a warning says so.
 """
 
 from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, images, left_out, official
+from .parts.layout import Counts, image_files, list_official, warn_unused_split
 
-TITLE = "MVTec 3D-AD (colour)"
+TITLE = "MVTec 3D-AD (color)"
 SYNTHETIC = False
 ABOUT = (
     "MVTec 3D-AD, CC BY-NC-SA 4.0, about 13 GB, from https://www.mvtec.com/company/research/datasets/mvtec-3d-ad; "
-    "unpacked it has folders as tire/train/good/rgb/, tire/test/<defect>/rgb/ and tire/test/<defect>/gt/"
+    "unpacked it has the folders tire/train/good/rgb/, tire/test/<defect>/rgb/, tire/test/<defect>/gt/ and so on"
 )
 
-# Train, test good, test defective. [M] By category from recollection; their sums 2656, 249 and 948 are the paper's.
+# Training, good test, defective test images. The counts per category were not verified against the data; their sums
+# 2656, 249 and 948 are those in the paper [P].
 COUNTS = {
     "bagel": Counts(244, 22, 88),
     "cable_gland": Counts(223, 21, 87),
@@ -37,15 +38,16 @@ COUNTS = {
 
 
 def samples(root: Path) -> list[Sample]:
-    """The categories found in `root`, or the one that `root` is; BenchError where there is none.
+    """List the categories in `root`, or `root` itself if it is a category.
 
-    Warns where categories are absent, where counts differ from the official ones, and of `validation/`.
+    Logs a warning if categories are missing, if counts differ from the official ones, and if there is a `validation/`.
+    Raises BenchError if there is no category.
     """
-    mend = f"Unpack it there or say where with --data DIR ({ABOUT})."
-    found = official(root, TITLE, COUNTS, mend, inner="rgb", masks=_masks)
-    left_out(found, TITLE, "validation")
-    return found
+    hint = f"Unpack it there or pass its folder with --data DIR ({ABOUT})."
+    samples = list_official(root, TITLE, COUNTS, hint, image_folder="rgb", masks=_find_masks)
+    warn_unused_split(samples, TITLE, "validation")
+    return samples
 
 
-def _masks(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
-    return {path.stem: (path,) for path in images(folder / "test" / defect / "gt")}
+def _find_masks(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
+    return {path.stem: (path,) for path in image_files(folder / "test" / defect / "gt")}

@@ -1,30 +1,31 @@
-"""MVTec LOCO AD: five products with structural and logical anomalies, as a part too many or in the wrong place.
+"""MVTec LOCO AD: five products with structural and logical anomalies, such as an extra or a misplaced part.
 
 Owner: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-loco (Bergmann et al., IJCV 2022).
 Licence CC BY-NC-SA 4.0: no commercial use. About 6 GB, PNG, 800 to 1700 pixels a side.
 
 Layout, as unpacked: `<category>/{train,validation,test}/good/NNN.png`, `<category>/test/logical_anomalies/NNN.png`,
-`.../structural_anomalies/NNN.png`, and for each of these a folder of masks, one a defect, as
-`<category>/ground_truth/<kind>/NNN/{000,001,...}.png`. They are united here: the data set's own metric, sPRO, which
-saturates on the single regions, is not what maskbench computes. `validation/` (305 images) is left out, and said so.
+`.../structural_anomalies/NNN.png`, and for each defective image a folder with one mask per defect,
+`<category>/ground_truth/<kind>/NNN/{000,001,...}.png`. The union of these masks is used, because maskbench does not
+compute the metric of this data set, sPRO, which saturates per region. `validation/` (305 images) is not used; a warning
+says so.
 """
 
 from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, folders, images, left_out, official
+from .parts.layout import Counts, image_files, list_official, subfolders, warn_unused_split
 
 TITLE = "MVTec LOCO AD"
 SYNTHETIC = False
 ABOUT = (
     "MVTec LOCO AD, CC BY-NC-SA 4.0, about 6 GB, from https://www.mvtec.com/company/research/datasets/mvtec-loco; "
-    "unpacked it has folders as pushpins/train/good/, pushpins/test/logical_anomalies/ and "
-    "pushpins/ground_truth/logical_anomalies/000/"
+    "unpacked it has the folders pushpins/train/good/, pushpins/test/logical_anomalies/, "
+    "pushpins/ground_truth/logical_anomalies/000/ and so on"
 )
 
-# Train, test good, test defective. [M] By category from recollection; the sums 1778, 575 and 993 are those of the
-# unpacked archive (the paper's text says 1772 to train on).
+# Training, good test, defective test images. The counts per category were not verified against the data; their sums
+# 1778, 575 and 993 are those of the unpacked archive (the paper has 1772 training images) [P].
 COUNTS = {
     "breakfast_box": Counts(351, 102, 173),
     "juice_bottle": Counts(335, 94, 236),
@@ -35,15 +36,17 @@ COUNTS = {
 
 
 def samples(root: Path) -> list[Sample]:
-    """The categories found in `root`, or the one that `root` is; BenchError where there is none.
+    """List the categories in `root`, or `root` itself if it is a category.
 
-    Warns where categories are absent, where counts differ from the official ones, and of `validation/`.
+    Logs a warning if categories are missing, if counts differ from the official ones, and if there is a `validation/`.
+    Raises BenchError if there is no category.
     """
-    found = official(root, TITLE, COUNTS, f"Unpack it there or say where with --data DIR ({ABOUT}).", masks=_masks)
-    left_out(found, TITLE, "validation")
-    return found
+    hint = f"Unpack it there or pass its folder with --data DIR ({ABOUT})."
+    samples = list_official(root, TITLE, COUNTS, hint, masks=_find_masks)
+    warn_unused_split(samples, TITLE, "validation")
+    return samples
 
 
-def _masks(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
-    found = {path.name: tuple(images(path)) for path in folders(folder / "ground_truth" / defect)}
-    return {stem: paths for stem, paths in found.items() if paths}
+def _find_masks(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
+    masks = {path.name: tuple(image_files(path)) for path in subfolders(folder / "ground_truth" / defect)}
+    return {stem: paths for stem, paths in masks.items() if paths}

@@ -1,12 +1,12 @@
-"""VisA, the visual anomaly data set: twelve products, some of them several at once, printed boards among them.
+"""VisA, the Visual Anomaly data set: twelve products, some with several objects per image, among them printed boards.
 
 Owner: Amazon (Zou et al., SPot-the-Difference, ECCV 2022), https://github.com/amazon-science/spot-diff. Licence
 CC BY 4.0. 1.9 GB, 10821 images, JPEG, about 1000 x 1500 pixels.
 
 Layout, as unpacked from `VisA_20220922.tar`: `<category>/Data/Images/{Normal,Anomaly}/NNN.JPG`,
-`<category>/Data/Masks/Anomaly/NNN.png`, and the splits in `split_csv/`, of which `1cls.csv` is the one that the field
-reports: columns `object,split,label,image,mask`. Masks hold the index of a defect's class, so every pixel above zero
-is defect; all defective images are one kind here, "anomaly".
+`<category>/Data/Masks/Anomaly/NNN.png`, and the splits in `split_csv/`, of which `1cls.csv` is the common benchmark,
+with the columns `object,split,label,image,mask`. Masks contain the class index of a defect, so every pixel above zero
+is defective; all defective images have the defect "anomaly".
 """
 
 import csv
@@ -15,17 +15,17 @@ from pathlib import Path
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
-from .parts.layout import Counts, check_root, compare, contents, listed, log
+from .parts.layout import Counts, check_root, describe_folder, join_names, log, warn_count_mismatch
 
 TITLE = "VisA"
 SYNTHETIC = False
 ABOUT = (
     "VisA, CC BY 4.0, 1.9 GB, from https://github.com/amazon-science/spot-diff; unpacked it has split_csv/1cls.csv and "
-    "folders as candle/Data/Images/Normal/ and candle/Data/Masks/Anomaly/"
+    "the folders candle/Data/Images/Normal/, candle/Data/Masks/Anomaly/ and so on"
 )
 
-# Train, test good, test defective. [M] By category from recollection; their sums 8659, 962 and 1200 are those of the
-# unpacked 1cls.csv.
+# Training, good test, defective test images. The counts per category were not verified against the data; their sums
+# 8659, 962 and 1200 are those of the unpacked 1cls.csv.
 COUNTS = {
     "candle": Counts(900, 100, 100),
     "capsules": Counts(542, 60, 100),
@@ -47,53 +47,62 @@ LABELS = {"normal": GOOD, "anomaly": "anomaly"}
 
 
 def samples(root: Path) -> list[Sample]:
-    """The rows of split_csv/1cls.csv whose images are there; BenchError where the file is absent or odd.
+    """List the rows of split_csv/1cls.csv whose images exist.
 
-    Warns where categories or images are absent and where counts differ from the official ones.
+    Logs a warning if categories or images are missing or counts differ from the official ones. Raises BenchError if
+    the table is missing or invalid.
     """
-    mend = f"Unpack it there or say where with --data DIR ({ABOUT})."
-    check_root(root, TITLE, mend)
+    hint = f"Unpack it there or pass its folder with --data DIR ({ABOUT})."
+    check_root(root, TITLE, hint)
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
-        raise BenchError(f"{TITLE} has split_csv/1cls.csv; {root} has not, but {contents(root)}. {mend}")
-    every = [_sample(root, table, row) for row in _rows(table)]
-    found = [sample for sample in every if sample.image.is_file()]
-    if {sample.split for sample in found} != set(SPLITS):
-        raise BenchError(f"{TITLE} needs images to train and to test on; {root} has not those of {table.name}. {mend}")
-    present = {sample.category for sample in found}
-    gone = [str(sample.image.relative_to(root)) for sample in every
-            if sample.category in present and not sample.image.is_file()]  # fmt: skip
-    if gone:
-        log.warning("%s: %d images of %s are absent and left out: %s.", TITLE, len(gone), table.name, listed(gone))
-    compare(found, TITLE, COUNTS)
-    return sorted(found, key=lambda each: (each.category, each.split == "test", each.defect, each.image.name))
+        raise BenchError(f"{TITLE} needs split_csv/1cls.csv; {root} has {describe_folder(root)}. {hint}")
+    rows = [_sample(root, table, row) for row in _read_rows(table)]
+    present = [sample for sample in rows if sample.image.is_file()]
+    if {sample.split for sample in present} != set(SPLITS):
+        raise BenchError(f"{TITLE} needs training and test images; {root} lacks those of {table.name}. {hint}")
+    categories = {sample.category for sample in present}
+    missing = [str(sample.image.relative_to(root)) for sample in rows
+               if sample.category in categories and not sample.image.is_file()]  # fmt: skip
+    if missing:
+        log.warning("%s: %d images of %s are missing: %s.", TITLE, len(missing), table.name, join_names(missing))
+    warn_count_mismatch(present, TITLE, COUNTS)
+    return sorted(
+        present, key=lambda sample: (sample.category, sample.split == "test", sample.defect, sample.image.name)
+    )
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
+def _read_rows(table: Path) -> list[dict[str, str]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise BenchError(f"{table} must be a readable table; it is not: {error}. Unpack it again.") from error
+        raise BenchError(f"{table} must be a readable CSV file: {error}. Unpack it again.") from error
     for number, row in enumerate(rows, start=2):
         if any(row.get(column) is None for column in COLUMNS):
-            raise BenchError(f"{table} has the columns {', '.join(COLUMNS)}; line {number} lacks one. Unpack it again.")
+            raise BenchError(
+                f"{table} must have the columns {', '.join(COLUMNS)}; line {number} lacks one. Unpack it again."
+            )
         if row["object"] not in COUNTS or row["split"] not in SPLITS or row["label"] not in LABELS:
-            told = f"{row['object']}, {row['split']}, {row['label']}"
-            raise BenchError(f"{table} names {TITLE}'s objects, train or test, normal or anomaly; line {number} says "
-                             f"{told}. Unpack it again.")  # fmt: skip
+            values = f"{row['object']}, {row['split']}, {row['label']}"
+            raise BenchError(
+                f"{table} must have a category of {TITLE}, train or test, and normal or anomaly; line {number} has "
+                f"{values}. Unpack it again."
+            )
         if row["split"] == "train" and row["label"] != "normal":
-            raise BenchError(f"{table} trains on normal images only; line {number} does not. Unpack it again.")
+            raise BenchError(
+                f"{table} must have normal training images only; line {number} has an anomaly. Unpack it again."
+            )
     return rows
 
 
 def _sample(root: Path, table: Path, row: dict[str, str]) -> Sample:
-    masks = (_inside(root, table, row["mask"]),) if row["mask"] and row["label"] == "anomaly" else ()
-    return Sample(_inside(root, table, row["image"]), row["object"], SPLITS[row["split"]], LABELS[row["label"]], masks)
+    masks = (_file(root, table, row["mask"]),) if row["mask"] and row["label"] == "anomaly" else ()
+    return Sample(_file(root, table, row["image"]), row["object"], SPLITS[row["split"]], LABELS[row["label"]], masks)
 
 
-def _inside(root: Path, table: Path, name: str) -> Path:
-    """A file that the table names. Raises BenchError where it would lie outside the data set."""
+def _file(root: Path, table: Path, name: str) -> Path:
+    """Return a file that the table names. Raises BenchError if it is outside the data set."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BenchError(f"{table} names files within {root}; {name} is none. Unpack it again.")
+        raise BenchError(f"{table} must name files inside {root}, got {name}. Unpack it again.")
     return root / name

@@ -140,7 +140,7 @@ class Autoencoder(Method):
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
-        self._input_size = _input_size(settings, setup.size)
+        self.input_size = _input_size(settings, setup.size)
         with torch.device("meta"):  # sizes that do not fit the settings raise an error here, before fit
             self.build_network()
 
@@ -188,7 +188,7 @@ class Autoencoder(Method):
         interpolated. Pixels beyond the image are reflected.
         """
         settings, b = self.settings, len(images)
-        image, view = (torch.tensor(size[::-1]) for size in (images.shape[2:], self._input_size))  # (2,): width, height
+        image, view = (torch.tensor(size[::-1]) for size in (images.shape[2:], self.input_size))  # (2,): width, height
         # (b, 4): whether to rotate, to shift, and to flip along each axis
         is_chosen = torch.rand(b, 4, generator=generator) < settings.augment_probability
         angles = (torch.rand(b, generator=generator) * 2 - 1) * is_chosen[:, 0] * math.radians(settings.rotation)
@@ -203,7 +203,7 @@ class Autoencoder(Method):
         rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(b, 2, 2) * flips[:, None]
         # Maps the coordinates of a view, -1 to 1 between its borders, to those of the image.
         affine = torch.cat([rotation * view / image[:, None], 2 * (shifts / image)[:, :, None]], dim=2)  # (b, 2, 3)
-        grid = F.affine_grid(affine.to(images.device), [b, 3, *self._input_size], align_corners=False)
+        grid = F.affine_grid(affine.to(images.device), [b, 3, *self.input_size], align_corners=False)
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     @torch.no_grad()
@@ -256,7 +256,7 @@ class Autoencoder(Method):
 
     def info(self) -> dict[str, str | int | float]:
         """Return the size of the network and of its input."""
-        return super().info() | {"mode": self.settings.mode, "input_pixels": math.prod(self._input_size)}
+        return super().info() | {"mode": self.settings.mode, "input_pixels": math.prod(self.input_size)}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:

@@ -1,7 +1,9 @@
-"""What all tests share: repeatable randomness, a tiny data set, and real data beside the checkout."""
+"""Fixtures of all tests: seeded generators, a tiny data set, plans on it, and builders of runs and records."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,25 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from bench import registry
+from bench.config.bench_toml import load_config
+from bench.config.plan import Plan, make_plan
 from bench.evaluation.metrics import evaluate
 from bench.execution.fit import representative_images
+from bench.execution.schedule import make_schedule, run_schedule
 from bench.record import Predictions, Record, Run
 from bench.store import Store
 
-os.environ["OMP_NUM_THREADS"] = "1"  # also of programs that tests start: threads on a busy core wait long
-os.environ.pop("COLUMNS", None)  # a worker's, which rich would take for the width of every test's terminal
-settings.register_profile("bench", deadline=None)  # a busy machine is no failure
+os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start inherit it; threads that share a core are slow
+os.environ.pop("COLUMNS", None)  # set by pytest-xdist; rich would use it as the terminal's width
+settings.register_profile("bench", deadline=None)  # a test must not fail because the machine is busy
 settings.load_profile("bench")
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def _repeatable() -> Iterator[None]:
+def _deterministic() -> Iterator[None]:
     torch.manual_seed(0)
     np.random.seed(0)
     torch.set_num_threads(1)
@@ -36,13 +42,13 @@ def _repeatable() -> Iterator[None]:
 
 @pytest.fixture
 def data() -> Path:
-    """The reference answers that are committed with the tests."""
+    """The folder of the reference values that are committed with the tests."""
     return ROOT / "tests" / "reference_data"
 
 
 @pytest.fixture
 def shared() -> Path:
-    """Real images and weights, which are never committed; they lie in `shared/` beside the checkout."""
+    """The folder of real images and weights, `shared/` beside the checkout; they are never committed."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip("needs the folder 'shared' (real images and weights) beside the checkout")
@@ -67,6 +73,59 @@ def parts(tmp_path: Path) -> Path:
             _save(pixels, root / category / "test" / "spot" / f"{i:03}.png")
             _save(mask, root / category / "ground_truth" / "spot" / f"{i:03}_mask.png")
     return root
+
+
+@pytest.fixture
+def plan_parts(parts: Path) -> Callable[..., Plan]:
+    """Return a function that plans a call on `parts`: `plan_parts(method="patchcore", settings={"coreset": "1"})`.
+
+    Keyword arguments are options of the call, except `settings` and `sweep` (as --set and --sweep), `profile`, `runs`
+    (name of the folder of records) and `checkpoint`.
+    """
+
+    def plan(
+        *,
+        settings: dict[str, str] | None = None,
+        sweep: dict[str, str] | None = None,
+        profile: str = "check",
+        runs: str = "runs",
+        checkpoint: Path | None = None,
+        **options: Any,
+    ) -> Plan:
+        defaults = {"dataset": "folder", "protocol": "one-for-one", "method": "meanmap", "threads": 1, "time": False}
+        folders = {"data": parts, "runs": parts.parent / runs, "cache": parts.parent / "cache"}
+        return make_plan(
+            load_config(),
+            registry.names("methods"),
+            options=defaults | options,
+            settings=settings,
+            sweep=sweep,
+            profile=profile,
+            paths=folders | {"checkpoint": checkpoint},
+            command="bench run",
+        )
+
+    return plan
+
+
+@pytest.fixture
+def run_plan() -> Callable[..., list[Record]]:
+    """Return a function that runs a plan in this process: `run_plan(plan, force=True)`."""
+
+    def run(plan: Plan, **options: bool) -> list[Record]:
+        return list(run_schedule(plan, make_schedule(plan, **options), lambda *_: None))
+
+    return run
+
+
+@pytest.fixture
+def plugin_methods() -> Iterator[Path]:
+    """Add the methods of tests/plugins, and remove them after the test."""
+    methods = import_module("bench.methods")
+    folders = [*methods.__path__]
+    registry.add_folder("methods", ROOT / "tests" / "plugins")
+    yield ROOT / "tests" / "plugins"
+    methods.__path__ = folders
 
 
 def _noise(generator: np.random.Generator, size: int) -> np.ndarray:
@@ -103,16 +162,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+_RECORD_FIELDS = {field.name for field in fields(Record)}
+
+
 def build_run(**changes: Any) -> Run:
-    """A run of a simulated method; a change of an option (`limit=5`) goes to its group."""
-    options = {group: {name: changes.pop(name, value) for name, value in of.items()} for group, of in OPTIONS.items()}
+    """Return a run of a simulated method; a change of an option (`limit=5`) goes to its group."""
+    options = {
+        group: {name: changes.pop(name, value) for name, value in values.items()} for group, values in OPTIONS.items()
+    }
     return Run(**(RUN | {"options": options} | changes))
 
 
 def build_record(run: Run | None = None, **changes: Any) -> Record:
-    """A record without failure, by default of category bolt."""
-    fields: dict[str, Any] = {
-        "run": run or build_run(),
+    """Return a record without failure, by default of category bolt; without `run`, fields of a run go to its run."""
+    run_changes = {} if run else {name: changes.pop(name) for name in list(changes) if name not in _RECORD_FIELDS}
+    values: dict[str, Any] = {
+        "run": run or build_run(**run_changes),
         "category": "bolt",
         "data_digest": "d1",
         "epoch": 20,
@@ -124,17 +189,17 @@ def build_record(run: Run | None = None, **changes: Any) -> Record:
         "command": "bench run --method simulated --dataset parts",
         "started": "2026-01-02T03:04:05+00:00",
     }
-    return Record(**(fields | changes))
+    return Record(**(values | changes))
 
 
 def build_predictions(seed: Sequence[int] = (0,), merit: float = 1.0, count: int = 20, **changes: Any) -> Predictions:
-    """Predictions of 24 x 24 pixels, every second image defective; `merit` separates the two classes."""
+    """Return predictions of 24 x 24 pixels, every second image defective; `merit` separates the two classes."""
     random = np.random.default_rng(list(seed))
     is_defective = np.arange(count) % 2 == 1
     masks = np.zeros((count, 24, 24), dtype=bool)
     masks[is_defective, 6:12, 8:14] = True
     defects = tuple("dent" if each else "good" for each in is_defective)
-    fields: dict[str, Any] = {
+    values: dict[str, Any] = {
         "files": tuple(f"bolt/test/{defect}/{i:03}.png" for i, defect in enumerate(defects)),
         "defects": defects,
         "scores": random.normal(0, 1, count) + merit * is_defective,
@@ -142,7 +207,7 @@ def build_predictions(seed: Sequence[int] = (0,), merit: float = 1.0, count: int
         "masks": masks,
         "has_pixel_labels": np.ones(count, dtype=bool),
     }
-    return Predictions(**(fields | changes))
+    return Predictions(**(values | changes))
 
 
 @pytest.fixture
@@ -162,10 +227,10 @@ def make_predictions() -> Callable[..., Predictions]:
 
 @pytest.fixture
 def simulate(tmp_path: Path) -> Callable[..., Store]:
-    """A store of simulated records with predictions, losses, latencies, and pictures of the first seed.
+    """Return a function that fills a store with simulated records, with predictions, losses, latencies and pictures.
 
     `simulate(categories, methods, seeds, **changes)`: a method is a name; later ones are worse. `changes` are fields or
-    options of the run.
+    options of the run. Only the first seed has pictures.
     """
     store = Store(tmp_path / "runs")
 

@@ -1,7 +1,9 @@
-"""One file judges every method that the folder holds; its author writes none of this."""
+"""Every plug-in in its folder satisfies its contract; the checks detect each violation."""
 
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -9,29 +11,42 @@ import torch
 
 from bench import registry
 from bench.config.bench_toml import load_config
+from bench.config.method_metadata import FAMILIES, method_metadata
 from bench.errors import BenchError
 from bench.execution import diagnostics, method_checks
-from bench.method import Method, Prediction
+from bench.method import Images, Method, Prediction
 from bench.report import FigurePlacement
 from bench.store import Store
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # a hosted library imports what it imports
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from imports of a hosted library
 @pytest.mark.parametrize("name", registry.names("methods"))
-def test_every_method_keeps_what_every_method_promises(name: str) -> None:
+def test_every_method_satisfies_the_contract(name: str) -> None:
     try:
-        findings = diagnostics.check_method(load_config(), name)
+        results = diagnostics.check_method(load_config(), name)
     except BenchError as error:
         if "needs the package" in str(error):
             pytest.skip(str(error))
         raise
-    assert len(findings) == 15
-    broken = [f"{finding.requirement} {finding.problem}" for finding in findings if finding.problem]
-    assert not broken, "\n".join(broken)
+    assert len(results) == 17
+    problems = [f"{result.requirement} {result.problem}" for result in results if result.problem]
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_every_method_states_its_metadata(name: str) -> None:
+    metadata = method_metadata(name)
+    assert metadata.title
+    assert metadata.family in FAMILIES
+    if metadata.family not in {"hosted", "floor"}:
+        assert metadata.paper
+        assert metadata.year > 2000
+    if not metadata.is_hosted:
+        assert metadata.profiles.keys() <= {"demo", "check", "paper"}
 
 
 @pytest.mark.parametrize("name", registry.names("datasets"))
-def test_every_data_set_says_what_it_is_and_refuses_an_empty_folder(name: str, tmp_path) -> None:
+def test_every_data_set_has_a_description_and_rejects_an_empty_folder(name: str, tmp_path) -> None:
     module = registry.load("datasets", name)
     assert module.TITLE
     assert module.ABOUT
@@ -42,12 +57,12 @@ def test_every_data_set_says_what_it_is_and_refuses_an_empty_folder(name: str, t
 
 
 @pytest.mark.parametrize("name", registry.names("reports"))
-def test_every_report_makes_a_text_of_no_records(name: str, tmp_path) -> None:
+@pytest.mark.parametrize("table", ["", "1"])
+def test_every_format_renders_a_report_without_records(name: str, table: str, tmp_path: Path) -> None:
     module = registry.load("reports", name)
     assert module.SUFFIX
     assert module.FIGURES in get_args(FigurePlacement)
-    assert module.render([], Store(tmp_path), [])
-    assert module.render([], Store(tmp_path), [], "1")
+    assert module.render(registry.report_content().results([], Store(tmp_path), [], table))
 
 
 @dataclass(frozen=True)
@@ -56,20 +71,25 @@ class Settings:
 
 
 class Brightness(Method):
-    """The simplest method there is, with one flaw on demand."""
+    """The simplest method, with an optional flaw."""
+
+    learned = ("mean",)
+    mean: torch.Tensor
 
     def fit(self, train, progress) -> None:
-        self.mean = torch.cat(list(train.batches(4))).mean()
+        mean = torch.cat(list(train.batches(4))).mean()
         if self.settings.flaw == "seed":
-            self.mean = self.mean + torch.rand(1, generator=torch.Generator().manual_seed(id(self) % 2**31))[0]
+            mean = mean + torch.rand(1, generator=torch.Generator().manual_seed(id(self) % 2**31))[0]
+        self.mean = mean
+        self.unsaved = mean
         loss = float("nan") if self.settings.flaw == "loss" else None
         progress(1, 2 if self.settings.flaw == "progress" else 1, loss)
 
     def predict(self, images) -> Prediction:
-        if not getattr(self, "mean", None) and self.settings.flaw != "unfitted":
-            raise BenchError("fit first")
-        mean = getattr(self, "mean", torch.zeros(()))
         flaw = self.settings.flaw
+        mean = vars(self).get("mean", torch.zeros(())) if flaw == "unfitted" else self.mean
+        if flaw == "state":
+            mean = vars(self).get("unsaved", torch.zeros(()))
         if flaw == "writes":
             images.mul_(0.5)
         maps = (images.mean(1) - mean) ** 2  # (b, h, w)
@@ -91,50 +111,101 @@ class Brightness(Method):
     def explain(self, images) -> dict[str, torch.Tensor]:
         return {"wrong": images[:, :2]} if self.settings.flaw == "explain" else {"brightness": images.mean(1)}
 
-    def facts(self):
-        return {"tensor": self.mean} if self.settings.flaw == "facts" else {"mean": float(self.mean)}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return {"mean": self.mean}
-
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        self.mean = state["mean"] * (2 if self.settings.flaw == "state" else 1)
+    def info(self):
+        return {"tensor": self.mean} if self.settings.flaw == "info" else {"mean": float(self.mean)}
 
 
-def broken_by(flaw: str) -> list[str]:
+class Pretrained(Brightness):
+    """Learns an offset from the other categories, if there are any."""
+
+    learned = ("mean", "offset")
+    pretrains = True
+    offset: torch.Tensor = torch.zeros(())
+
+    def pretrain(self, others: Mapping[str, Images], progress) -> None:
+        self.offset = torch.stack([torch.cat(list(images.batches(4))).mean() for images in others.values()]).mean()
+        if self.settings.flaw == "pretrain":
+            self.unsaved_offset = self.offset
+        progress(1, 1, None)
+
+    def predict(self, images) -> Prediction:
+        maps = (images.mean(1) - self.mean - self.offset) ** 2 + getattr(self, "unsaved_offset", 0)
+        return Prediction(maps.amax((1, 2)), maps)
+
+
+def failed_requirements(flaw: str, method: type[Method] = Brightness, **constants: object) -> list[str]:
     module = types.ModuleType("brightness")
-    module.Settings, module.METHOD = Settings, Brightness  # type: ignore[attr-defined]
-    return [finding.requirement for finding in method_checks.check_method(module, Settings(flaw)) if finding.problem]
+    module.Settings, module.METHOD = Settings, method  # type: ignore[attr-defined]
+    vars(module).update(constants)
+    return [result.requirement for result in method_checks.check_method(module, Settings(flaw)) if result.problem]
 
 
-def test_a_sound_method_breaks_no_promise() -> None:
-    assert broken_by("") == []
+@pytest.mark.parametrize("method", [Brightness, Pretrained])
+def test_a_correct_method_has_no_problem(method: type[Method]) -> None:
+    assert failed_requirements("", method) == []
 
 
 @pytest.mark.parametrize(
-    ("flaw", "promise"),
+    ("flaw", "requirement"),
     [
-        ("unfitted", "predict before fit is refused"),
-        ("progress", "fit tells its progress"),
-        ("loss", "fit tells its progress"),
-        ("shape", "predict answers float32"),
-        ("nan", "predict answers float32"),
-        ("double", "predict answers float32"),
-        ("batch", "An image scores the same alone"),
-        ("buffer", "A prediction stays as it is"),
-        ("random", "predict asked twice"),
+        ("unfitted", "predict and state before fit raise"),
+        ("progress", "fit calls progress"),
+        ("loss", "fit calls progress"),
+        ("shape", "predict returns float32"),
+        ("nan", "predict returns float32"),
+        ("double", "predict returns float32"),
+        ("batch", "An image has the same score alone"),
+        ("buffer", "A later predict does not overwrite"),
+        ("random", "Two predict calls"),
         ("seed", "Two fits with one seed"),
-        ("state", "state and restore"),
-        ("writes", "predict leaves the images"),
-        ("explain", "explain gives pictures"),
-        ("facts", "facts are plain values"),
+        ("state", "A method that is restored"),
+        ("writes", "predict does not modify"),
+        ("explain", "explain returns pictures"),
+        ("info", "info returns values"),
     ],
 )
-def test_each_flaw_breaks_its_promise(flaw: str, promise: str) -> None:
-    assert any(found.startswith(promise) for found in broken_by(flaw))
+def test_each_flaw_is_detected(flaw: str, requirement: str) -> None:
+    assert any(failed.startswith(requirement) for failed in failed_requirements(flaw))
 
 
-def test_a_file_without_settings_and_method_is_told_what_it_lacks() -> None:
-    found = method_checks.check_method(types.ModuleType("empty"), None)
-    assert [bool(finding.problem) for finding in found] == [True, True]
-    assert "METHOD = YourClass" in found[1].problem
+def test_what_pretraining_learns_must_be_restored() -> None:
+    (requirement,) = failed_requirements("pretrain", Pretrained)
+    assert requirement.startswith("A method that pretrains")
+
+
+class WithoutPretrain(Brightness):
+    pretrains = True
+
+
+class OverridesState(Brightness):
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"mean": self.mean}
+
+
+@pytest.mark.parametrize(
+    ("method", "message"), [(WithoutPretrain, "pretrain is missing"), (OverridesState, "it overrides state")]
+)
+def test_a_class_that_does_not_follow_the_contract_is_detected(method: type[Method], message: str) -> None:
+    module = types.ModuleType("brightness")
+    module.Settings, module.METHOD = Settings, method  # type: ignore[attr-defined]
+    (problem,) = [result.problem for result in method_checks.check_method(module, Settings()) if result.problem]
+    assert message in problem
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [
+        {"PROFILES": {"check": {"flow": "x"}}},
+        {"PROFILES": {"demo": {"flaw": 3}}},
+        {"ALIASES": {"flawed": {"title": "Flawed", "settings": {"flow": "x"}}}},
+    ],
+)
+def test_a_profile_with_an_invalid_setting_is_detected(constants: dict[str, object]) -> None:
+    (requirement,) = failed_requirements("", **constants)
+    assert requirement.startswith("PROFILES and ALIASES")
+
+
+def test_the_problem_of_an_empty_file_says_what_is_missing() -> None:
+    results = method_checks.check_method(types.ModuleType("empty"), None)
+    assert all(result.problem for result in results)
+    assert "METHOD = YourClass" in results[1].problem

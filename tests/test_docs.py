@@ -1,5 +1,6 @@
-"""The pages in docs/ and the files about the project: what they tell to type is typed, what they point to is there."""
+"""The pages in docs/ and the files about the project: their commands run, their links and examples are valid."""
 
+import ast
 import os
 import re
 import shlex
@@ -12,79 +13,110 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
-BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
+FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "ARCHITECTURE.md")
+PAGES = [*DOCS, *(ROOT / name for name in FILES)]
+BLOCK = re.compile(r"(?:<!-- (?P<comment>[^>]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
-    """(mark, kind, text) of each code block, in order."""
-    return [(each["mark"] or "", each["kind"], each["text"]) for each in BLOCK.finditer(page.read_text("utf-8"))]
+    """Return (comment, language, text) of each code block, in order."""
+    matches = BLOCK.finditer(page.read_text("utf-8"))
+    return [(match["comment"] or "", match["language"], match["text"]) for match in matches]
 
 
-def typed(words: list[str], where: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(where / "cache"), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "bench", *words]
-    return subprocess.run(command, cwd=where, capture_output=True, text=True, check=False, env=environment)
+def run_bench(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
 
 
-def walked(tmp_path: Path, *, only: str = "") -> str:
-    """Writes the files of docs/new-method.md and types its commands in order; all that was printed."""
-    said, broken = "", ""
-    for mark, kind, text in blocks(ROOT / "docs" / "new-method.md"):
-        purpose, _, name = mark.partition(": ")
-        if purpose == "file":
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text(text, "utf-8")
+def run_page(name: str, folder: Path, *, only: str = "") -> str:
+    """Write the files of a page and run its commands in order; return their output.
+
+    The comment before a block says what it is: `file: PATH` and `run: PATH` (a script that is run) are written;
+    `broken: PATH` is a change of one line with which `bench check` fails, and the next block `output` is a part of its
+    output. With `only`, the files are written and one command is run.
+    """
+    output, failed_check = "", ""
+    for comment, language, text in blocks(ROOT / "docs" / name):
+        purpose, _, path = comment.partition(": ")
+        if purpose in {"file", "run"}:
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text(text, "utf-8")
+            if purpose == "run" and not only:
+                subprocess.run([sys.executable, path], cwd=folder, check=True)
         elif purpose == "broken" and not only:
-            old, new = (line[1:] for line in text.splitlines())
-            path = tmp_path / name
-            right = path.read_text("utf-8")
-            assert right.count(old) == 1
-            path.write_text(right.replace(old, new), "utf-8")
-            found = typed(["check", "zscore"], tmp_path)
-            assert found.returncode == 2
-            broken = found.stdout
-            path.write_text(right, "utf-8")
-        elif purpose == "told" and not only:
-            assert all(line.strip() in broken for line in text.splitlines()), broken
-        elif kind == "bash":
+            failed_check = check_with_change(folder / path, text, folder)
+        elif purpose == "output" and not only:
+            assert all(line.strip() in failed_check for line in text.splitlines()), failed_check
+        elif language == "bash":
             for line in text.splitlines():
-                words = shlex.split(line, comments=True)[1:]
-                if not only or " ".join(words) == only:
-                    found = typed(words, tmp_path)
-                    assert found.returncode == 0, line + found.stdout + found.stderr
-                    said += found.stdout
-    return said
+                arguments = shlex.split(line, comments=True)[1:]
+                if not only or " ".join(arguments) == only:
+                    result = run_bench(arguments, folder)
+                    assert result.returncode == 0, line + result.stdout + result.stderr
+                    output += result.stdout
+    return output
 
 
-def test_a_method_of_ones_own_appears_in_the_list(tmp_path: Path) -> None:
-    assert re.search(r"zscore +Z-score \(ours\)", walked(tmp_path, only="list methods"))
+def check_with_change(path: Path, change: str, folder: Path) -> str:
+    """Replace one line of a file, and return the output of the failing check; the file is restored."""
+    old, new = (line[1:] for line in change.splitlines())
+    original = path.read_text("utf-8")
+    assert original.count(old) == 1
+    path.write_text(original.replace(old, new), "utf-8")
+    result = run_bench(["check", path.stem], folder)
+    assert result.returncode == 2
+    path.write_text(original, "utf-8")
+    return result.stdout
+
+
+def test_the_method_of_the_page_is_listed(tmp_path: Path) -> None:
+    output = run_page("new-method.md", tmp_path, only="list methods")
+    assert re.search(r"zscore +Z-score \(ours\)", output)
 
 
 @pytest.mark.slow
-def test_the_page_on_new_methods_does_what_it_says(tmp_path: Path) -> None:
-    said = walked(tmp_path)
-    assert "broken" not in said
-    assert "Z-score (ours) · demo · kshot k=4" in said
-    report = said[said.index("# maskbench") :]
+def test_the_page_on_new_methods_runs(tmp_path: Path) -> None:
+    output = run_page("new-method.md", tmp_path)
+    assert "failed " not in output.replace("0 failed ", "")
+    assert "Z-score (ours) · demo · kshot k=4" in output
+    assert "Tiny AE (ours)" in output
+    report = output[output.index("# maskbench") :]
     assert report.count("Z-score (ours)") >= 2
     assert (tmp_path / "predictions" / "scores.csv").is_file()
     assert len(list((tmp_path / "runs").rglob("zscore/*/*/*.json"))) >= 12
 
 
+def test_the_page_on_new_data_sets_runs(tmp_path: Path) -> None:
+    output = run_page("new-dataset.md", tmp_path)
+    assert re.search(r"lids +Lids", output)
+    assert "lid: 4 training images, 4 good and 4 defective test images (scratch 4; 4 with a mask)" in output
+    assert "Mean map (floor) · lids · one-for-one" in output
+
+
+@pytest.mark.slow
+def test_the_page_on_new_report_formats_runs(tmp_path: Path) -> None:
+    output = run_page("new-report.md", tmp_path)
+    report = (tmp_path / "report" / "report.txt").read_text("utf-8")
+    assert report in output
+    assert re.search(r"^Mean map \(floor\) +\d", report, re.MULTILINE)
+    assert "\n[a] synthetic data\n" in report
+
+
 def commands() -> list[tuple[str, str]]:
-    """(page, line) of every `bench` command that a page tells to type."""
+    """Return (page, line) of every `bench` command on the pages."""
     return [
         (page.name, line.strip())
         for page in PAGES
-        for _, kind, text in blocks(page)
-        if kind == "bash"
+        for _, language, text in blocks(page)
+        if language == "bash"
         for line in re.split(r"\n|&&", text.replace("\\\n", " "))
         if line.strip().startswith("bench ")
     ]
 
 
-def test_every_command_on_every_page_parses(tmp_path: Path) -> None:
+def test_every_command_on_every_page_has_valid_options() -> None:
     from typer.main import get_command
 
     from bench.cli.app import app
@@ -92,28 +124,42 @@ def test_every_command_on_every_page_parses(tmp_path: Path) -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
     assert len(commands()) > 20
     for page, line in commands():
-        name, *words = shlex.split(line, comments=True)[1:]
+        name, *arguments = shlex.split(line, comments=True)[1:]
         if name == "--install-completion":
             continue
         assert name in known, f"{page}: {line}"
         options = {option for each in known[name].params for option in (*each.opts, *each.secondary_opts)}
-        assert {word for word in words if word.startswith("--")} <= options, f"{page}: {line}"
+        assert {word for word in arguments if word.startswith("--")} <= options, f"{page}: {line}"
+
+
+def test_the_page_of_options_is_generated_from_their_definitions() -> None:
+    from bench.cli.options_page import options_page
+
+    page = (ROOT / "docs" / "options.md").read_text("utf-8")
+    assert page == options_page(), "run: python -m bench.cli.options_page > docs/options.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_links_to_is_there(page: Path) -> None:
+def test_links_point_to_existing_files(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
 
 
-def test_python_on_the_pages_compiles() -> None:
+def test_python_code_on_the_pages_is_valid() -> None:
     for page in PAGES:
-        for mark, kind, text in blocks(page):
-            if kind == "python":
-                compile(text, f"{page.name} {mark}", "exec")
+        for _, language, text in blocks(page):
+            if language == "python":
+                ast.parse(text, page.name)
 
 
-def test_changelog_and_citation_are_of_this_version() -> None:
+def test_changelog_and_citation_have_the_current_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_constraints_cover_the_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = {line.partition("==")[0] for line in lines if "==" in line}
+    assert {re.split(r"[><=]", dependency)[0] for dependency in project["dependencies"]} <= pinned

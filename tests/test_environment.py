@@ -1,4 +1,4 @@
-"""The machine: devices, seeds, and what a record says of where it was made."""
+"""The environment: devices, seeds, and its description in a record."""
 
 import getpass
 import json
@@ -20,29 +20,29 @@ from bench.errors import BenchError
 CPU = torch.device("cpu")
 
 
-def test_a_device_has_a_name_and_auto_is_one_that_is_there() -> None:
+def test_a_device_is_found_by_name_and_auto_is_an_available_one() -> None:
     assert environment.device("cpu") == CPU
     assert environment.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu0", "0"])
-def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(BenchError, match=rf"--device names a device that works here; '{name}' does not") as refusal:
+def test_an_unavailable_device_is_an_error_in_one_line(name: str) -> None:
+    with pytest.raises(BenchError, match=rf"--device must be available on this machine; '{name}' is not") as error:
         environment.device(name)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_device_that_no_clock_waits_for_is_refused() -> None:
-    with pytest.raises(BenchError, match="--device is one of cpu, cuda, mps"):
+def test_a_device_that_can_not_be_timed_is_an_error() -> None:
+    with pytest.raises(BenchError, match="--device must be one of cpu, cuda, mps"):
         environment.device("meta")
 
 
-def test_a_tasks_seed_is_the_same_on_every_machine() -> None:
+def test_the_seed_of_a_task_is_the_same_on_every_machine() -> None:
     assert environment.derive_seed(0, "bottle") == 0x6351B19E  # the first 4 bytes of sha256("0/bottle")
 
 
 @given(seed=st.integers(), task=st.text())
-def test_a_tasks_seed_fits_every_generator(seed: int, task: str) -> None:
+def test_the_seed_of_a_task_is_valid_for_every_generator(seed: int, task: str) -> None:
     environment.seed_everything(environment.derive_seed(seed, task))
 
 
@@ -62,19 +62,19 @@ def test_seeding_everything_repeats_python_numpy_and_torch() -> None:
     assert draw() == first
 
 
-def test_the_description_is_plain_json_and_names_neither_host_nor_user() -> None:
+def test_the_description_is_json_and_has_no_host_or_user_name() -> None:
     torch.set_num_threads(1)
-    found = environment.describe(CPU)
-    assert json.loads(json.dumps(found)) == found
-    assert found["threads"] == 1
-    assert found["torch"] == torch.__version__
-    assert found["numpy"] == np.__version__
-    assert found.keys() >= {"device", "cores", "system", "python", "timm", "maskbench", "tf32", "cudnn_benchmark"}
-    assert "cuda" not in found
-    assert not {platform.node(), getpass.getuser()} & {str(value) for value in found.values()}
+    description = environment.describe(CPU)
+    assert json.loads(json.dumps(description)) == description
+    assert description["threads"] == 1
+    assert description["torch"] == torch.__version__
+    assert description["numpy"] == np.__version__
+    assert description.keys() >= {"device", "cores", "system", "python", "timm", "maskbench", "tf32", "cudnn_benchmark"}
+    assert "cuda" not in description
+    assert not {platform.node(), getpass.getuser()} & {str(value) for value in description.values()}
 
 
-def test_a_package_that_is_not_there_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_described_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
         raise environment.PackageNotFoundError(package)
 
@@ -90,22 +90,26 @@ def fresh_commit():
 
 
 @pytest.mark.usefixtures("fresh_commit")
-def test_the_commit_is_marked_where_files_are_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"rev-parse": "a" * 40, "status": ""}
-    monkeypatch.setattr(environment, "_run_command", lambda *command: said[command[3]])
+def test_the_commit_is_marked_if_files_are_modified(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = {"rev-parse": "a" * 40, "status": ""}
+
+    def run(command: tuple[str, ...], **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, outputs[command[3]])
+
+    monkeypatch.setattr(subprocess, "run", run)
     assert environment.commit() == "a" * 40
     environment.commit.cache_clear()
-    said["status"] = " M bench/cli.py"
+    outputs["status"] = " M bench/cli/app.py"
     assert environment.commit() == "a" * 40 + "+"
 
 
 @pytest.mark.usefixtures("fresh_commit")
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def said(*command: str) -> str:
+    def fail(*command: str, **options: Any) -> str:
         raise error
 
-    monkeypatch.setattr(environment, "_run_command", said)
+    monkeypatch.setattr(subprocess, "run", fail)
     assert environment.commit() == ""
 
 
@@ -115,11 +119,11 @@ def test_memory_is_measured_in_bytes() -> None:
     assert environment.peak_memory(CPU).keys() == {"host"}
 
 
-def test_a_peak_is_seen_after_the_memory_is_free_again() -> None:
+def test_the_peak_includes_memory_that_was_freed() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
-        pytest.skip("this system does not let a process reset its peak")
+        pytest.skip("this system does not permit a process to reset its peak")
     environment.reset_peak(CPU)
     before = environment.peak_memory(CPU)["host"]
     block = np.ones(64 << 20, dtype=np.uint8)
@@ -127,30 +131,30 @@ def test_a_peak_is_seen_after_the_memory_is_free_again() -> None:
     assert environment.peak_memory(CPU)["host"] >= before + (32 << 20)
 
 
-def test_memory_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(name: str) -> None:
-        usual = getattr(Path, name)
+def test_memory_is_measured_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove_proc(name: str) -> None:
+        original = getattr(Path, name)
 
-        def ask(self: Path, *given: Any, **options: Any) -> Any:
+        def call(self: Path, *arguments: Any, **options: Any) -> Any:
             if self.is_relative_to("/proc"):
                 raise FileNotFoundError(self)
-            return usual(self, *given, **options)
+            return original(self, *arguments, **options)
 
-        monkeypatch.setattr(Path, name, ask)
+        monkeypatch.setattr(Path, name, call)
 
-    gone("read_text")
-    gone("write_text")
+    remove_proc("read_text")
+    remove_proc("write_text")
     environment.reset_peak(CPU)
     assert environment.free_memory() > 1 << 20
     assert environment.peak_memory(CPU)["host"] > 1 << 20
     assert environment.describe(CPU)["device"]
 
 
-def test_a_processor_without_half_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_half_precision_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
-    for has in (True, False):
-        monkeypatch.setattr(environment.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
-        assert environment.emulates(cpu, "bfloat16") is not has
+    for is_supported in (True, False):
+        monkeypatch.setattr(environment.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda value=is_supported: value)
+        assert environment.emulates(cpu, "bfloat16") is not is_supported
         assert not environment.emulates(cpu, "float32")
     assert not environment.emulates(torch.device("cuda"), "bfloat16")

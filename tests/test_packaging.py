@@ -1,4 +1,4 @@
-"""The package: what the wheel holds, and that `bench` runs from it outside a checkout."""
+"""The package: the files in the wheel, and `bench` from the wheel outside a checkout."""
 
 import os
 import shutil
@@ -16,87 +16,89 @@ KINDS = ("methods", "datasets", "reports")
 
 
 def shipped() -> set[str]:
-    """The files that belong into the wheel, as the wheel names them."""
-    plug_ins = [f"bench/{path.relative_to(ROOT).as_posix()}" for kind in KINDS for path in files(ROOT / kind)]
-    engine = [path.relative_to(ROOT).as_posix() for path in files(ROOT / "bench")]
-    return {*plug_ins, *engine, "bench/bench.toml"}
+    """Return the files that must be in the wheel, with their names there."""
+    plugins = [f"bench/{path.relative_to(ROOT).as_posix()}" for kind in KINDS for path in files(ROOT / kind)]
+    package = [path.relative_to(ROOT).as_posix() for path in files(ROOT / "bench")]
+    return {*plugins, *package, "bench/bench.toml"}
 
 
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
 
 
-def test_the_list_of_packages_is_what_lies_on_the_disk() -> None:
+def test_the_list_of_packages_equals_the_folders() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
     folders = {Path(name).parent.as_posix().replace("/", ".") for name in shipped()}
-    assert sorted(listed) == sorted(folders)  # a folder without files does not outlive a clone, and breaks its install
+    assert sorted(listed) == sorted(folders)  # git does not store empty folders
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sdist, which is built from a copy: the checkout stays as it is."""
+    """The wheel, built from the source distribution of a copy of the checkout."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("bench", *KINDS):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "bench.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (built,) = (copy / "dist").glob("*.whl")
-    return built
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    (path,) = (copy / "dist").glob("*.whl")
+    return path
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_file_of_the_four_folders_and_one_import_root(wheel: Path) -> None:
-    with ZipFile(wheel) as packed:
-        names = {name for name in packed.namelist() if ".dist-info/" not in name}
+def test_the_wheel_has_all_files_and_one_import_package(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert names == shipped()
-        assert packed.read("bench/bench.toml") == (ROOT / "bench.toml").read_bytes()
+        assert archive.read("bench/bench.toml") == (ROOT / "bench.toml").read_bytes()
     assert {"bench/py.typed", "bench/methods/aminet.py", "bench/reports/published/fig8_timing.csv"} <= names
 
 
 @pytest.mark.slow
 def test_bench_runs_from_the_wheel_outside_a_checkout(wheel: Path, tmp_path: Path) -> None:
-    with ZipFile(wheel) as packed:
-        packed.extractall(tmp_path / "unpacked")
-    # -S: without the .pth file of an editable install, which would lend what the wheel lacks
+    with ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    # -S ignores the .pth file of an editable installation, which would provide files that the wheel lacks
     path = [str(tmp_path / "unpacked"), *{sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}]
 
-    def said(*arguments: str) -> str:
+    def output_of(*arguments: str) -> str:
         command = [sys.executable, "-S", "-m", "bench", *arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
-    methods = said("list", "methods")
-    assert "AMI-Net‡" in methods  # from the wheel's bench.toml
+    methods = output_of("list", "methods")
+    assert "AMI-Net‡" in methods  # from the method file in the wheel
     assert "patchcore" in methods
-    assert "mvtec" in said("list", "datasets")
-    assert "table1" in said("list", "campaigns")
+    assert "mvtec" in output_of("list", "datasets")
+    assert "table1" in output_of("list", "campaigns")
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_brings_the_command_and_the_python_api(wheel: Path, tmp_path: Path) -> None:
-    """In an environment of its own, which borrows only what maskbench depends on."""
+def test_an_installed_wheel_has_the_command_and_the_python_api(wheel: Path, tmp_path: Path) -> None:
+    """In a new environment that uses the dependencies of this one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python, bench = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "bench"
-    into = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel]
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    subprocess.run(into, check=True, env=environment)
+    subprocess.run(install, check=True, env=environment)
     (site,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
-    (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
 
-    def said(*words: str | Path) -> str:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def output_of(*arguments: str | Path) -> str:
+        result = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
-    assert str(site) in said(python, "-c", "import bench; print(bench.__file__)")
-    asked = ("--protocol", "kshot", "--k", "2", "--category", "gear", "--limit", "4", "--no-time")
-    assert "gear" in said(bench, "run", "--method", "meanmap", *asked, "--keep-model")
-    assert "scores.csv" in said(bench, "predict", "demo/kshot-2/meanmap", *(tmp_path / "runs").rglob("worst.image.png"))
-    assert "works" in said(bench, "check", "meanmap")
-    assert "1 record of Mean map" in said(python, "-c", "from bench import records; print(records())")
+    assert str(site) in output_of(python, "-c", "import bench; print(bench.__file__)")
+    options = ("--protocol", "kshot", "--k", "2", "--category", "gear", "--limit", "4", "--no-time")
+    assert "gear" in output_of(bench, "run", "--method", "meanmap", *options, "--keep-model")
+    assert "scores.csv" in output_of(
+        bench, "predict", "demo/kshot-2/meanmap", *(tmp_path / "runs").rglob("worst.image.png")
+    )
+    assert "ok" in output_of(bench, "check", "meanmap")
+    assert "1 record of Mean map" in output_of(python, "-c", "from bench import records; print(records())")

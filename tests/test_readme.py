@@ -1,4 +1,4 @@
-"""The README's own commands: the main job is run, the test command is what CI runs, the example is the file."""
+"""The commands of README.md: the main job, the test command of CI, and the example of a method."""
 
 import re
 import shlex
@@ -12,67 +12,77 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(mark: str) -> str:
-    """The code block that follows the comment `<!-- mark -->`."""
-    found = re.search(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)```", README, re.DOTALL)
-    assert found, f"the README has no block '{mark}'"
-    return found[1].strip()
+def block(name: str) -> str:
+    """Return the code block after the comment `<!-- name -->`."""
+    match = re.search(rf"<!-- {re.escape(name)} -->\n```\w*\n(.*?)```", README, re.DOTALL)
+    assert match, f"README.md must have a block '{name}'"
+    return match[1].strip()
 
 
-def steps(mark: str) -> list[str]:
-    """The commands of a one-line block, joined by && in the README."""
-    (line,) = block(mark).splitlines()
+def steps(name: str) -> list[str]:
+    """Return the commands of a block of one line, which README.md joins with &&."""
+    (line,) = block(name).splitlines()
     return [step.strip() for step in line.split("&&")]
 
 
-def test_the_main_job_runs_as_the_readme_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    *setting_up, job = steps("the main job")
-    assert setting_up == ["python3 -m venv .venv", ".venv/bin/pip install -q -e ."]
-    program, *words = shlex.split(job)
-    assert program == ".venv/bin/bench"
-    assert words == ["run", "--method", "aminet", "--protocol", "kshot", "--k", "4"]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def run_bench(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Call `bench` in a new folder and return its output."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setenv("COLUMNS", "160")
-    command = [sys.executable, "-m", "bench", *words]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
-    assert found.returncode == 0, found.stderr
-    for told in ("synthetic data", "reduced width, depth and epochs", "AMI-Net · demo · kshot k=4", "mean", "Next: "):
-        assert told in found.stdout
-    assert len(list((tmp_path / "runs").rglob("*.json"))) == 4
+    command = [sys.executable, "-m", "bench", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def main_job() -> list[str]:
+    """Return the arguments of `bench` in the main job."""
+    *installation, job = steps("the main job")
+    assert installation == ["python3 -m venv .venv", ".venv/bin/pip install -q -e ."]
+    program, *arguments = shlex.split(job)
+    assert program == ".venv/bin/bench"
+    return arguments
 
 
 @pytest.mark.slow
-def test_the_python_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_main_job_runs_as_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = main_job()
+    assert arguments == ["run", "--method", "aminet", "--protocol", "kshot", "--k", "4"]
+    output = run_bench(arguments, tmp_path, monkeypatch)
+    for text in ("synthetic data", "reduced width, depth and epochs", "AMI-Net · demo · kshot k=4", "mean", "Next: "):
+        assert text in output
+    assert len(list((tmp_path / "runs").rglob("*.json"))) == 4
+
+
+def test_a_small_version_of_the_main_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reduced = ["--category", "gear", "--limit", "4", "--profile", "check", "--threads", "1", "--no-time"]
+    output = run_bench([*main_job(), *reduced], tmp_path, monkeypatch)
+    for text in ("synthetic data", "AMI-Net · demo · kshot k=4", "mean", "Next: "):
+        assert text in output
+    assert len(list((tmp_path / "runs").rglob("*.json"))) == 1
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = [sys.executable, "-c", block("from Python")]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
-    assert found.returncode == 0, found.stderr
-    assert "metrics.image_auroc" in found.stdout
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "metrics.image_auroc" in result.stdout
     assert (tmp_path / "image_auroc.png").stat().st_size > 5000
 
 
-def test_the_test_command_is_what_ci_runs_first() -> None:
+def test_ci_runs_the_test_command_linters_types_and_slow_tests() -> None:
     assert steps("the tests") == [
         "python3 -m venv .venv",
         ".venv/bin/pip install -q -e '.[test]'",
         ".venv/bin/python -m pytest",
     ]
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "<!-- the tests -->" in ci
-    assert "-m slow" in ci
+    for text in ("<!-- the tests -->", "ruff check .", "ruff format --check .", "mypy", "-m slow"):
+        assert text in ci
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
 
 
-def test_the_example_of_a_method_is_the_file_itself() -> None:
+def test_the_example_of_a_method_is_the_file() -> None:
     assert block("methods/meanmap.py") == (ROOT / "methods" / "meanmap.py").read_text(encoding="utf-8").strip()
-
-
-def test_every_command_in_the_readme_parses(tmp_path: Path) -> None:
-    commands = [line for line in README.splitlines() if line.startswith("bench ")]
-    assert len(commands) >= 6
-    for line in commands:
-        name = shlex.split(line, comments=True)[1]
-        words = [word for word in shlex.split(line, comments=True)[2:] if word.startswith("--")]
-        told = subprocess.run(
-            [sys.executable, "-m", "bench", name, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path
-        ).stdout
-        assert all(word in told for word in words), line

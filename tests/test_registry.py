@@ -1,4 +1,4 @@
-"""The registry: a file is a plug-in, a broken file breaks its own name only, a user's folder is searched as well."""
+"""The registry: plug-ins from files, folders of the user and entry points; an error affects one plug-in only."""
 
 import sys
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.registry import add_folder, load, names
+from bench.registry import add_folder, installed, load, names, read_constant, source_file
 
-REPORT = 'SUFFIX = "txt"\nFIGURES = "never"\n\ndef render(records):\n    return "mine"\n'
+REPORT = 'SUFFIX = "txt"\nFIGURES = "never"\n\ndef render(records):\n    return "text"\n'
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder of reports of the user's own, forgotten after the test."""
+    """A folder of reports, which is removed from the registry after the test."""
     package = import_module("bench.reports")
     before, loaded = list(package.__path__), set(sys.modules)
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "plain.py").write_text(REPORT, "utf-8")
-    yield mine
+    reports = tmp_path / "my-reports"
+    reports.mkdir()
+    (reports / "plain.py").write_text(REPORT, "utf-8")
+    yield reports
     package.__path__ = before
     for name in set(sys.modules) - loaded:
         if name.startswith("bench.reports."):
@@ -29,14 +29,14 @@ def folder(tmp_path: Path) -> Iterator[Path]:
             vars(package).pop(name.rpartition(".")[2], None)
 
 
-def test_the_shipped_plug_ins_are_found_by_their_files() -> None:
+def test_the_shipped_plug_ins_are_found_by_file_name() -> None:
     assert {"aminet", "patchcore"} <= set(names("methods"))
     assert {"demo", "folder", "mvtec", "btad"} <= set(names("datasets"))
     assert "markdown" in names("reports")
     assert names("methods") == sorted(names("methods"))
 
 
-def test_a_folder_of_parts_and_a_private_file_are_no_plug_ins(folder: Path) -> None:
+def test_subfolders_and_private_files_are_not_plug_ins(folder: Path) -> None:
     (folder / "parts").mkdir()
     (folder / "parts" / "shared.py").write_text("", "utf-8")
     for name in ("_private.py", ".hidden.py", "notes.txt"):
@@ -45,20 +45,20 @@ def test_a_folder_of_parts_and_a_private_file_are_no_plug_ins(folder: Path) -> N
     assert set(names("reports")) & {"parts", "shared", "_private", ".hidden", "notes", "plain"} == {"plain"}
 
 
-def test_names_imports_nothing(folder: Path) -> None:
+def test_listing_names_imports_nothing(folder: Path) -> None:
     (folder / "broken.py").write_text("raise RuntimeError", "utf-8")
     add_folder("reports", folder)
     assert "broken" in names("reports")
     assert "bench.reports.broken" not in sys.modules
 
 
-def test_a_users_folder_comes_after_the_shipped_plug_ins_and_can_use_its_own_parts(folder: Path) -> None:
+def test_a_plug_in_of_the_user_can_import_from_its_own_parts_folder(folder: Path) -> None:
     (folder / "parts").mkdir()
-    (folder / "parts" / "mine_shared.py").write_text('WORD = "shared"\n', "utf-8")
-    (folder / "using.py").write_text("from .parts.mine_shared import WORD\n" + REPORT, "utf-8")
+    (folder / "parts" / "shared.py").write_text('WORD = "shared"\n', "utf-8")
+    (folder / "using.py").write_text("from .parts.shared import WORD\n" + REPORT, "utf-8")
     add_folder("reports", folder)
-    invalidate_caches()  # by which a namespace package's own path would forget the folder
-    assert load("reports", "plain").render([]) == "mine"
+    invalidate_caches()  # the path of a namespace package would lose the folder here
+    assert load("reports", "plain").render([]) == "text"
     assert load("reports", "using").WORD == "shared"
     assert load("reports", "markdown").SUFFIX == "md"
 
@@ -69,33 +69,33 @@ def test_adding_a_folder_twice_adds_it_once(folder: Path) -> None:
     assert [str(path) for path in import_module("bench.reports").__path__].count(str(folder.resolve())) == 1
 
 
-def test_adding_what_is_no_folder_is_refused(folder: Path) -> None:
-    for path in (folder / "gone", folder / "plain.py"):
-        with pytest.raises(BenchError, match=rf"\[paths\] reports names folders of plug-ins; {path} is none"):
+def test_a_missing_folder_is_an_error(folder: Path) -> None:
+    for path in (folder / "missing", folder / "plain.py"):
+        with pytest.raises(BenchError, match=rf"\[paths\] reports must name folders; {path} is not one"):
             add_folder("reports", path)
 
 
-def test_a_users_plug_in_may_not_take_a_shipped_name(folder: Path) -> None:
+def test_a_plug_in_of_the_user_must_not_have_a_shipped_name(folder: Path) -> None:
     (folder / "markdown.py").write_text(REPORT, "utf-8")
-    with pytest.raises(BenchError, match=r"mine has markdown\.py as reports/ has\. Rename it"):
+    with pytest.raises(BenchError, match=r"my-reports has markdown\.py and reports/ has it as well\. Rename"):
         add_folder("reports", folder)
     assert "plain" not in names("reports")
 
 
-def test_an_unknown_name_is_told_with_those_that_there_are() -> None:
-    told = r"methods/ has no 'aminett'\. Did you mean 'aminet'\? There are: .*aminet.*patchcore"
-    with pytest.raises(BenchError, match=told):
+def test_an_unknown_name_is_an_error_with_the_known_names() -> None:
+    message = r"'aminett' must be one of the methods\. Did you mean 'aminet'\? Known: .*aminet.*patchcore"
+    with pytest.raises(BenchError, match=message):
         load("methods", "aminett")
 
 
 @pytest.mark.parametrize("name", ["parts", "../cli", "parts.surface", "", "__init__"])
-def test_only_a_plug_ins_name_is_loaded(name: str) -> None:
-    with pytest.raises(BenchError, match="datasets/ has no"):
+def test_only_names_of_plug_ins_can_be_loaded(name: str) -> None:
+    with pytest.raises(BenchError, match="must be one of the datasets"):
         load("datasets", name)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ("def render(:\n", "SyntaxError"),
         ("1 / 0\n", "ZeroDivisionError: division by zero"),
@@ -104,27 +104,27 @@ def test_only_a_plug_ins_name_is_loaded(name: str) -> None:
     ],
     ids=["syntax", "crash", "exit", "name"],
 )
-def test_a_broken_file_breaks_its_own_name_only_and_is_told_with_its_traceback(
-    folder: Path, content: str, words: str
-) -> None:
+def test_a_failing_import_affects_one_plug_in_and_shows_the_traceback(folder: Path, content: str, message: str) -> None:
     (folder / "broken.py").write_text(content, "utf-8")
     add_folder("reports", folder)
-    with pytest.raises(BenchError, match=r"reports/broken\.py can't be imported; mend the file") as refusal:
+    with pytest.raises(BenchError, match=r"reports/broken can't be imported; fix the file") as error:
         load("reports", "broken")
-    assert words in str(refusal.value)
-    assert "broken.py" in str(refusal.value).split("\n", 1)[1]
-    assert load("reports", "plain").render([]) == "mine"
+    assert message in str(error.value)
+    assert "broken.py" in str(error.value).split("\n", 1)[1]
+    assert load("reports", "plain").render([]) == "text"
 
 
-@pytest.mark.parametrize(("package", "mend"), [("a_lost_one", "pip install a_lost_one"), ("os.lost", "mend the file")])
-def test_a_file_whose_package_is_not_installed_tells_how_to_get_it(folder: Path, package: str, mend: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "message"), [("not_installed", "pip install not_installed"), ("os.missing", "fix the file")]
+)
+def test_a_missing_package_is_an_error_with_the_install_command(folder: Path, package: str, message: str) -> None:
     (folder / "broken.py").write_text(f"import {package}\n", "utf-8")
     add_folder("reports", folder)
-    with pytest.raises(BenchError, match=mend):
+    with pytest.raises(BenchError, match=message):
         load("reports", "broken")
 
 
-def test_a_broken_file_is_loaded_once_it_is_mended(folder: Path) -> None:
+def test_a_fixed_file_can_be_loaded(folder: Path) -> None:
     path = folder / "broken.py"
     path.write_text("raise RuntimeError('not yet')\n", "utf-8")
     add_folder("reports", folder)
@@ -132,14 +132,14 @@ def test_a_broken_file_is_loaded_once_it_is_mended(folder: Path) -> None:
         load("reports", "broken")
     path.write_text(REPORT, "utf-8")
     invalidate_caches()
-    assert load("reports", "broken").render([]) == "mine"
+    assert load("reports", "broken").render([]) == "text"
 
 
-def test_a_file_that_lacks_what_its_kind_defines_is_told(folder: Path) -> None:
-    (folder / "lacking.py").write_text("def render(records):\n    return ''\n", "utf-8")
+def test_a_missing_definition_is_an_error(folder: Path) -> None:
+    (folder / "incomplete.py").write_text("def render(records):\n    return ''\n", "utf-8")
     add_folder("reports", folder)
-    with pytest.raises(BenchError, match=r"reports/ defines SUFFIX, FIGURES, render; lacking\.py lacks SUFFIX"):
-        load("reports", "lacking")
+    with pytest.raises(BenchError, match=r"reports/ must define SUFFIX, FIGURES, render; incomplete lacks SUFFIX"):
+        load("reports", "incomplete")
 
 
 def test_every_shipped_data_set_and_report_loads() -> None:
@@ -147,3 +147,53 @@ def test_every_shipped_data_set_and_report_loads() -> None:
         assert callable(load("datasets", name).samples)
     for name in names("reports"):
         assert callable(load("reports", name).render)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed package with one data set as an entry point; the path of its module."""
+    module = tmp_path / "site" / "lids_package" / "lids.py"
+    module.parent.mkdir(parents=True)
+    (module.parent / "__init__.py").touch()
+    module.write_text('TITLE = "Lids"\nSYNTHETIC = False\nABOUT = "none"\ndef samples(root):\n    return []\n', "utf-8")
+    information = tmp_path / "site" / "lids_package-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: lids-package\nVersion: 1.0\n", "utf-8")
+    (information / "entry_points.txt").write_text("[maskbench.datasets]\nlids = lids_package.lids\n", "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    installed.cache_clear()
+    yield module
+    installed.cache_clear()
+    for name in ("lids_package", "lids_package.lids"):
+        sys.modules.pop(name, None)
+
+
+def test_an_entry_point_of_an_installed_package_is_a_plug_in(package: Path) -> None:
+    assert "lids" in names("datasets")
+    assert "lids" not in names("methods")
+    assert source_file("datasets", "lids") == package
+    assert read_constant("datasets", "lids", "TITLE") == "Lids"
+    assert "lids_package.lids" not in sys.modules  # not imported before it is loaded
+    assert load("datasets", "lids").samples(Path()) == []
+
+
+def test_a_failing_import_of_an_entry_point_shows_the_traceback(package: Path) -> None:
+    package.write_text("1 / 0\n", "utf-8")
+    with pytest.raises(BenchError, match=r"datasets/lids can't be imported(.|\n)*ZeroDivisionError"):
+        load("datasets", "lids")
+
+
+def test_an_entry_point_must_not_have_the_name_of_a_file(package: Path) -> None:
+    entry_points = next(package.parents[1].glob("*.dist-info")) / "entry_points.txt"
+    entry_points.write_text("[maskbench.datasets]\nmvtec = lids_package.lids\n", "utf-8")
+    installed.cache_clear()
+    with pytest.raises(BenchError, match=r"'mvtec' is .*mvtec\.py and an entry point of lids-package"):
+        load("datasets", "mvtec")
+
+
+def test_a_constant_is_read_without_importing_the_file(folder: Path) -> None:
+    (folder / "broken.py").write_text("def render(:\n", "utf-8")
+    add_folder("reports", folder)
+    assert read_constant("reports", "plain", "SUFFIX") == "txt"
+    assert read_constant("reports", "plain", "TITLE") == ""
+    assert read_constant("reports", "broken", "SUFFIX") == ""

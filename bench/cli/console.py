@@ -1,4 +1,4 @@
-"""What all commands share: where they print, what --json, --quiet and --verbose change, how they begin."""
+"""What all commands share: output streams, --json, --quiet and --verbose, progress bars, and reading bench.toml."""
 
 import json
 import logging
@@ -16,86 +16,106 @@ from bench.config.bench_toml import Config, load_config
 from bench.errors import BenchError
 
 out = Console(highlight=False)
-"""For what was asked for: tables."""
+"""Results: tables and texts."""
 
 status = Console(highlight=False)
-"""For what happens meanwhile: on stderr with --json, nowhere with --quiet."""
+"""Status messages: on stdout, on stderr with --json, nowhere with --quiet."""
 
 err = Console(highlight=False, stderr=True)
-"""For what goes wrong."""
+"""Errors and warnings."""
+
+OUTPUT_PANEL = "Output"
 
 _warnings = RichHandler(console=err, show_time=False, show_path=False)
 
 
 def reset() -> None:
-    """As if no option had been given; warnings are told on stderr."""
+    """Restore the defaults of all streams and send warnings to stderr."""
     status.stderr, status.quiet = False, False
     _warnings.setLevel(logging.WARNING)
     logging.getLogger("bench").setLevel(logging.NOTSET)
     logging.basicConfig(format="%(message)s", handlers=[_warnings])
 
 
-def _as_json(asked: bool) -> bool:
-    status.stderr |= asked
-    return asked
+def _set_json(value: bool) -> bool:
+    status.stderr |= value
+    return value
 
 
-def _hush(asked: bool) -> bool:
-    status.quiet |= asked
-    if asked:
+def _set_quiet(value: bool) -> bool:
+    status.quiet |= value
+    if value:
         silence_warnings()
-    return asked
+    return value
 
 
-def _chat(asked: bool) -> bool:
-    if asked:
+def _set_verbose(value: bool) -> bool:
+    if value:
         _warnings.setLevel(logging.INFO)
         logging.getLogger("bench").setLevel(logging.INFO)
-    return asked
+    return value
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts; all else on stderr.", callback=_as_json)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only what was asked for, and errors.", callback=_hush)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also each step and its seconds.", callback=_chat)]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON on stdout; everything else goes to stderr.",
+        callback=_set_json,
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print results and errors only.", callback=_set_quiet, rich_help_panel=OUTPUT_PANEL
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Print each step with its duration in seconds.",
+        callback=_set_verbose,
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 
 
 def silence_warnings() -> None:
-    """No warnings on stderr: nobody wants them, or they are told elsewhere."""
+    """Print no warnings, only errors."""
     _warnings.setLevel(logging.ERROR)
 
 
 def completer(kind: str) -> Callable[[str], list[str]]:
-    """For the shell: the names of that kind, one of what `bench list` lists, that begin as the last of a list does."""
+    """Return a shell completion for a comma-separated list of names; `kind` is a kind of `bench list`."""
 
-    def ask(begun: str) -> list[str]:
-        before, comma, last = begun.rpartition(",")
-        return [f"{before}{comma}{name}" for name in sorted(_names(kind)) if name.startswith(last)]
+    def complete(text: str) -> list[str]:
+        before, comma, prefix = text.rpartition(",")
+        return [f"{before}{comma}{name}" for name in sorted(_names(kind)) if name.startswith(prefix)]
 
-    return ask
+    return complete
 
 
 def _names(kind: str) -> Iterable[str]:
-    known = load_configuration()
+    config = load_configuration()
     if kind == "methods":
-        return set(known.aliases())
+        return config.aliases()
     if kind == "datasets":
         return registry.names("datasets")
-    if kind == "protocols":
-        from bench.data.protocol import PROTOCOLS
-
-        return PROTOCOLS
-    return known.names("profile" if kind == "profiles" else "campaign")
+    return config.names("profile" if kind == "profiles" else "campaign")
 
 
 def spinner(text: str) -> AbstractContextManager[Any]:
-    """A sign of life on stderr while something takes a moment; nothing where that is no terminal."""
+    """Show a spinner on stderr inside the block, if stderr is a terminal."""
     return nullcontext() if status.quiet else err.status(text)
 
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while many things are done; what it gives is told how many are done and how many there are."""
-    from rich.progress import Progress  # a command that shows none answers sooner
+    """Show a progress bar on stderr inside the block; it is updated by calls of `progress(done, total)`."""
+    from rich.progress import Progress  # imported late, because other commands do not need it
 
     with Progress(console=err, transient=True, disable=status.quiet or not err.is_terminal) as bar:
         task = bar.add_task(escape(text), total=None)
@@ -103,24 +123,25 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as JSON."""
+    """Print a value as JSON on stdout."""
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
 def load_configuration() -> Config:
-    """bench.toml, with the user's own folders of methods found."""
-    known = load_config()
-    for folder in known.plugin_folders("methods"):
-        registry.add_folder("methods", folder)
-    return known
+    """Return the merged bench.toml, after its plug-in folders are added to the registry."""
+    config = load_config()
+    for kind in registry.KINDS:
+        for folder in config.plugin_folders(kind):
+            registry.add_folder(kind, folder)
+    return config
 
 
-def parse_key_values(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """The key=value texts of an option that may be repeated. Raises BenchError for a text that is none."""
-    found = {}
+def parse_key_values(flag: str, texts: Iterable[str]) -> dict[str, str]:
+    """Return the key=value texts of a repeatable option as a dict. Raises BenchError for another text."""
+    values = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise BenchError(f"{option} takes key=value; '{text}' is not. Write for example {option} epochs=50.")
-        found[key.strip()] = value.strip()
-    return found
+            raise BenchError(f"{flag} must be key=value, got '{text}'. Write for example {flag} epochs=50.")
+        values[key.strip()] = value.strip()
+    return values

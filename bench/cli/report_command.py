@@ -1,4 +1,4 @@
-"""The commands that read what is stored: `bench report`."""
+"""The command `bench report`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,13 +12,12 @@ from bench.errors import BenchError
 from bench.report import FIGURES_FOLDER
 
 if TYPE_CHECKING:
-    from bench.store import Store
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from bench.report import Figure, Report
 
 commands = typer.Typer()
-
-STANDALONE = {"audit", "figures", "verify"}
-"""Reports that are files of their own, beside report.md."""
-
 
 EXAMPLES = """
 Examples:
@@ -36,98 +35,116 @@ Examples:
 
 
 @commands.command(epilog=EXAMPLES)
-def report(  # noqa: PLR0917  typer makes the options from these
-    runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="Of reports/: markdown, html, latex, csv, figures, audit. Several: a,b.")
+def report(  # noqa: PLR0917  typer creates the options from the parameters
+    runs: Annotated[Path | None, typer.Option(help="Folder of the records. Default: runs.")] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="One or more formats: markdown, html, latex, csv; separated by commas.")
     ] = "markdown",
-    to: Annotated[Path | None, typer.Option("--out", help="Folder to write to; none: print.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder to write to. Default: print the report.")] = None,
     table: Annotated[
         str,
-        typer.Option(help="Only this table or figure of the AMI-Net paper, ours beside it: 1, 2, 3, 4, fig8, fig9."),
+        typer.Option(help="One table or figure of the AMI-Net paper, with measured values: 1, 2, 3, 4, fig8, fig9."),
     ] = "",
     verify: Annotated[
-        bool, typer.Option("--verify", help="Instead: measured against published; exit code 0 where all of it agrees.")
+        bool,
+        typer.Option("--verify", help="Compare with published values; exit code 0 if all agree, 1 if not, 2 if none."),
     ] = False,
     against: Annotated[
-        Path | None, typer.Option(help="With --verify: an earlier report.csv in the place of what is published.")
+        Path | None, typer.Option(help="With --verify: compare with an earlier report.csv instead.")
     ] = None,
-    audit: Annotated[bool, typer.Option("--audit", help="Instead: how far the field's habits move each mean.")] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Compare the metrics with other implementations of the same metrics.")
+    ] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Only the figures and their captions; needs --out.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make tables of the records in the store."""
+    """Create tables and figures from the stored records."""
     from bench.evaluation.summary import groups, rows
     from bench.store import Store
 
-    _alone({"--json": as_json, "--audit": audit, "--verify": verify}, form)
-    if as_json and (to is not None or table):
-        raise BenchError("--json prints the cells of all tables, for scripts; it goes with --runs only.")
+    _check_exclusive_options({"--json": as_json, "--audit": audit, "--verify": verify, "--figures": figures})
+    if as_json and (folder is not None or table or formats != "markdown"):
+        raise BenchError("--json prints the values of all tables and combines with --runs only. Remove other options.")
     if against and not verify:
-        raise BenchError("--against names what --verify compares with; there is no --verify. Add it.")
-    store = Store(runs or load_configuration().path("runs") or Path("runs"))
+        raise BenchError("--against is the file that --verify compares with, and --verify is missing. Add --verify.")
+    config = load_configuration()  # also adds the plug-in folders of bench.toml
+    store = Store(runs or config.path("runs") or Path("runs"))
     if as_json:
         print_json(rows(groups(store.records())))
         return
-    if verify:
-        _verify(store, table, against, to)
-        return
-    _render(store, ["audit"] if audit else form.split(","), table, to)
-
-
-def _alone(asked: dict[str, bool], form: str) -> None:
-    """Raises BenchError where two things are asked for that are reports of their own."""
-    own = [option for option, given in asked.items() if given] + ([f"--format {form}"] if form != "markdown" else [])
-    if len(own) > 1 and any(asked.values()):
-        raise BenchError(f"{own[0]} is a report of its own; {own[1]} is another. Give one of them.")
-
-
-def _render(store: "Store", asked: list[str], table: str, to: Path | None) -> None:
-    """Prints the report in one format, or writes it in each into a folder, the figures beside it."""
-    forms = list(dict.fromkeys(name.strip() for name in asked))
-    if to is None and len(forms) > 1:
-        raise BenchError(f"One format can be printed; --format names {len(forms)}. Add --out DIR, or name one.")
-    modules = {name: registry.load("reports", name) for name in forms}
-    uses = {module.FIGURES for module in modules.values()}
+    modules = _load_formats(formats, folder)
+    content = registry.report_content()
     with err.status("Reading the records ...") as status:
         records, drawn = list(store.records()), []
-        if "inside" in uses or ("beside" in uses and to):
-            status.update("Drawing the figures ...")
-            drawn = registry.load("reports", "figures").draw(records, store, table)
-        status.update("Writing ...")
-        texts = {name: module.render(records, store, drawn, table) for name, module in modules.items()}
-    if to is None:
-        typer.echo(texts[forms[0]], nl=False)
-        return
-    stem = f"table{table}" if table.isdigit() else table or "report"
-    for name, text in texts.items():
-        path = to / f"{name if name in STANDALONE else stem}.{modules[name].SUFFIX}"
-        _write(to, {path: text.encode()})
-        out.print(f"Written: {escape(str(path))}")
-    beside = [figure for figure in drawn if "beside" in uses or figure.kind == "sheet"]  # a page makes sheets smaller
-    files = [(f"{figure.name}.{kind}", figure.files[kind]) for figure in beside for kind in figure.files]
-    _write(to, {to / FIGURES_FOLDER / name: content for name, content in files})
-    if files:
-        out.print(f"Written: {len(files)} files of figures below {escape(str(to / FIGURES_FOLDER))}")
-
-
-def _verify(store: "Store", table: str, against: Path | None, to: Path | None) -> None:
-    """Exit code 1 where a value differs, 2 where nothing could be verified."""
-    with err.status("Verifying ..."):
-        text, agrees = registry.load("reports", "verify").verify(list(store.records()), table, against)
-    if to is None:
-        typer.echo(text, nl=False)
+        if verify:
+            document, agrees = content.verification(records, table, against)
+        elif audit:
+            document, agrees = content.audit(records, store, table), True
+        else:
+            if _needs_figures(modules, folder):
+                status.update("Drawing the figures ...")
+                drawn = content.draw_figures(records, store, table)
+            status.update("Building the tables ...")
+            only_figures = content.figures_only(records, drawn, table) if figures else None
+            document, agrees = only_figures or content.results(records, store, drawn, table), True
+        texts = {name: module.render(document) for name, module in modules.items()}
+    if folder is None:
+        typer.echo(next(iter(texts.values())), nl=False)
     else:
-        path = to / "verify.md"
-        _write(to, {path: text.encode()})
-        out.print(f"Written: {escape(str(path))}")
+        _write_texts(folder, document, modules, texts)
+        _write_figures(folder, modules, drawn)
     if not agrees:
         raise typer.Exit(2 if agrees is None else 1)
 
 
-def _write(to: Path, files: dict[Path, bytes]) -> None:
+def _check_exclusive_options(options: dict[str, bool]) -> None:
+    """Raise BenchError if several options are given that each replace the report."""
+    chosen = [option for option, is_set in options.items() if is_set]
+    if len(chosen) > 1:
+        raise BenchError(f"{chosen[0]} and {chosen[1]} can't be combined. Use one of them.")
+
+
+def _load_formats(formats: str, folder: Path | None) -> "dict[str, ModuleType]":
+    names = list(dict.fromkeys(name.strip() for name in formats.split(",")))
+    if folder is None and len(names) > 1:
+        raise BenchError(f"Only one format can be printed, got {len(names)}. Add --out DIR, or name one format.")
+    return {name: registry.load("reports", name) for name in names}
+
+
+def _needs_figures(modules: "dict[str, ModuleType]", folder: Path | None) -> bool:
+    placements = {module.FIGURES for module in modules.values()}
+    return "embedded" in placements or ("files" in placements and folder is not None)
+
+
+def _write_texts(folder: Path, document: "Report", modules: "dict[str, ModuleType]", texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        path = folder / f"{document.name}.{modules[name].SUFFIX}"
+        _write(folder, {path: text.encode()})
+        out.print(f"Written: {escape(str(path))}")
+
+
+def _write_figures(folder: Path, modules: "dict[str, ModuleType]", figures: "Sequence[Figure]") -> None:
+    """Write the image files that the formats link to; example sheets always, because HTML embeds smaller copies."""
+    as_files = any(module.FIGURES == "files" for module in modules.values())
+    chosen = [figure for figure in figures if as_files or figure.kind == "examples"]
+    paths = {
+        folder / FIGURES_FOLDER / f"{figure.name}.{suffix}": figure.files[suffix]
+        for figure in chosen
+        for suffix in figure.files
+    }
+    _write(folder, paths)
+    if paths:
+        out.print(f"Written: {len(paths)} figure files in {escape(str(folder / FIGURES_FOLDER))}")
+
+
+def _write(folder: Path, files: dict[Path, bytes]) -> None:
     try:
         for path, content in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     except OSError as error:
-        raise BenchError(f"--out names a folder that can be written to; {to} is none ({error.strerror}).") from error
+        raise BenchError(
+            f"--out must be a writable folder, got {folder} ({error.strerror}). Choose another folder."
+        ) from error

@@ -1,9 +1,8 @@
-"""The command that measures what fitted methods cost: `bench time`."""
+"""`bench time`: measure time and memory of fitted methods."""
 
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,17 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import registry
-from bench.cli.console import (
-    Json,
-    Quiet,
-    completer,
-    load_configuration,
-    out,
-    parse_key_values,
-    print_json,
-    spinner,
-    status,
-)
+from bench.cli.console import Json, Quiet, load_configuration, out, parse_key_values, print_json, spinner, status
+from bench.cli.option_parameters import CALL_PANEL, Data, Profile, Runs, Set, Weights, with_options
 from bench.config.plan import make_plan
 
 if TYPE_CHECKING:
@@ -30,8 +20,13 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-UNSTEADY = " *"
-"""Behind a time whose warm-up ended before it was steady."""
+OPTIONS_OF_TIME = (
+    "method", "dataset", "protocol", "k", "category", "limit", "device", "precision", "compile", "threads",
+    "preprocessing",
+)  # fmt: skip
+
+UNSTABLE = " *"
+"""Mark of a time whose warm-up ended before the times were stable."""
 
 EXAMPLES = """
 Examples:
@@ -43,70 +38,57 @@ Examples:
 
 
 @commands.command(epilog=EXAMPLES)
-def time(  # noqa: PLR0917  typer makes the options from these
-    method: Annotated[
-        str | None,
-        typer.Option(help="Methods or aliases, separated by commas, or all.", autocompletion=completer("methods")),
-    ] = None,
-    protocol: Annotated[str | None, typer.Option(help="one-for-one, unified or kshot.")] = None,
-    k: Annotated[str | None, typer.Option(help="Training images a category under kshot.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A data set; folder is your own tree of images.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
-    category: Annotated[str | None, typer.Option(help="Of which a model is timed; the first is the default.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many images a kind.")] = None,
-    profile: Annotated[str | None, typer.Option(help="demo, code, paper, or one of yours.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="epochs=50, or aminet.epochs=50.")] = None,
-    preprocessing: Annotated[
-        str | None, typer.Option(help="shared (the profile's, for all methods) or paper (of each method's paper).")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    compiled: Annotated[bool | None, typer.Option("--compile", help="Compile networks for predictions.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch on the CPU; 0 is torch's own choice.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Folder with backbone weights.")] = None,
-    runs: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Fit and measure again what stands in the store.")] = False,
+@with_options(OPTIONS_OF_TIME)
+def time(
+    *,
+    options: dict[str, Any],
+    profile: Profile = None,
+    settings: Set = None,
+    data: Data = None,
+    weights: Weights = None,
+    runs: Runs = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Fit and measure again what is in the store.", rich_help_panel=CALL_PANEL),
+    ] = False,
     as_json: Json = False,
-    quiet: Quiet = False,  # noqa: ARG001  its callback acts
+    quiet: Quiet = False,  # noqa: ARG001  handled by its callback
 ) -> None:
-    """Time one fitted model a method: network, loader, end to end, throughput; memory, FLOPs, parameters.
+    """Measure one fitted model per method: latency, throughput, memory, FLOPs and parameters.
 
-    It is fitted first where no --keep-model run holds it, and its times are stored in its record.
+    A method without a saved model (bench run --keep-model) is fitted first. The times are stored in its record.
     """
-    said = {"method": method, "protocol": protocol, "k": k, "dataset": dataset, "category": category, "limit": limit}
-    said |= {"preprocessing": preprocessing, "device": device, "precision": precision, "threads": threads, "time": True}
-    said |= {"compile": compiled}
     plan = make_plan(
         load_configuration(),
         registry.names("methods"),
-        options=said,
+        options=options | {"time": True},
         settings=parse_key_values("--set", settings or []),
         profile=profile,
         paths={"data": data, "weights": weights, "runs": runs},
         command=shlex.join(["bench", *sys.argv[1:]]),
     )
-    with spinner("Listing the data and looking up what is done ..."):
+    with spinner("Listing the data and the existing records ..."):
         from bench.cli import progress_display
-        from bench.execution import schedule as walk
+        from bench.execution.schedule import make_schedule
 
-        survey = walk.make_schedule(plan, force=force, full_timing=True)
-    progress_display.print_header(status, plan, survey)
-    records = [*survey.existing, *progress_display.run_with_progress(status, plan, survey)]
+        schedule = make_schedule(plan, force=force, full_timing=True)
+    progress_display.print_header(status, plan, schedule)
+    records = [*schedule.existing, *progress_display.run_with_progress(status, plan, schedule)]
     timed = [record for record in records if "network" in record.latency]
     if as_json:
         print_json([{"title": record.run.title, "category": record.category, **record.latency} for record in timed])
     elif timed:
-        out.print(_table(timed))
-    if len(timed) < len(records) or survey.skipped:
+        out.print(_build_table(timed))
+    if len(timed) < len(records) or schedule.skipped:
         raise typer.Exit(2)
 
 
-def _table(records: Sequence["Record"]) -> Table:
+def _build_table(records: Sequence["Record"]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     table.add_column("median ms\n(p5 to p95)", vertical="bottom")
     for record in records:
-        told = record.run.title + (f"\n{record.run.sweep_label}" if record.run.sweep_label else "")
-        table.add_column(escape(told), justify="right", vertical="bottom")
+        heading = record.run.title + (f"\n{record.run.sweep_label}" if record.run.sweep_label else "")
+        table.add_column(escape(heading), justify="right", vertical="bottom")
     rows: dict[str, list[str]] = {}
     for record in records:
         for name, cell in _cells(record.latency).items():
@@ -114,43 +96,46 @@ def _table(records: Sequence["Record"]) -> Table:
     for name, cells in rows.items():
         table.add_row(escape(name), *cells)
     caption = _caption(records[0])
-    if any(cell.endswith(UNSTEADY) for cells in rows.values() for cell in cells):
-        caption.append(f"{UNSTEADY.strip()}: passes were still unsteady when the warm-up ended")
+    if any(cell.endswith(UNSTABLE) for cells in rows.values() for cell in cells):
+        caption.append(f"{UNSTABLE.strip()}: the times were not stable at the end of the warm-up")
     table.caption = escape("\n".join(caption))
     return table
 
 
-def _cells(told: dict[str, Any]) -> dict[str, str]:
-    best = max(told["throughput"]["batches"], key=lambda row: row["images_per_second"])
-    steady = {name: "" if told[name]["settled"] else UNSTEADY for name in ("network", "loader", "end_to_end")}
-    memory = {f"peak {place} memory": f"{count / 1e6:,.0f} MB" for place, count in told["memory"].items()}
+def _cells(latency: dict[str, Any]) -> dict[str, str]:
+    batches = latency["throughput"]["batches"]
+    best = max(batches, key=lambda row: row["images_per_second"])
+    marks = {name: "" if latency[name]["settled"] else UNSTABLE for name in ("network", "loader", "end_to_end")}
+    memory = {f"peak {place} memory": f"{count / 1e6:,.0f} MB" for place, count in latency["memory"].items()}
     return {
-        **{name.replace("_", " "): _spread(told[name]) + mark for name, mark in steady.items()},
+        **{name.replace("_", " "): _percentiles(latency[name]) + mark for name, mark in marks.items()},
         "throughput": f"{best['images_per_second']:.4g} images/s\nat batch {best['batch']}",
-        "largest batch tried": f"{told['throughput']['batches'][-1]['batch']} ({told['throughput']['ended']})",
+        "largest batch tried": f"{batches[-1]['batch']} ({latency['throughput']['ended']})",
         **memory,
-        "parameters": f"{told['parameters'] / 1e6:,.2f} M",
-        "learned or kept": f"{told['state'] / 1e6:,.2f} M",
-        "FLOPs an image": f"{told['flops'] / 1e9:,.2f} G",
+        "parameters": f"{latency['parameters'] / 1e6:,.2f} M",
+        "state values": f"{latency['state'] / 1e6:,.2f} M",
+        "FLOPs per image": f"{latency['flops'] / 1e9:,.2f} G",
     }
 
 
-def _spread(told: dict[str, Any]) -> str:
-    return f"{told['median_ms']:.4g} ({told['p5_ms']:.4g} to {told['p95_ms']:.4g})"
+def _percentiles(times: dict[str, Any]) -> str:
+    return f"{times['median_ms']:.4g} ({times['p5_ms']:.4g} to {times['p95_ms']:.4g})"
 
 
 def _caption(record: "Record") -> list[str]:
     from bench.evaluation.timing import PARTS
 
-    where, told = record.latency["machine"], record.latency
-    many = "" if where["threads"] == 1 else "s"
-    threads = f", {where['threads']} thread{many}" if "cuda" not in where else f", driver {where['driver']}"
-    switches = f"TF32 {where['tf32']}, cudnn.benchmark {where['cudnn_benchmark']}"
-    clocks = f", clocks {where['clocks']}" if "clocks" in where else ""
-    passes = f"batch 1, {len(told['samples_ms'])} passes, {record.run.precision}" + ", compiled" * record.run.compile
+    latency, machine = record.latency, record.latency["environment"]
+    plural = "" if machine["threads"] == 1 else "s"
+    details = f", {machine['threads']} thread{plural}" if "cuda" not in machine else f", driver {machine['driver']}"
+    clocks = f", clocks {machine['clocks']}" if "clocks" in machine else ""
+    switches = f"TF32 {machine['tf32']}, cudnn.benchmark {machine['cudnn_benchmark']}"
+    n_passes = len(latency["samples_ms"])
+    compiled = ", compiled" if record.run.compile else ""
     return [
-        f"{passes}, {where['device']}{threads}{clocks}; {switches}",
+        f"batch 1, {n_passes} passes, {record.run.precision}{compiled}",
+        f"{machine['device']}{details}{clocks}; {switches}",
         *(f"{name.replace('_', ' ')}: {what}" for name, what in PARTS.items()),
-        "throughput: the network's; FLOPs as torch counts them, a multiply-add as two",
-        "peak memory: of the whole process at batch 1, on the device of torch's tensors",
+        "throughput: of the network; FLOPs as counted by torch, a multiply-add is two",
+        "state values: all learned or stored numbers; peak memory: of the process, or of torch on a GPU, at batch 1",
     ]

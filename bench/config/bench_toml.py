@@ -73,7 +73,7 @@ class Config:
         return expand_user(text) if text else None
 
     def plugin_folders(self, kind: Literal["methods", "datasets", "reports"]) -> tuple[Path, ...]:
-        """Return the user's own plug-in folders of [paths], for `registry.add_folder`."""
+        """Return the user's plug-in folders of [paths], for `registry.add_folder`."""
         folders = self.tables.get("paths", {}).get(kind, ())
         return tuple(expand_user(folder) for folder in parse(f"paths.{kind}", folders, tuple[str, ...]))
 
@@ -81,7 +81,7 @@ class Config:
 def load_config(folder: Path | None = None) -> Config:
     """Return the shipped `bench.toml` merged with the one in `folder` (default: the working folder)."""
     package = Path(__file__).resolve().parent.parent
-    is_checkout = (package.parent / "pyproject.toml").is_file()  # in a wheel, a copy lies in the package
+    is_checkout = (package.parent / "pyproject.toml").is_file()  # a wheel contains a copy in the package
     shipped = (package.parent if is_checkout else package) / FILE
     local = (folder or Path.cwd()) / FILE
     files = (shipped,) if not local.is_file() or local.samefile(shipped) else (shipped, local)
@@ -92,7 +92,7 @@ def load_config(folder: Path | None = None) -> Config:
 
 
 def cache_folder(config: Config) -> Path:
-    """Return the folder for drawn data and frozen features: [paths] cache, or the user's cache folder."""
+    """Return the folder for generated data and backbone features: [paths] cache, or the user's cache folder."""
     return config.path("cache") or expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "maskbench"
 
 
@@ -112,7 +112,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Return the tables of `lower` with those of `upper` merged into them; a value of `upper` wins."""
+    """Return the tables of `lower`, recursively updated with those of `upper`."""
     merged = dict(lower)
     for key, value in upper.items():
         are_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -99,11 +99,11 @@ def _read(path: Path, modified: int) -> MethodMetadata:  # noqa: ARG001 - a modi
     place = f"{path.parent.name}/{path.name}"
     try:
         body = ast.parse(path.read_text("utf-8")).body
-    except (SyntaxError, ValueError):  # the error is reported when the file is imported
+    except (OSError, SyntaxError, ValueError):  # the error is reported when the file is imported
         return MethodMetadata(place)
     constants: dict[str, Any] = {}
     for node in body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for name in {target.id for target in targets if isinstance(target, ast.Name)} & _SHAPE.keys():
                 constants[name] = _literal(node.value, f"{place}, line {node.lineno}: {name}")
@@ -119,9 +119,9 @@ def _read(path: Path, modified: int) -> MethodMetadata:  # noqa: ARG001 - a modi
     return metadata
 
 
-def _literal(node: ast.expr | None, place: str) -> Any:
+def _literal(node: ast.expr, place: str) -> Any:
     try:
-        return ast.literal_eval(node or ast.Constant(None))
+        return ast.literal_eval(node)
     except ValueError as error:
         raise BenchError(
             f"{place} must be a literal, because it is read without importing the file. Write the value itself."

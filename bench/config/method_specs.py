@@ -106,21 +106,15 @@ def aliases(tables: Mapping[str, Any], methods: Iterable[str]) -> dict[str, Alia
     Raises:
         BenchError: if two methods have an alias of one name, or an alias has the name of another method.
     """
-    names: dict[str, Alias] = {}
     methods = tuple(methods)
+    metadata = {method: _metadata_or_warning(method) for method in methods}
+    names = {method: Alias(method, metadata[method].title or method) for method in methods}
     for method in methods:
-        try:
-            metadata = method_metadata(method)
-        except BenchError as error:
-            _log.warning("%s", error)
-            metadata = MethodMetadata()
-        names[method] = Alias(method, metadata.title or method)
-        for name, entry in metadata.aliases.items():
+        for name, entry in metadata[method].aliases.items():
             if name in names and names[name].method != method:
-                raise BenchError(
-                    f"An alias must be unique, '{name}' is one of {names[name].method} and {method}. Rename it."
-                )
-            settings = _with_origin(entry.get("settings", {}), f"alias {name} in {metadata.place}")
+                owner = names[name].method
+                raise BenchError(f"An alias must be unique, '{name}' is a name of {owner} and {method}. Rename it.")
+            settings = _with_origin(entry.get("settings", {}), f"alias {name} in {metadata[method].place}")
             names[name] = Alias(method, entry.get("title", name), settings)
     for name, table in tables.get("alias", {}).items():
         alias = names.get(name, Alias(name, name))
@@ -132,6 +126,14 @@ def aliases(tables: Mapping[str, Any], methods: Iterable[str]) -> dict[str, Alia
         if names[name].method != name:
             raise BenchError(f"'{name}' is an alias of {names[name].method} and a file of methods. Rename one.")
     return dict(sorted(names.items()))
+
+
+def _metadata_or_warning(method: str) -> MethodMetadata:
+    try:
+        return method_metadata(method)
+    except BenchError as error:
+        _log.warning("%s", error)
+        return MethodMetadata()
 
 
 def method_specs(

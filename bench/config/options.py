@@ -1,7 +1,8 @@
 """The options of a run. Each is defined once, here: name, type, default, help text and range.
 
-The command line, the keyword arguments of the Python API, the checks of `bench.toml` and `docs/options.md` are made from
-these fields. Plan, Job and Fit receive the four groups whole. A new option is one field here plus the code that uses it.
+The command line, the keyword arguments of the Python API, the checks of `bench.toml` and `docs/options.md` are derived
+from these fields. Plan, Job and Fit receive the four groups whole. A new option is one field here plus the code that
+uses it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,8 +32,8 @@ def _option(
         minimum: the smallest value that is allowed.
         below: the value must be less than this.
         required: whether an empty value is refused.
-        decides_numbers: whether another value may give other metrics. It is then part of a run's identity. An option
-            that only says where, how fast or which runs to do is none.
+        decides_numbers: whether another value may give other metrics; the option is then part of a run's identity.
+            False for options that choose runs, devices or files.
     """
     details = {
         "help": text,
@@ -141,7 +142,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionOptions:
-    """Where fits run, and what they leave."""
+    """Where fits run, and which files they store."""
 
     TITLE: ClassVar[str] = "Execution"
 
@@ -167,7 +168,7 @@ class ExecutionOptions:
     )
     ship_data: bool = _option(
         False,
-        "Send the images to the Ray nodes instead of reading them at the same paths there.",
+        "Send the images to the Ray nodes, which otherwise read them at the same paths.",
         decides_numbers=False,
     )
 
@@ -254,10 +255,10 @@ def decisive_options(groups: Mapping[str, Group]) -> dict[str, dict[str, Any]]:
     """Return, by group, the values of the options that decide a run's numbers; groups without any are left out."""
     values = {
         group: {
-            option.name: getattr(chosen, option.name)
+            option.name: getattr(options_of_group, option.name)
             for option in OPTIONS.values()
             if option.group == group and option.decides_numbers
         }
-        for group, chosen in groups.items()
+        for group, options_of_group in groups.items()
     }
-    return {group: chosen for group, chosen in values.items() if chosen}
+    return {group: names for group, names in values.items() if names}

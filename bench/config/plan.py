@@ -1,6 +1,6 @@
-"""Resolve `bench.toml` and the options of one call to a frozen plan that records the origin of every value.
+"""Resolve `bench.toml` and the options of one call to a frozen plan that contains the origin of every value.
 
-The profile's values come first, then the campaign's, then the call's; the later value wins. Unknown keys are errors.
+Options of the call override those of the campaign, which override those of the profile. Unknown keys are errors.
 """
 
 from collections.abc import Iterable, Mapping
@@ -71,15 +71,17 @@ def make_plan(
     Args:
         config: the merged bench.toml.
         methods: the names of the method files.
-        options: the options of the call by name, as text or typed; None means not given.
+        options: the options of the call by name, as text or with the right type; None is ignored.
         settings: --set, key -> text; "name.key" is for one method only.
         sweep: --sweep, the same with several values in the text.
-        profile, campaign: names in bench.toml; the default profile is "demo".
+        profile: name of a profile in bench.toml; default: the campaign's, else "demo".
+        campaign: name of a campaign in bench.toml, or None.
         paths: data, runs, cache, weights and checkpoint as the call gives them.
         command: the command line.
 
-    Raises BenchError for an unknown name or key and for a value of the wrong type or out of range. The data set's
-    categories and the settings of the methods are checked by `bench.execution.schedule`.
+    Raises:
+        BenchError: for an unknown name or key and for a value of the wrong type or out of range. The data set's
+            categories and the settings of the methods are checked by `bench.execution.schedule`.
     """
     campaign_table = _table(config, "campaign", campaign) if campaign else {}
     profile_origin = "--profile" if profile else f"campaign {campaign}" if "profile" in campaign_table else "default"
@@ -110,16 +112,18 @@ def make_plan(
     )
     names = [spec.name for spec in specs]
     specs = tuple(replace(spec, sweep=for_method(swept, spec.name, settings or {}, names)) for spec in specs)
-    given = {key: expand_user(path) for key, path in (paths or {}).items() if path is not None}
-    runs, cache, weights = (given.get(key) or config.path(key) for key in ("runs", "cache", "weights"))
-    data = given.get("data") or config.data(tasks.dataset)
+    call_paths = {key: expand_user(path) for key, path in (paths or {}).items() if path is not None}
+    runs, cache, weights = (call_paths.get(key) or config.path(key) for key in ("runs", "cache", "weights"))
+    data = call_paths.get("data") or config.data(tasks.dataset)
     for key, path in {"runs": runs, "cache": cache, "weights": weights, "data": data}.items():
         table = "[paths.data]" if key == "data" else "[paths]"
-        origin[key] = f"--{key}" if key in given else table if path else "default"
+        origin[key] = f"--{key}" if key in call_paths else table if path else "default"
     cache = cache or cache_folder(config)
     return Plan(
         **groups,
-        origin=origin | {"profile": profile_origin} | ({"checkpoint": "--checkpoint"} if "checkpoint" in given else {}),
+        origin=origin
+        | {"profile": profile_origin}
+        | ({"checkpoint": "--checkpoint"} if "checkpoint" in call_paths else {}),
         method_specs=specs,
         profile=profile,
         profile_note=profile_table.get("note", ""),
@@ -130,7 +134,7 @@ def make_plan(
         weights=weights,
         campaign=campaign or "",
         command=command,
-        checkpoint=given.get("checkpoint"),
+        checkpoint=call_paths.get("checkpoint"),
     )
 
 

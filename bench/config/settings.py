@@ -21,7 +21,7 @@ def resolve(kind: type[S], raw: Mapping[str, tuple[Any, str]], owner: str) -> tu
     """Return an instance of the dataclass `kind` and the origin of each of its values.
 
     `raw` maps keys to (value, origin); other fields keep their default. Raises BenchError for an unknown key, a value
-    of the wrong type, and a value that the dataclass itself refuses.
+    of the wrong type, and a value for which the dataclass raises an error.
     """
     if not is_dataclass(kind):
         raise BenchError(f"Settings of {owner} must be a dataclass, got {kind!r}. Write @dataclass(frozen=True).")
@@ -33,7 +33,7 @@ def resolve(kind: type[S], raw: Mapping[str, tuple[Any, str]], owner: str) -> tu
     try:
         instance = kind(**values)
     except (TypeError, ValueError) as error:  # a field without a default, or a check in __post_init__
-        raise BenchError(f"The Settings of {owner} refuse these values: {error}.") from error
+        raise BenchError(f"The settings of {owner} are not valid: {error}. Change them.") from error
     return instance, {key: raw[key][1] if key in raw else "default" for key in names}
 
 
@@ -50,7 +50,7 @@ def parse(key: str, value: Any, hint: Any) -> Any:
 
 
 def validate(value: Any, shape: Any, document: str, table: str = "") -> None:
-    """Raise BenchError if nested tables do not have the given shape.
+    """Raise BenchError if nested tables do not have a shape.
 
     Args:
         value: the tables.
@@ -85,7 +85,9 @@ def _parse_scalar(key: str, value: Any, hint: Any) -> Any:
     elif hint is str:
         if isinstance(value, str):
             return value
-    elif not isinstance(value, bool) and not (hint is int and isinstance(value, float)):  # 2.5 is no number of epochs
+    elif not isinstance(value, bool) and not (
+        hint is int and isinstance(value, float)
+    ):  # an integer setting must not be 2.5
         try:
             number = hint(value)
         except (TypeError, ValueError, OverflowError):
@@ -104,7 +106,7 @@ def _parse_literal(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _parse_union(key: str, value: Any, hints: tuple[Any, ...]) -> Any:
-    """Return the value parsed by the first hint that accepts it: its own type first, text last."""
+    """Return the value parsed by the first hint that is valid for it: its type first, text last."""
     errors = []
     for hint in sorted(hints, key=lambda hint: (hint is str, hint is not type(value))):
         try:

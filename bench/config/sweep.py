@@ -33,11 +33,11 @@ def parse_values(key: str, values: Any) -> tuple[Any, ...]:
 def for_method(sweep: Sweep, name: str, settings: Mapping[str, str], names: Sequence[str]) -> Sweep:
     """Return the part of a sweep that applies to the method `name`, one of `names`; "name.key" is for it only.
 
-    `settings` is --set, key -> text: it ends a campaign's sweep of the same key. Raises BenchError if it contradicts
-    the --sweep of the same call, or if --sweep names none of the methods.
+    `settings` is --set, key -> text; it replaces a campaign's sweep of the same key. Raises BenchError if --set and
+    --sweep name the same key, or if a key of --sweep names a method that is not run.
     """
     selected: Sweep = {}
-    for key, (values, origin) in sorted(sweep.items(), key=lambda item: "." in item[0]):  # "name.key" wins over "key"
+    for key, (values, origin) in sorted(sweep.items(), key=lambda item: "." in item[0]):  # "name.key" overrides "key"
         owner, dot, setting = key.rpartition(".")
         if dot and owner not in names and origin == OPTION:
             raise BenchError(f"--sweep {key} names a method that is not part of the run: {', '.join(names)}.")

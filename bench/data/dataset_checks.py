@@ -1,11 +1,11 @@
-"""Whether a data set is sound: what it holds, files that can't be read, masks that don't fit, images in train and test.
+"""Checks of a data set: counts, unreadable files, masks that do not fit, images in both train and test.
 
-Two images are **equal** where their decoded pixels are, whatever the file. They are **nearly equal** where their
-thumbnails (32 x 32 pixels, grey, each less its mean) differ by a root mean square of at most 1.5 of 255 levels and
-correlate by at least 0.99: that finds copies that were saved again as JPEG (0.8 levels at most at quality 50), halved
-(1.4) or made lighter, and second photographs of the same part. Different parts, well aligned, lie further apart: among
-2691 real images of five kinds the rule names three pairs, each of them one surface photographed twice. A finding
-is to be looked at all the same. Copies that were turned or cut are not found, nor those of images without contrast.
+Two images are **equal** if their decoded pixels are equal, in whatever file format. They are **nearly equal** if their
+thumbnails (32 x 32 pixels, grayscale, minus their mean) differ by a root mean square of at most 1.5 of 255 levels and
+have a correlation of at least 0.99. This rule finds copies that were saved as JPEG (at most 0.8 levels at quality 50),
+downscaled by two (1.4) or brightened, and second photographs of the same part. It does not find rotated or cropped
+copies, nor copies of images without contrast. On 2691 real images of five kinds it reports three pairs, each of them
+one surface that was photographed twice.
 """
 
 from collections import Counter, defaultdict
@@ -24,134 +24,149 @@ from bench.dataset import Sample
 from bench.errors import BenchError, CheckResult
 from bench.method import Preprocessing
 
-SIDE = 32
-"""Pixels of a thumbnail's side."""
+THUMBNAIL_SIDE = 32
+"""Side of a thumbnail in pixels."""
 
-NEAR = 1.5
-"""Root mean square difference of two thumbnails, of 255 levels, up to which two images may be nearly equal ..."""
+MAX_DIFFERENCE = 1.5
+"""Largest root mean square difference of the thumbnails of nearly equal images, of 255 levels."""
 
-ALIKE = 0.99
-"""... if their thumbnails also correlate by so much, so that two faint surfaces are not taken for copies."""
+MIN_CORRELATION = 0.99
+"""Smallest correlation of the thumbnails of nearly equal images; excludes pairs of surfaces with little contrast."""
 
 MAX_MASK_FRACTION = 0.95
-"""The share of an image from which on its mask is suspected of marking the good pixels."""
+"""A mask that marks a larger fraction of its image is reported as possibly inverted."""
 
-SHOWN = 5
-"""So many of the files that a finding is about are named."""
+MAX_LISTED_FILES = 5
+"""Number of files that a result names."""
 
 BLOCK = 512
-"""Thumbnails compared at once."""
+"""Number of test thumbnails that are compared at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What is kept of an image once it was decoded: sample, hash of its pixels, thumbnail; or what is wrong."""
+class ImageInfo:
+    """What is kept of a decoded image.
+
+    Attributes:
+        sample: the sample.
+        digest: hash of the decoded pixels.
+        thumbnail: (32 * 32,) grayscale levels minus their mean.
+        read_error: why the image can't be decoded, or "".
+        mask_problem: what is wrong with its mask, or "".
+    """
 
     sample: Sample
     digest: bytes = b""
-    thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(SIDE**2, np.float32))
-    unreadable: str = ""
+    thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(THUMBNAIL_SIDE**2, np.float32))
+    read_error: str = ""
     mask_problem: str = ""
 
 
-def inspect(samples: Sequence[Sample], said: Sequence[str], progress: Callable[[int, int], None]) -> list[CheckResult]:
-    """All findings; `said` is what the listing warned of. Decodes every image and mask once, on all cores."""
-    seen = []
+def check_dataset(
+    samples: Sequence[Sample], warnings: Sequence[str], progress: Callable[[int, int], None]
+) -> list[CheckResult]:
+    """Return the results of all checks. Decodes every image and mask once, in parallel.
+
+    Args:
+        samples: the samples of the data set.
+        warnings: what the data set logged when it listed the samples; each is reported as a result.
+        progress: called as `progress(done, total)` after each image.
+    """
+    infos = []
     with ThreadPoolExecutor(environment.threads()) as pool:
-        for done, one in enumerate(pool.map(_look, samples), start=1):
-            seen.append(one)
+        for done, info in enumerate(pool.map(_inspect, samples), start=1):
+            infos.append(info)
             progress(done, len(samples))
-    whole = [one for one in seen if not one.unreadable]
+    readable = [info for info in infos if not info.read_error]
     return [
         *_counts(samples),
-        *(CheckResult("The layout and counts are the official ones.", warning, required=False) for warning in said),
-        _finding("Every image can be read.", [one.unreadable for one in seen if one.unreadable]),
-        _finding(
-            "Every mask fits its image and marks a part of it.", [one.mask_problem for one in seen if one.mask_problem]
+        *(CheckResult("The layout and counts are the official ones.", warning, required=False) for warning in warnings),
+        _result("Every image can be read.", [info.read_error for info in infos if info.read_error]),
+        _result(
+            "Every mask fits its image and marks a part of it.",
+            [info.mask_problem for info in readable if info.mask_problem],
         ),
-        *_doubles(whole),
-        _finding("No test image nearly equals a training image.", list(_near(whole)), needed=False),
+        *_duplicates(readable),
+        _result("No test image nearly equals a training image.", list(near_duplicates(readable)), required=False),
     ]
 
 
 def _counts(samples: Sequence[Sample]) -> Iterator[CheckResult]:
     for category in sorted({sample.category for sample in samples}):
-        here = [sample for sample in samples if sample.category == category]
-        train = sum(sample.split == "train" for sample in here)
-        good = sum(sample.split == "test" and not sample.is_anomalous for sample in here)
-        kinds = Counter(sample.defect for sample in here if sample.is_anomalous)
-        masked = sum(bool(sample.masks) for sample in here if sample.is_anomalous)
-        listed = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
-        told = f"{category}: {train} training images, {good} good and {kinds.total()} defective test images"
-        yield CheckResult(told + (f" ({listed}; {masked} with a mask)" if kinds else ""))
+        members = [sample for sample in samples if sample.category == category]
+        train = sum(sample.split == "train" for sample in members)
+        good = sum(sample.split == "test" and not sample.is_anomalous for sample in members)
+        defects = Counter(sample.defect for sample in members if sample.is_anomalous)
+        masked = sum(bool(sample.masks) for sample in members if sample.is_anomalous)
+        per_defect = ", ".join(f"{defect} {count}" for defect, count in sorted(defects.items()))
+        text = f"{category}: {train} training images, {good} good and {defects.total()} defective test images"
+        yield CheckResult(text + (f" ({per_defect}; {masked} with a mask)" if defects else ""))
 
 
-def _look(sample: Sample) -> _Seen:
+def _inspect(sample: Sample) -> ImageInfo:
     try:
         image = images.decode(sample.image)
     except BenchError as error:
-        return _Seen(sample, unreadable=str(error))
+        return ImageInfo(sample, read_error=str(error))
     digest = blake2b(f"{image.size}".encode() + image.tobytes()).digest()
-    small = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32).ravel()
-    return _Seen(sample, digest, small - small.mean(), mask_problem=_misfit(sample, image.size))
+    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX), np.float32).ravel()
+    return ImageInfo(sample, digest, thumbnail - thumbnail.mean(), mask_problem=_check_mask(sample, image.size))
 
 
-def _misfit(sample: Sample, size: tuple[int, int]) -> str:
+def _check_mask(sample: Sample, size: tuple[int, int]) -> str:
+    """Return what is wrong with the mask of a sample whose image has `size` (width, height), or ""."""
     if not sample.masks:
         return ""
     try:
-        marked = float(images.defect_mask(sample, Preprocessing(height=size[1], width=size[0])).mean())
+        fraction = float(images.defect_mask(sample, Preprocessing(height=size[1], width=size[0])).mean())
     except BenchError as error:
         return str(error)
-    if not marked:
-        return f"the mask of {_name(sample)} marks nothing"
-    return (
-        f"the mask of {_name(sample)} marks {marked:.0%} of the image; is it inverted?"
-        if marked > MAX_MASK_FRACTION
-        else ""
-    )
+    if not fraction:
+        return f"the mask of {sample.id} marks nothing"
+    if fraction > MAX_MASK_FRACTION:
+        return f"the mask of {sample.id} marks {fraction:.0%} of the image; is it inverted?"
+    return ""
 
 
-def _doubles(seen: Sequence[_Seen]) -> Iterator[CheckResult]:
-    """Equal images: in train and test, good and defective, twice in one split."""
+def _duplicates(infos: Sequence[ImageInfo]) -> Iterator[CheckResult]:
+    """Report equal images: in train and test, good and defective, twice in one split."""
     groups: dict[bytes, list[Sample]] = defaultdict(list)
-    for one in seen:
-        groups[one.digest].append(one.sample)
-    doubles = [group for group in groups.values() if len(group) > 1]
-    leaks = [group for group in doubles if len({sample.split for sample in group}) > 1]
-    torn = [group for group in doubles if len({sample.is_anomalous for sample in group}) > 1]
-    rest = [group for group in doubles if group not in leaks and group not in torn]
-    yield _finding("No image is in train and in test.", [" = ".join(map(_name, group)) for group in leaks])
-    yield _finding("No image is both good and defective.", [" = ".join(map(_name, group)) for group in torn])
-    twice = [" = ".join(map(_name, group)) for group in rest]
-    yield _finding("No image is twice in one split.", twice, needed=False)
+    for info in infos:
+        groups[info.digest].append(info.sample)
+    duplicates = [group for group in groups.values() if len(group) > 1]
+    leaks = [group for group in duplicates if len({sample.split for sample in group}) > 1]
+    contradictions = [group for group in duplicates if len({sample.is_anomalous for sample in group}) > 1]
+    repeats = [group for group in duplicates if group not in leaks and group not in contradictions]
+    for requirement, equal, required in (
+        ("No image is in train and in test.", leaks, True),
+        ("No image is both good and defective.", contradictions, True),
+        ("No image is twice in one split.", repeats, False),
+    ):
+        yield _result(requirement, [" = ".join(sample.id for sample in group) for group in equal], required=required)
 
 
-def _near(seen: Sequence[_Seen]) -> Iterator[str]:
-    """The test images that nearly equal a training image, each with the closest; equal ones are told elsewhere."""
-    train, test = ([one for one in seen if one.sample.split == split] for split in ("train", "test"))
+def near_duplicates(infos: Sequence[ImageInfo]) -> Iterator[str]:
+    """Yield each test image that nearly equals a training image, with the closest one; equal ones are not repeated."""
+    train, test = ([info for info in infos if info.sample.split == split] for split in ("train", "test"))
     if not train or not test:
         return
-    known = np.stack([one.thumbnail for one in train])  # (n, SIDE * SIDE)
-    lengths = np.einsum("ij,ij->i", known, known)
+    train_thumbnails = np.stack([info.thumbnail for info in train])  # (n, 32 * 32)
+    train_energy = np.einsum("ij,ij->i", train_thumbnails, train_thumbnails)  # (n,)
     for start in range(0, len(test), BLOCK):
-        block = np.stack([one.thumbnail for one in test[start : start + BLOCK]])
-        own = np.einsum("ij,ij->i", block, block)[:, None]
-        products = block @ known.T  # (b, n)
-        apart = np.sqrt(np.maximum(own + lengths - 2 * products, 0) / SIDE**2)
-        alike = (products >= ALIKE * np.sqrt(own * lengths)) & (own > 0) & (lengths > 0)
-        apart[~alike] = np.inf
-        for row, column in enumerate(apart.argmin(axis=1).tolist()):
-            one, other, distance = test[start + row], train[column], float(apart[row, column])
-            if distance <= NEAR and one.digest != other.digest:
-                yield f"{_name(one.sample)} ~ {_name(other.sample)} ({distance:.1f} levels)"
+        thumbnails = np.stack([info.thumbnail for info in test[start : start + BLOCK]])  # (b, 32 * 32)
+        energy = np.einsum("ij,ij->i", thumbnails, thumbnails)[:, None]  # (b, 1)
+        products = thumbnails @ train_thumbnails.T  # (b, n)
+        differences = np.sqrt(np.maximum(energy + train_energy - 2 * products, 0) / THUMBNAIL_SIDE**2)
+        correlated = products >= MIN_CORRELATION * np.sqrt(energy * train_energy)
+        differences[~(correlated & (energy > 0) & (train_energy > 0))] = np.inf
+        for row, column in enumerate(differences.argmin(axis=1).tolist()):
+            info, closest, difference = test[start + row], train[column], float(differences[row, column])
+            if difference <= MAX_DIFFERENCE and info.digest != closest.digest:
+                yield f"{info.sample.id} ~ {closest.sample.id} ({difference:.1f} levels)"
 
 
-def _finding(promise: str, broken: list[str], *, needed: bool = True) -> CheckResult:
-    more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-    told = f"{len(broken)}: {'; '.join(broken[:SHOWN])}{more}" if broken else ""
-    return CheckResult(promise, told, required=needed)
-
-
-def _name(sample: Sample) -> str:
-    return f"{sample.category}/{sample.split}/{sample.defect}/{sample.image.name}"
+def _result(requirement: str, problems: list[str], *, required: bool = True) -> CheckResult:
+    more = f"; and {len(problems) - MAX_LISTED_FILES} more" if len(problems) > MAX_LISTED_FILES else ""
+    text = f"{len(problems)}: {'; '.join(problems[:MAX_LISTED_FILES])}{more}" if problems else ""
+    return CheckResult(requirement, text, required=required)

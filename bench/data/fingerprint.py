@@ -1,34 +1,40 @@
-"""A cheap fingerprint of each category of a data set, to tell data sets of the same name apart."""
+"""A cheap fingerprint of each category of a data set, to distinguish data sets of the same name."""
 
 from collections.abc import Sequence
 from hashlib import sha256
+from pathlib import Path
 
 from bench.dataset import Sample
 
 SAMPLED_FILES = 8
-"""Number of images per category whose content is hashed; of the others, name and size are."""
+"""Number of samples per category whose content is hashed; of the others only names and sizes are."""
 
 
 def category_fingerprints(samples: Sequence[Sample]) -> dict[str, str]:
-    """Return a short hash per category: of the ids and sizes of all its images, and of some images' content.
+    """Return a short hash per category: of ids and file sizes of all samples, and of the content of some.
 
-    Reading everything would take minutes for a large data set of which only one category is run. A file that cannot be
-    read counts by its name; reading it later raises the error.
+    Images and masks count. Reading all files would take minutes for a large data set of which only one category is
+    run. A file that cannot be read counts by its name; the error is raised when a task reads it.
     """
     by_category: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: (sample.category, sample.id, sample.image.as_posix())):
         by_category.setdefault(sample.category, []).append(sample)
-    return {category: _fingerprint(images) for category, images in by_category.items()}
+    return {category: _fingerprint(members) for category, members in by_category.items()}
 
 
 def _fingerprint(samples: Sequence[Sample]) -> str:
     digest = sha256()
     sampled = {index * len(samples) // SAMPLED_FILES for index in range(SAMPLED_FILES)}
     for index, sample in enumerate(samples):
-        try:
-            size = sample.image.stat().st_size
-            content = sha256(sample.image.read_bytes()).hexdigest() if index in sampled else ""
-        except OSError:
-            size, content = -1, ""
-        digest.update(f"{sample.id}\n{size}\n{content}\n".encode(errors="surrogateescape"))
+        digest.update(f"{sample.id}\n".encode(errors="surrogateescape"))
+        for path in (sample.image, *sample.masks):
+            digest.update(_describe(path, with_content=index in sampled).encode())
     return digest.hexdigest()[:12]
+
+
+def _describe(path: Path, *, with_content: bool) -> str:
+    try:
+        content = sha256(path.read_bytes()).hexdigest() if with_content else ""
+        return f"{path.stat().st_size} {content}\n"
+    except OSError:
+        return "unreadable\n"

@@ -1,9 +1,10 @@
-"""The preprocessing of an image as an ONNX graph: Pillow's resize, step by step, for an image of any size.
+"""Preprocessing of an image as an ONNX graph that reproduces Pillow's resize for images of any size.
 
-Pillow resizes by a pass along the rows and one down the columns, each a weighted sum whose result is rounded to 8 bits.
-Both are matrix products here, by weights that the graph works out from an image's size: the same pixels but where a sum
-lies on the edge between two values. Newer Pillows go down the columns of tall images first; here rows are always first,
-which moves some pixels of a photograph by one of 255. Filters are those of Pillow, Resample.c.
+Pillow resizes in two passes, along the rows and along the columns. Each is a weighted sum that is rounded to 8 bits. In
+the graph both are matrix products with weights that are computed from the size of the image. The pixels are the same,
+except if a sum lies at the boundary between two values. Newer versions of Pillow resize the columns of tall images
+first, the graph always the rows, which changes some pixels of such an image by one level. The filters follow Pillow's
+Resample.c.
 """
 
 from typing import Any
@@ -17,11 +18,11 @@ from bench.errors import BenchError
 from bench.method import Preprocessing, Resample
 
 OPSET = 18
-IMAGE, PREPARED = "image", "prepared"
+IMAGE, PREPROCESSED = "image", "preprocessed"
 
 
 class _Graph:
-    """Nodes of a graph under construction: each method adds what it needs and answers the name of its result."""
+    """A graph under construction. Methods add nodes and return the name of the result."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -32,57 +33,71 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=kind), name))
         return name
 
-    def add(self, operator: str, *given: str | float, name: str = "", **attributes: Any) -> str:
-        """A node; a number among its inputs is a constant in double precision."""
+    def add(self, operator: str, *inputs: str | float, name: str = "", **attributes: Any) -> str:
+        """Add a node. A number among the inputs becomes a constant in double precision."""
         name = name or f"preprocessing_{len(self.nodes)}"
-        inputs = [one if isinstance(one, str) else self.constant(one) for one in given]
-        self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
+        self.nodes.append(helper.make_node(operator, names, [name], **attributes))
         return name
 
 
 def preprocessing_graph(preprocessing: Preprocessing) -> onnx.ModelProto:
-    """`image` (H, W, 3) uint8 RGB of any size -> `prepared` (1, 3, h, w) float32 in [0, 1], as `images.prepare`.
+    """Return the graph `image` (H, W, 3) uint8 RGB of any size -> `preprocessed` (1, 3, h, w) float32 in [0, 1].
 
-    Raises BenchError for nearest neighbours, whose choice hangs on how Pillow sums up its steps.
+    It equals `bench.data.images.preprocess`.
+
+    Raises:
+        BenchError: the filter is "nearest", whose result depends on rounding inside Pillow.
     """
     if preprocessing.resample == "nearest":
-        raise BenchError("A resize by weights can be exported: bilinear, bicubic or lanczos; this run's is nearest.")
+        raise BenchError(
+            "Export needs a resize with resample bilinear, bicubic or lanczos; this run has nearest. "
+            "Change resample in the profile and rerun with --keep-model."
+        )
     graph = _Graph()
     rows, columns = preprocessing.size
     shape = graph.add("Cast", graph.add("Shape", IMAGE), to=onnx.TensorProto.DOUBLE)
-    high, wide = (graph.add("Gather", shape, graph.constant(axis, np.int64), axis=0) for axis in (0, 1))
+    image_height, image_width = (graph.add("Gather", shape, graph.constant(axis, np.int64), axis=0) for axis in (0, 1))
     height: str | float = float(preprocessing.height)
     width: str | float = float(preprocessing.width)
     if preprocessing.keep_aspect:
-        scale = graph.add("Max", graph.add("Div", width, wide), graph.add("Div", height, high))
+        scale = graph.add("Max", graph.add("Div", width, image_width), graph.add("Div", height, image_height))
         height, width = (
-            graph.add("Max", side, graph.add("Round", graph.add("Mul", own, scale)))
-            for side, own in ((height, high), (width, wide))
+            graph.add("Max", side, graph.add("Round", graph.add("Mul", original, scale)))
+            for side, original in ((height, image_height), (width, image_width))
         )
-    filled = graph.add("Cast", IMAGE, to=onnx.TensorProto.FLOAT)  # (H, W, 3)
-    across = _weights(graph, wide, width, columns, preprocessing.resample)  # (w, W)
-    filled = _rounded(graph, graph.add("MatMul", across, filled))  # (H, w, 3)
-    down = _weights(graph, high, height, rows, preprocessing.resample)  # (h, H)
-    flat = graph.add("Reshape", filled, graph.constant(np.array([0, columns * 3]), np.int64))  # (H, w * 3)
-    flat = _rounded(graph, graph.add("MatMul", down, flat))
-    pixels = graph.add("Reshape", flat, graph.constant(np.array([1, rows, columns, 3]), np.int64))
-    channels = graph.add("Transpose", pixels, perm=[0, 3, 1, 2])
-    graph.add("Div", channels, graph.constant(255, np.float32), name=PREPARED)
-    given = helper.make_tensor_value_info(IMAGE, onnx.TensorProto.UINT8, ["height", "width", 3])
-    found = helper.make_tensor_value_info(PREPARED, onnx.TensorProto.FLOAT, [1, 3, rows, columns])
-    whole = helper.make_graph(graph.nodes, "preprocessing", [given], [found], graph.constants)
-    return helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    pixels = graph.add("Cast", IMAGE, to=onnx.TensorProto.FLOAT)  # (H, W, 3)
+    row_weights = _weights(graph, image_width, width, columns, preprocessing.resample)  # (w, W)
+    pixels = _round(graph, graph.add("MatMul", row_weights, pixels))  # (H, w, 3)
+    column_weights = _weights(graph, image_height, height, rows, preprocessing.resample)  # (h, H)
+    pixels = graph.add("Reshape", pixels, graph.constant(np.array([0, columns * 3]), np.int64))  # (H, w * 3)
+    pixels = _round(graph, graph.add("MatMul", column_weights, pixels))  # (h, w * 3)
+    pixels = graph.add("Reshape", pixels, graph.constant(np.array([1, rows, columns, 3]), np.int64))  # (1, h, w, 3)
+    pixels = graph.add("Transpose", pixels, perm=[0, 3, 1, 2])  # (1, 3, h, w)
+    graph.add("Div", pixels, graph.constant(255, np.float32), name=PREPROCESSED)
+    image = helper.make_tensor_value_info(IMAGE, onnx.TensorProto.UINT8, ["height", "width", 3])
+    output = helper.make_tensor_value_info(PREPROCESSED, onnx.TensorProto.FLOAT, [1, 3, rows, columns])
+    proto = helper.make_graph(graph.nodes, "preprocessing", [image], [output], graph.constants)
+    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 
-def _weights(graph: _Graph, own: str, target: str | float, kept: int, resample: Resample) -> str:
-    """(kept, own): what each pixel along an axis of `own` pixels gives to each that is kept of `target` ones."""
-    first = graph.add("Floor", graph.add("Div", graph.add("Sub", target, float(kept)), 2.0))
-    place = graph.add("Add", graph.constant(np.arange(kept)[:, None] + 0.5), first)  # (kept, 1)
-    step = graph.add("Div", own, target)
-    centre = graph.add("Mul", place, step)
-    reach = graph.add("Range", 0.0, own, 1.0)  # (own,)
-    apart = graph.add("Sub", graph.add("Add", reach, 0.5), centre)  # (kept, own)
-    distance = graph.add("Abs", graph.add("Div", apart, graph.add("Max", step, 1.0)))
+def _weights(graph: _Graph, size: str, target: str | float, cropped: int, resample: Resample) -> str:
+    """Return the resize weights along one axis, (cropped, size).
+
+    Args:
+        graph: the graph.
+        size: number of pixels of the image.
+        target: number of pixels after the resize.
+        cropped: number of pixels after the center crop.
+        resample: the filter.
+    """
+    first = graph.add("Floor", graph.add("Div", graph.add("Sub", target, float(cropped)), 2.0))
+    position = graph.add("Add", graph.constant(np.arange(cropped)[:, None] + 0.5), first)  # (cropped, 1)
+    step = graph.add("Div", size, target)
+    center = graph.add("Mul", position, step)
+    indices = graph.add("Range", 0.0, size, 1.0)  # (size,)
+    difference = graph.add("Sub", graph.add("Add", indices, 0.5), center)  # (cropped, size)
+    distance = graph.add("Abs", graph.add("Div", difference, graph.add("Max", step, 1.0)))
     raw = {"bilinear": _bilinear, "bicubic": _bicubic, "lanczos": _lanczos}[resample](graph, distance)
     total = graph.add("ReduceSum", raw, graph.constant(np.array([1]), np.int64), keepdims=1)
     return graph.add("Cast", graph.add("Div", raw, total), to=onnx.TensorProto.FLOAT)
@@ -93,17 +108,17 @@ def _bilinear(graph: _Graph, distance: str) -> str:
 
 
 def _bicubic(graph: _Graph, distance: str) -> str:
-    """Keys' cubic with a = -0.5."""
-    near = _polynomial(graph, distance, (1.5, -2.5, 0.0, 1.0))
-    far = _polynomial(graph, distance, (-0.5, 2.5, -4.0, 2.0))
-    beyond = graph.add("Where", graph.add("Less", distance, 2.0), far, 0.0)
-    return graph.add("Where", graph.add("Less", distance, 1.0), near, beyond)
+    """Keys' cubic kernel with a = -0.5."""
+    inner = _polynomial(graph, distance, (1.5, -2.5, 0.0, 1.0))
+    outer = _polynomial(graph, distance, (-0.5, 2.5, -4.0, 2.0))
+    outer = graph.add("Where", graph.add("Less", distance, 2.0), outer, 0.0)
+    return graph.add("Where", graph.add("Less", distance, 1.0), inner, outer)
 
 
 def _lanczos(graph: _Graph, distance: str) -> str:
-    """sinc(x) sinc(x / 3) within three widths."""
-    found = graph.add("Mul", _sinc(graph, distance), _sinc(graph, graph.add("Div", distance, 3.0)))
-    return graph.add("Where", graph.add("Less", distance, 3.0), found, 0.0)
+    """sinc(x) sinc(x / 3) for |x| < 3."""
+    kernel = graph.add("Mul", _sinc(graph, distance), _sinc(graph, graph.add("Div", distance, 3.0)))
+    return graph.add("Where", graph.add("Less", distance, 3.0), kernel, 0.0)
 
 
 def _sinc(graph: _Graph, distance: str) -> str:
@@ -112,13 +127,14 @@ def _sinc(graph: _Graph, distance: str) -> str:
 
 
 def _polynomial(graph: _Graph, x: str, coefficients: tuple[float, ...]) -> str:
-    found: str | float = coefficients[0]
+    """Evaluate a polynomial by Horner's rule, the highest power first."""
+    value: str | float = coefficients[0]
     for coefficient in coefficients[1:]:
-        found = graph.add("Add", graph.add("Mul", found, x), coefficient)
-    return str(found)
+        value = graph.add("Add", graph.add("Mul", value, x), coefficient)
+    return str(value)
 
 
-def _rounded(graph: _Graph, values: str) -> str:
-    """To the nearest of 0 ... 255, halves upwards, as Pillow stores 8 bits between its passes."""
-    up = graph.add("Floor", graph.add("Add", values, graph.constant(0.5, np.float32)))
-    return graph.add("Clip", up, graph.constant(0, np.float32), graph.constant(255, np.float32))
+def _round(graph: _Graph, values: str) -> str:
+    """Round to the nearest of 0..255, halves up, as Pillow does between its passes."""
+    rounded = graph.add("Floor", graph.add("Add", values, graph.constant(0.5, np.float32)))
+    return graph.add("Clip", rounded, graph.constant(0, np.float32), graph.constant(255, np.float32))

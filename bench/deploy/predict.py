@@ -1,4 +1,4 @@
-"""A kept run's answers about new images, written for people: scores as a table, maps as numbers and as pictures."""
+"""Predictions of a saved model for new images: a table of scores, the anomaly maps, and overlays for viewing."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -19,34 +19,35 @@ from bench.errors import BenchError
 from bench.execution.fit import check_prediction
 from bench.store import Store
 
-COLOURS = "inferno"
-CONTOUR = (0, 255, 120)
+COLORMAP = "inferno"
+CONTOUR_COLOR = (0, 255, 120)
 COLOR_QUANTILE = 0.999
-"""The brightest colour stands for this quantile of the run's own test maps, the darkest for their median."""
+"""Quantile of the run's test maps that gets the brightest color; their median gets the darkest one."""
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePrediction:
-    """What the method said of one image: a row of scores.csv.
+    """Prediction for one image: a row of scores.csv.
 
     Attributes:
-        image: its path.
-        score: higher is more anomalous; None where the image could not be judged.
-        threshold: of the run, set at a false positive rate by good images; None where it was not calibrated.
-        defective: whether the score lies above the threshold; None without one.
-        highest: the highest pixel of the map.
-        area: the share of pixels above the run's threshold of a pixel; None without one.
-        map: the map's numbers, (h, w) float32 at the size of the method's input. picture: the same in colours, over the
-            image at its own size, with a line around what lies above the threshold of a pixel.
-        error: why the image could not be judged, or "".
+        image: path of the image.
+        score: anomaly score, higher is more anomalous; None if the image can't be read.
+        threshold: decision threshold of the run (--calibrate); None if the run has none.
+        is_anomalous: whether the score exceeds the threshold; None without a threshold.
+        max_pixel_score: maximum of the anomaly map.
+        anomalous_fraction: fraction of pixels above the pixel threshold of the run; None without one.
+        map: path of the anomaly map, (h, w) float32 at the size of the network's input.
+        overlay: path of the map in colors over the image, at the size of the image, with a contour at the pixel
+            threshold.
+        error: why the image can't be read, or "".
     """
 
     image: str
     score: float | None = None
     threshold: float | None = None
-    defective: bool | None = None
+    is_anomalous: bool | None = None
     max_pixel_score: float | None = None
     anomalous_fraction: float | None = None
     map: str = ""
@@ -54,95 +55,113 @@ class ImagePrediction:
     error: str = ""
 
 
-def predict(
-    kept: SavedModel, named: Sequence[tuple[Path, Path]], out: Path, progress: Callable[[int, int], None]
+def predict_images(
+    saved: SavedModel, images: Sequence[tuple[Path, Path]], out: Path, progress: Callable[[int, int], None]
 ) -> list[ImagePrediction]:
-    """Judges the images, each `named` with its place below `out`, and writes scores.csv, maps/ and pictures/.
+    """Predict the images and write scores.csv, maps/ and overlays/ into `out`.
 
-    An image that can't be read is a verdict with an error. Raises BenchError where `out` can't be written to.
+    Args:
+        saved: the saved model.
+        images: each image with its relative path below maps/ and overlays/.
+        out: folder to write to.
+        progress: called as `progress(done, total)` after each step.
+
+    Returns:
+        A prediction per image. An image that can't be read has an error and no score.
+
+    Raises:
+        BenchError: `out` can't be written to.
     """
-    total = 2 * len(named)
-    verdicts = []
+    total = 2 * len(images)
+    predictions = []
     try:
-        for done, (path, place) in enumerate(named, start=1):
-            verdicts.append(_judged(kept, path, out / "maps" / f"{place}.npy"))
+        for done, (path, name) in enumerate(images, start=1):
+            predictions.append(_predict_image(saved, path, out / "maps" / f"{name}.npy"))
             progress(done, total)
-        scale = _scale(kept, verdicts)
-        for done, (path, place) in enumerate(named):
-            if not verdicts[done].error:
-                picture = _picture(kept, path, np.load(verdicts[done].map), scale)
-                saved = _saved(picture, out / "pictures" / f"{place}.png")
-                verdicts[done] = replace(verdicts[done], overlay=saved)
-            progress(len(named) + done + 1, total)
-        _table(verdicts, out / "scores.csv")
+        color_range = _color_range(saved, predictions)
+        for index, (path, name) in enumerate(images):
+            if not predictions[index].error:
+                overlay = _draw_overlay(saved, path, np.load(predictions[index].map), color_range)
+                file = _save_image(overlay, out / "overlays" / f"{name}.png")
+                predictions[index] = replace(predictions[index], overlay=file)
+            progress(len(images) + index + 1, total)
+        _write_table(predictions, out / "scores.csv")
     except OSError as error:
-        raise BenchError(f"--out names a folder that can be written to; {out} is none ({error.strerror}).") from error
-    return verdicts
+        raise BenchError(
+            f"--out must be a writable folder; {out} is not ({error.strerror}). Choose another."
+        ) from error
+    return predictions
 
 
-def _judged(kept: SavedModel, path: Path, to: Path) -> ImagePrediction:
-    record = kept.record
+def _predict_image(saved: SavedModel, path: Path, map_file: Path) -> ImagePrediction:
+    record = saved.record
     try:
-        (given,) = FileImages([Sample(path, record.category, "test")], kept.preprocessing).batches(1)
+        (image,) = FileImages([Sample(path, record.category, "test")], saved.preprocessing).batches(1)
     except BenchError as error:
         return ImagePrediction(image=str(path), error=str(error))
-    given = given.to(kept.method.setup.device)
+    image = image.to(saved.method.setup.device)  # (1, 3, h, w)
     with torch.no_grad():
-        found = kept.method.predict(given)
-    check_prediction(found, given)
-    score, maps = float(found.scores[0]), found.maps[0].float().cpu().numpy()
-    to.parent.mkdir(parents=True, exist_ok=True)
-    np.save(to, maps)
-    limit, pixel_limit = record.threshold, record.pixel_threshold
+        prediction = saved.method.predict(image)
+    check_prediction(prediction, image)
+    score, anomaly_map = float(prediction.scores[0]), prediction.maps[0].float().cpu().numpy()
+    map_file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(map_file, anomaly_map)
+    threshold, pixel_threshold = record.threshold, record.pixel_threshold
     return ImagePrediction(
         image=str(path),
         score=score,
-        threshold=limit,
-        defective=None if limit is None else score > limit,
-        max_pixel_score=float(maps.max()),
-        anomalous_fraction=None if pixel_limit is None else float((maps > pixel_limit).mean()),
-        map=str(to),
+        threshold=threshold,
+        is_anomalous=None if threshold is None else score > threshold,
+        max_pixel_score=float(anomaly_map.max()),
+        anomalous_fraction=None if pixel_threshold is None else float((anomaly_map > pixel_threshold).mean()),
+        map=str(map_file),
     )
 
 
-def _scale(kept: SavedModel, verdicts: Sequence[ImagePrediction]) -> tuple[float, float]:
-    """What the darkest and the brightest colour stand for: alike for all calls where the run's test maps were kept."""
+def _color_range(saved: SavedModel, predictions: Sequence[ImagePrediction]) -> tuple[float, float]:
+    """Return the map values of the darkest and the brightest color.
+
+    They come from the stored test maps of the run, so that all calls use the same range; without stored maps, from up
+    to 64 of the new images.
+    """
     try:
-        maps = Store(kept.path.parents[RECORD_DEPTH - 1]).predictions(kept.record).maps
+        maps = Store(saved.path.parents[RECORD_DEPTH - 1]).predictions(saved.record).maps
     except BenchError:
         maps = None
     if maps is None:
-        maps = np.stack([np.load(verdict.map) for verdict in verdicts if verdict.map][:64] or [np.zeros((1, 1))])
+        files = [prediction.map for prediction in predictions if prediction.map][:64]
+        maps = np.stack([np.load(file) for file in files] or [np.zeros((1, 1))])
     low, high = np.quantile(maps, (0.5, COLOR_QUANTILE))
     return float(low), float(max(high, low + 1e-12))
 
 
-def _picture(kept: SavedModel, path: Path, found: Floats, scale: tuple[float, float]) -> Image.Image:
-    """The image at its own size, the more coloured the more anomalous; what a crop cut off stays as it is."""
+def _draw_overlay(saved: SavedModel, path: Path, anomaly_map: Floats, color_range: tuple[float, float]) -> Image.Image:
+    """Return the image with its map as a color overlay; the part that a crop removes is left unchanged."""
     image = decode(path)
-    left, top, right, bottom = visible_box(image.size, kept.preprocessing)
-    maps = np.asarray(Image.fromarray(found).resize((right - left, bottom - top), Image.Resampling.BILINEAR))
-    share = ((maps - scale[0]) / (scale[1] - scale[0])).clip(0, 1)[..., None]  # (h, w, 1)
+    left, top, right, bottom = visible_box(image.size, saved.preprocessing)
+    resized = Image.fromarray(anomaly_map).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    maps, (low, high) = np.asarray(resized), color_range
+    opacity = ((maps - low) / (high - low)).clip(0, 1)[..., None]  # (h, w, 1)
     pixels = np.array(image, dtype=np.float64)
-    part = pixels[top:bottom, left:right]
-    colours = mpl.colormaps[COLOURS](share[..., 0])[..., :3] * 255
-    part[:] = part * (1 - 0.7 * share) + colours * 0.7 * share
-    if kept.record.pixel_threshold is not None:
-        above = maps > kept.record.pixel_threshold
+    visible = pixels[top:bottom, left:right]
+    colors = mpl.colormaps[COLORMAP](opacity[..., 0])[..., :3] * 255
+    visible[:] = visible * (1 - 0.7 * opacity) + colors * 0.7 * opacity
+    if saved.record.pixel_threshold is not None:
+        anomalous = maps > saved.record.pixel_threshold
         width = max(1, min(image.size) // 256)
-        part[above & ~binary_erosion(above, iterations=width, border_value=1)] = CONTOUR
+        visible[anomalous & ~binary_erosion(anomalous, iterations=width, border_value=1)] = CONTOUR_COLOR
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _saved(picture: Image.Image, to: Path) -> str:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(to)
-    return str(to)
+def _save_image(image: Image.Image, file: Path) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file)
+    return str(file)
 
 
-def _table(verdicts: Sequence[ImagePrediction], to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with to.open("w", newline="", encoding="utf-8") as file:
+def _write_table(predictions: Sequence[ImagePrediction], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [entry.name for entry in fields(ImagePrediction)])
         writer.writeheader()
-        writer.writerows(asdict(verdict) for verdict in verdicts)
+        writer.writerows(asdict(prediction) for prediction in predictions)

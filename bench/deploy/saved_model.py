@@ -1,4 +1,4 @@
-"""A kept run, found by what a person calls it and made ready to be asked: for `bench predict` and `bench export`."""
+"""Saved models: find the record of a run and restore its fitted method, for `bench predict` and `bench export`."""
 
 import logging
 from collections.abc import Sequence
@@ -21,12 +21,18 @@ from bench.store import Store
 _log = logging.getLogger(__name__)
 
 RECORD_DEPTH = 6
-"""A record lies so many levels below its store: data set, protocol, name, hash, seed, file."""
+"""Number of levels of a record below its store: data set, protocol, name, hash, seed, file."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedModel:
-    """A fitted method and the record of its run; `path` is the record's."""
+    """A restored method with the record of its run.
+
+    Attributes:
+        path: file of the record.
+        record: the record.
+        method: the fitted method.
+    """
 
     path: Path
     record: Record
@@ -34,107 +40,128 @@ class SavedModel:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How a file becomes an input of the method."""
+        """Preprocessing of the run."""
         return Preprocessing(**self.record.run.preprocessing)
 
 
 def find(run: str, runs: Path, category: str | None = None) -> Path:
-    """The record of the one kept run that `run` means.
+    """Return the record of the saved model that `run` names.
 
-    run: a record's file; its folder or any folder above; or the end of one below `runs`, as "demo/kshot-4/aminet". The
-    category may follow, as "demo/kshot-4/aminet/gear". Raises BenchError where no kept run fits, or several do.
+    Args:
+        run: the file of a record; a folder above it; or the end of such a path relative to `runs`, for example
+            "demo/kshot-4/aminet" or, with the category, "demo/kshot-4/aminet/gear".
+        runs: folder of the records.
+        category: the category, if `run` does not name it.
+
+    Raises:
+        BenchError: no saved model or several of them match.
     """
-    below, wanted = Path(run).expanduser(), category
-    if not below.exists():
-        below = runs / run
-    if not below.exists() and category is None:
-        below, wanted = below.parent, below.name
-    if not below.exists():
-        raise BenchError(f"A run is a record, its folder, or where it lies below {runs}; {run} is none. "
-                         "bench list runs tells what there is.")  # fmt: skip
-    files = [below] if below.is_file() else sorted(below.rglob("*.json"))
-    found = [path for path in files if path.suffix == ".json" and wanted in {None, path.stem}]
-    kept = [path for path in found if path.with_suffix(".safetensors").is_file()]
-    if not kept:
-        why = "none of its models was kept; run it again with --keep-model" if found else "there is no such record"
-        asked = f" of {wanted}" if wanted else ""
-        raise BenchError(f"A run is asked by its kept model; {below} has none{asked}: {why}.")
-    if len(kept) > 1:
-        listed = ", ".join(str(path) for path in kept[:6]) + (" ..." if len(kept) > 6 else "")
-        raise BenchError(f"One run is asked; {run} means {len(kept)}: {listed}. Name one, or give --category.")
-    return kept[0]
+    place, name = Path(run).expanduser(), category
+    if not place.exists():
+        place = runs / run
+    if not place.exists() and category is None:
+        place, name = place.parent, place.name
+    if not place.exists():
+        raise BenchError(
+            f"RUN must be a record, a folder of records or a path below {runs}; {run} does not exist. "
+            f"`bench list runs` lists the runs."
+        )
+    files = [place] if place.is_file() else sorted(place.rglob("*.json"))
+    records = [path for path in files if path.suffix == ".json" and name in {None, path.stem}]
+    saved = [path for path in records if path.with_suffix(".safetensors").is_file()]
+    if not saved:
+        of_category = f" of category {name}" if name else ""
+        if not records:
+            raise BenchError(f"No record{of_category} in {place}. `bench list runs` lists the runs.")
+        raise BenchError(f"No saved model{of_category} in {place}. Rerun with --keep-model.")
+    if len(saved) > 1:
+        paths = ", ".join(str(path) for path in saved[:6]) + (" ..." if len(saved) > 6 else "")
+        raise BenchError(
+            f"RUN must match one saved model; {run} matches {len(saved)}: {paths}. Add --category or name one."
+        )
+    return saved[0]
 
 
 def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> SavedModel:
-    """The fitted method whose record lies at `path`.
+    """Restore the fitted method of a record.
 
-    Raises BenchError where the record or the model can't be read, where backbone weights are not those of the fit, or
-    where the method's file has changed so that the model does not fit it any more.
+    Args:
+        path: file of the record; the model is the .safetensors file beside it.
+        device: as for --device.
+        weights: folder of backbone weights, or None.
+        cache: folder for cached features.
+
+    Raises:
+        BenchError: the record or the model is unreadable, the backbone weights differ from those of the fit, or the
+            model does not match the current source of the method.
     """
     path = path.resolve()
     if len(path.parents) < RECORD_DEPTH:
-        raise BenchError(f"A record lies {RECORD_DEPTH} levels below its store; {path} does not. Name one below runs/.")
+        raise BenchError(
+            f"A record must be {RECORD_DEPTH} levels below its store; {path} is not. Name one below runs/."
+        )
     records = list(Store(path.parents[RECORD_DEPTH - 1]).records(path))
     if not records:
-        raise BenchError(f"{path} is no record that can be read; the line above says why. Run it again with --force.")
+        raise BenchError(f"{path} is not a readable record; the warning above gives the reason. Rerun with --force.")
     (record,) = records
-    run, on = record.run, environment.device(device)
+    run, target = record.run, environment.device(device)
     module = registry.load("methods", run.method)
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, run.name)
-    inputs = module.METHOD.file_hashes(settings, weights)
-    had = {
-        name: value for name, value in run.file_hashes.items() if name != "checkpoint"
-    }  # which the kept model replaces
-    if inputs != had:
+    current = module.METHOD.file_hashes(settings, weights)
+    fitted = {name: value for name, value in run.file_hashes.items() if name != "checkpoint"}  # part of the saved model
+    if current != fitted:
         raise BenchError(
-            f"A kept model goes with the weights of its fit; {run.name} had {had}, here are {inputs}. "
-            "Name the folder that holds them with --weights."
+            f"The weight files must be those of the fit; {run.name} was fitted with {fitted}, found {current}. "
+            f"Pass their folder with --weights."
         )
     if record.source_hash != source_hash(module):
-        _log.warning("The file of %s has changed since this run; its answers may differ.", run.method)
-    precision: Precision = run.precision  # type: ignore[assignment]  # the config has checked it
+        _log.warning("The source of %s has changed since this run; its predictions may differ.", run.method)
+    precision: Precision = run.precision  # type: ignore[assignment]  # checked when the run was planned
     seed = environment.derive_seed(run.seed, "all" if run.protocol == "unified" else record.category)
     environment.seed_everything(seed)
-    method: Method = module.METHOD(
-        settings, Setup(Preprocessing(**run.preprocessing).size, on, seed, weights, cache / "features", precision)
-    )
+    size = Preprocessing(**run.preprocessing).size
+    method: Method = module.METHOD(settings, Setup(size, target, seed, weights, cache / "features", precision))
     model = path.with_suffix(".safetensors")
     try:
         method.restore(load_file(model))
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        told = " ".join(str(error).split())
-        raise BenchError(f"{model} must be what {run.method} restores; it is not: {told}. Run it again.") from error
+        reason = " ".join(str(error).split())
+        raise BenchError(
+            f"{model} must be a saved state of {run.method}: {reason}. Rerun with --keep-model."
+        ) from error
     return SavedModel(path, record, method)
 
 
-def pictures(kept: SavedModel) -> list[Path]:
-    """The prepared images that were stored with the record. Raises BenchError where there are none."""
-    views = Store(kept.path.parents[RECORD_DEPTH - 1]).views(kept.record)
-    found = [path for name, path in views.items() if name.endswith(".image")]
-    if not found:
-        raise BenchError(f"Answers are compared on images; none lie beside {kept.path}. Name some with --images.")
-    return found
+def example_images(saved: SavedModel) -> list[Path]:
+    """Return the preprocessed images that are stored with the record. Raises BenchError if there are none."""
+    views = Store(saved.path.parents[RECORD_DEPTH - 1]).views(saved.record)
+    paths = [path for name, path in views.items() if name.endswith(".image")]
+    if not paths:
+        raise BenchError(f"The comparison needs images; {saved.path} has no stored ones. Pass some with --images.")
+    return paths
 
 
-def images(places: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """The images that files and folders name, each with its place below the folder that all of them share.
+def list_images(places: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Return the images of files and folders, each with its path relative to their common folder.
 
-    Hidden files, and files in folders that have no image's extension, are passed over. Raises BenchError where a place
-    does not exist or holds no image.
+    In folders, hidden files and files without an image extension are skipped.
+
+    Raises:
+        BenchError: a file or folder does not exist, or a folder has no image.
     """
-    found = {path.absolute(): path for place in places for path in _images(place)}
-    shared = commonpath([place.absolute() if place.is_dir() else place.absolute().parent for place in places])
-    return [(path, absolute.relative_to(shared)) for absolute, path in found.items()]
+    paths = {path.absolute(): path for place in places for path in _images_of(place)}
+    common = commonpath([place.absolute() if place.is_dir() else place.absolute().parent for place in places])
+    return [(path, absolute.relative_to(common)) for absolute, path in paths.items()]
 
 
-def _images(place: Path) -> list[Path]:
+def _images_of(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise BenchError(f"bench predict takes images and folders of them; {place} is neither. Mend the path.")
+        raise BenchError(f"bench predict needs images or folders of images; {place} does not exist. Correct the path.")
     extensions = Image.registered_extensions()
-    found = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in extensions and path.is_file()]
-    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
-    if not shown:
-        raise BenchError(f"A folder to judge holds images; {place} holds none. Mend the path.")
-    return shown
+    paths = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in extensions and path.is_file()]
+    visible = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(place).parts)]
+    if not visible:
+        raise BenchError(f"bench predict needs folders with images; {place} has none. Correct the path.")
+    return visible

@@ -1,10 +1,12 @@
-"""What metrics need of many pixels: how many normal ones lie above each defect score, and how many at it.
+"""Counts that the metrics are computed from: normal items above each score of an anomalous item, and tied with it.
 
-Pixels are counted and never sorted as a whole: a rising map sends every score to a bucket, a bucket that holds no
-defect score is only counted, and the few pixels that share a bucket with a defect score are sorted. That is exact.
+Pixels are counted without sorting all of them: a non-decreasing function assigns every score to a bucket. Buckets
+without defect scores are only counted; the few pixels that share a bucket with a defect score are sorted. The counts
+are exact.
 
-Maps are walked twice, first for the defect scores and then to count, so they need not fit into memory. Only the
-distinct defect scores are held; where even these are too many, some are, and counts are taken at and between them.
+Maps are read twice, first for the defect scores and then for counting, so they do not have to fit into memory. Only
+the distinct defect scores are kept. If there are too many, a subset is kept, and pixels are counted at and between its
+scores.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,31 +23,31 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Places = NDArray[np.intp]
+Indices = NDArray[np.intp]
 
 MAX_EXACT_SCORES = 1 << 21
-"""Up to how many defect pixels all their scores are held, however many normal pixels there are."""
+"""Largest number of defect pixels for which the metrics are exact, with any number of normal pixels."""
 
 BUCKETS = 1 << 18
-"""Into how many the range of the defect scores is cut, at most; more cost cache misses, fewer cost sorting."""
+"""Largest number of buckets; more buckets cost cache misses, fewer cost sorting."""
 
 SORT_BUFFER = 1 << 22
-"""How many pixels that share a bucket with a defect score wait until they are sorted, at least."""
+"""Smallest number of pixels, of buckets with a defect score, that are collected before they are sorted."""
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """All that the metrics need of items (images or pixels): u groups of anomalous ones, from the highest score down.
+    """Counts of items (images or pixels) in u groups of anomalous items, by decreasing score.
 
     Attributes:
-        found: (..., u) anomalous items in the group.
-        overlap: (..., u) the share of the mean defect region that the group holds; of images, each is a region.
-        above: (..., u) normal items above the group.
-        level: (..., u) normal items in the group.
-        mixed: (u,) False where all in the group have one score, True where it spans several in an unknown order.
-        normals: (...) how many normal items there are.
+        tp: (..., u) anomalous items in the group.
+        region_share: (..., u) share of the mean defect region in the group; of images, each one is a region.
+        fp: (..., u) normal items with a higher score than the group.
+        tied_negatives: (..., u) normal items in the group.
+        approximate: (u,) False if all items of the group have one score, True if their order is unknown.
+        n_negatives: (...) number of normal items.
     """
 
     tp: Array
@@ -57,230 +59,245 @@ class Curve:
 
 
 def image_curve(scores: Array, anomalous: Bools) -> Curve:
-    """The curve of (n,) images, of which some are anomalous."""
-    values, found = np.unique(scores[anomalous], return_counts=True)
+    """Count (n,) images by their scores and labels."""
+    values, tp = np.unique(scores[anomalous], return_counts=True)
     normals = np.sort(scores[~anomalous])
-    lower, level = _rank(values, normals)
-    above = normals.size - lower - level
-    mixed = np.zeros(values.size, dtype=bool)
-    return Curve(found[::-1], found[::-1] / found.sum(), above[::-1], level[::-1], mixed, np.array(normals.size))
-
-
-def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools], hold: int = 0) -> Curve:
-    """The curve of all pixels of n maps (h, w) whose masks are True on defects; u = 0 where there are no defects.
-
-    For t thresholds there are 2t + 1 groups, rising: below the first, at it, between it and the second, at that, ...
-    Where the thresholds are all scores that defect pixels have, the groups in between hold none and fall out.
-    hold: how many defect scores are thresholds at most, 0 for EXACT: a line that is only drawn needs few.
-    Raises: BenchError where a value is not finite or a map and its mask differ in size.
-    """
-    thresholds = _thresholds(maps, masks, hold or MAX_EXACT_SCORES)
-    counter = _Counter(thresholds)
-    found = np.zeros(2 * thresholds.size + 1, dtype=np.int64)
-    overlap, regions = np.zeros(found.size), 0
-    scores, shares, waiting = [thresholds[:0]], [np.zeros(0)], 0
-    for number, mask in enumerate(masks):
-        scored = np.asarray(maps[number], dtype=thresholds.dtype)
-        counter.add(scored.ravel())  # (h, w) -> (h*w,)
-        inside, share, count = _regions(scored, np.asarray(mask, dtype=bool))
-        scores.append(inside)
-        shares.append(share)
-        regions, waiting = regions + count, waiting + inside.size
-        if number == len(masks) - 1 or waiting > MAX_EXACT_SCORES:
-            part = _group(np.concatenate(scores), np.concatenate(shares), thresholds)
-            found, overlap = found + part[0], overlap + part[1]
-            scores, shares, waiting = scores[:1], shares[:1], 0
-    above, level = counter.counts()
-    normals = (_spans(counter.pixels - above - level, level, counter.pixels) - found)[::-1]
-    kept = np.flatnonzero(found[::-1])
+    below, equal = _count_below_and_equal(values, normals)
     return Curve(
-        tp=found[::-1][kept],
-        region_share=overlap[::-1][kept] / regions,
-        fp=(np.cumsum(normals) - normals)[kept],
-        tied_negatives=normals[kept],
-        approximate=kept % 2 == 0,
-        n_negatives=np.asarray(normals.sum()),
+        tp=tp[::-1],
+        region_share=tp[::-1] / tp.sum(),
+        fp=(normals.size - below - equal)[::-1],
+        tied_negatives=equal[::-1],
+        approximate=np.zeros(values.size, dtype=bool),
+        n_negatives=np.array(normals.size),
+    )
+
+
+def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int = 0) -> Curve:
+    """Count all pixels of n maps (h, w) by their scores and masks.
+
+    For t thresholds there are 2t + 1 groups by increasing score: below the first threshold, at it, between it and the
+    second, at the second, and so on. If every score of a defect pixel is a threshold, the groups in between contain
+    no defect pixel and are removed.
+
+    Args:
+        maps: n arrays (h, w); sizes may differ.
+        masks: n arrays (h, w), True on defect pixels. Without any defect pixel u is 0.
+        max_scores: largest number of thresholds; 0 for `MAX_EXACT_SCORES`. A plotted curve needs few.
+
+    Raises: BenchError if a value is not finite, or a map and its mask differ in size.
+    """
+    thresholds = _thresholds(maps, masks, max_scores or MAX_EXACT_SCORES)
+    counter = _Counter(thresholds)
+    tp = np.zeros(2 * thresholds.size + 1, dtype=np.int64)
+    region_share, n_regions = np.zeros(tp.size), 0
+    scores, shares, n_pending = [thresholds[:0]], [np.zeros(0)], 0
+    for index, mask in enumerate(masks):
+        score_map = np.asarray(maps[index], dtype=thresholds.dtype)
+        counter.add(score_map.ravel())  # (h, w) -> (h*w,)
+        defect_scores, pixel_shares, count = _regions(score_map, np.asarray(mask, dtype=bool))
+        scores.append(defect_scores)
+        shares.append(pixel_shares)
+        n_regions, n_pending = n_regions + count, n_pending + defect_scores.size
+        if index == len(masks) - 1 or n_pending > MAX_EXACT_SCORES:
+            counts = _count_in_groups(np.concatenate(scores), np.concatenate(shares), thresholds)
+            tp, region_share = tp + counts[0], region_share + counts[1]
+            scores, shares, n_pending = scores[:1], shares[:1], 0
+    above, equal = counter.counts()
+    negatives = (_counts_per_group(counter.n_pixels - above - equal, equal, counter.n_pixels) - tp)[::-1]
+    groups = np.flatnonzero(tp[::-1])
+    return Curve(
+        tp=tp[::-1][groups],
+        region_share=region_share[::-1][groups] / n_regions,
+        fp=(np.cumsum(negatives) - negatives)[groups],
+        tied_negatives=negatives[groups],
+        approximate=groups % 2 == 0,
+        n_negatives=np.asarray(negatives.sum()),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ImageCounts:
-    """The pixels of n images in g groups of scores that all images share, from the highest down.
+    """The pixels of n images in g groups of scores that all images share, by decreasing score.
 
     Attributes:
-        found: (n, g) defect pixels.
-        overlap: (n, g) sum over the image's regions of the share of the region that lies in the group.
-        normals: (n, g) normal pixels.
-        regions: (n,) connected defects.
-        mixed: (g,) True where a group spans several scores of defect pixels.
+        tp: (n, g) defect pixels in the group.
+        region_share: (n, g) share of a region in the group, summed over the regions of the image.
+        negatives: (n, g) normal pixels in the group.
+        n_regions: (n,) connected defect regions.
+        approximate: (g,) True if the group contains defect pixels with several scores.
     """
 
-    found: Counts
-    overlap: Floats
-    normals: Counts
-    regions: Counts
-    mixed: Bools
+    tp: Counts
+    region_share: Floats
+    negatives: Counts
+    n_regions: Counts
+    approximate: Bools
 
 
-def image_counts(maps: Sequence[Array], masks: Sequence[Bools], hold: int) -> ImageCounts:
-    """The counts of each image alone, at and between `hold` defect scores at most.
+def image_counts(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int) -> ImageCounts:
+    """Count the pixels of each image, at and between `max_scores` defect scores at most.
 
-    A weighted sum over the images is what `pixel_curve` would count in a set that has each image that often.
-    Raises: BenchError as `pixel_curve` does.
+    Their weighted sum equals the counts of `pixel_curve` on a set that contains each image as often as its weight.
+    Raises: BenchError if a value is not finite, or a map and its mask differ in size.
     """
-    thresholds = _thresholds(maps, masks, hold)
+    thresholds = _thresholds(maps, masks, max_scores)
     shape = len(masks), 2 * thresholds.size + 1
-    found, normals, regions = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(len(masks), np.int64)
-    overlap = np.zeros(shape)
-    for number, mask in enumerate(masks):
-        scored = np.asarray(maps[number], dtype=thresholds.dtype)
-        lower, level = _rank(thresholds, np.sort(scored, axis=None))
-        inside, share, regions[number] = _regions(scored, np.asarray(mask, dtype=bool))
-        found[number], overlap[number] = _group(inside, share, thresholds)
-        normals[number] = _spans(lower, level, scored.size) - found[number]
-    mixed = (np.arange(shape[1]) % 2 == 0) & (found.sum(axis=0)[::-1] > 0)
-    return ImageCounts(found[:, ::-1], overlap[:, ::-1], normals[:, ::-1], regions, mixed)
+    tp, negatives, n_regions = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(len(masks), np.int64)
+    region_share = np.zeros(shape)
+    for index, mask in enumerate(masks):
+        score_map = np.asarray(maps[index], dtype=thresholds.dtype)
+        below, equal = _count_below_and_equal(thresholds, np.sort(score_map, axis=None))
+        defect_scores, pixel_shares, n_regions[index] = _regions(score_map, np.asarray(mask, dtype=bool))
+        tp[index], region_share[index] = _count_in_groups(defect_scores, pixel_shares, thresholds)
+        negatives[index] = _counts_per_group(below, equal, score_map.size) - tp[index]
+    approximate = (np.arange(shape[1]) % 2 == 0) & (tp.sum(axis=0)[::-1] > 0)
+    return ImageCounts(tp[:, ::-1], region_share[:, ::-1], negatives[:, ::-1], n_regions, approximate)
 
 
-def _regions(scored: Array, marked: Bools) -> tuple[Array, Floats, int]:
-    """An image's defect pixels: (p,) scores, (p,) 1 / pixels of the region that each lies in, and how many regions."""
-    box = _box(marked)
-    labels, count = ndimage.label(marked[box], EIGHT_NEIGHBOURS)
-    belongs = labels[marked[box]]
-    return scored[box][marked[box]], (1 / np.maximum(np.bincount(belongs), 1))[belongs], count
+def _regions(score_map: Array, mask: Bools) -> tuple[Array, Floats, int]:
+    """Return scores (p,) of the defect pixels, 1 / pixels of their region (p,), and the number of regions."""
+    box = _bounding_box(mask)
+    labels, count = ndimage.label(mask[box], EIGHT_NEIGHBOURS)
+    region = labels[mask[box]]  # (h, w) -> (p,)
+    return score_map[box][mask[box]], (1 / np.maximum(np.bincount(region), 1))[region], count
 
 
-def _group(scores: Array, shares: Floats, thresholds: Array) -> tuple[Counts, Floats]:
-    """How many of (p,) defect pixels each of the 2t + 1 groups holds, rising, and the sum of their shares."""
-    order = np.argsort(scores)  # rising, they are looked up in a fraction of the time
-    ranked = scores[order]
-    place = np.searchsorted(thresholds, ranked)
-    group = 2 * place + (thresholds.take(place, mode="clip") == ranked if thresholds.size else 0)
-    found = np.bincount(group, minlength=2 * thresholds.size + 1)
-    return found, np.bincount(group, weights=shares[order], minlength=found.size).astype(np.float64)
+def _count_in_groups(scores: Array, shares: Floats, thresholds: Array) -> tuple[Counts, Floats]:
+    """Return the number of (p,) defect pixels in each of the 2t + 1 groups, and the sum of their shares."""
+    order = np.argsort(scores)  # searchsorted is several times faster on sorted values
+    ordered = scores[order]
+    index = np.searchsorted(thresholds, ordered)
+    group = 2 * index + (thresholds.take(index, mode="clip") == ordered if thresholds.size else 0)
+    counts = np.bincount(group, minlength=2 * thresholds.size + 1)
+    return counts, np.bincount(group, weights=shares[order], minlength=counts.size).astype(np.float64)
 
 
-def _spans(lower: Counts, level: Counts, pixels: int) -> Counts:
-    """How many pixels each of the 2t + 1 groups holds, rising, from how many lie below each threshold and at it."""
-    counts = np.zeros(2 * level.size + 1, dtype=np.int64)
-    counts[1::2] = level
-    counts[::2] = np.append(lower, pixels) - np.append(0, lower + level)
+def _counts_per_group(below: Counts, equal: Counts, n_pixels: int) -> Counts:
+    """Return the pixels in each of the 2t + 1 groups from the counts (t,) below and equal to each threshold."""
+    counts = np.zeros(2 * equal.size + 1, dtype=np.int64)
+    counts[1::2] = equal
+    counts[::2] = np.append(below, n_pixels) - np.append(0, below + equal)
     return counts
 
 
-def _thresholds(maps: Sequence[Array], masks: Sequence[Bools], hold: int) -> Array:
-    """(t,) the distinct scores of defect pixels, rising, in a type that holds all maps; of too many, a fair part."""
-    held, size, stride = [np.zeros(0, np.float16)], 0, 1
-    for number, mask in enumerate(masks):
-        scored, marked = np.asarray(maps[number]), np.asarray(mask, dtype=bool)
-        if scored.ndim != 2 or scored.shape != marked.shape:
-            raise BenchError(f"A map and its mask have one size; image {number} has {scored.shape}, {marked.shape}.")
-        if not np.isfinite(scored).all():
-            raise BenchError(f"A map holds finite values; the map of image {number} does not. Mend the method.")
-        box = _box(marked)
-        scores = scored[box][marked[box]]  # (p,); of a good image none, but their type counts
-        held.append(scores if stride == 1 else np.sort(scores)[::stride])
-        size += held[-1].size
-        if size > hold:
-            kept = np.sort(np.concatenate(held))
-            distinct = np.unique(kept)
-            kept = distinct if 4 * distinct.size <= kept.size else kept
-            while kept.size > hold:  # with ties, so that a score which many pixels share survives
-                kept, stride = kept[::2], 2 * stride
-            held, size = [kept], kept.size
-    values = np.unique(np.concatenate(held))
+def _thresholds(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int) -> Array:
+    """Return (t,) distinct scores of defect pixels, increasing, in the dtype of the maps; a subset if too many."""
+    samples, size, stride = [np.zeros(0, np.float16)], 0, 1
+    for index, mask_array in enumerate(masks):
+        score_map, mask = np.asarray(maps[index]), np.asarray(mask_array, dtype=bool)
+        if score_map.ndim != 2 or score_map.shape != mask.shape:
+            raise BenchError(
+                f"A map and its mask must have one size, got {score_map.shape} and {mask.shape} for image {index}. "
+                "Fix the method or the mask."
+            )
+        if not np.isfinite(score_map).all():
+            raise BenchError(f"Maps must be finite; the map of image {index} is not. Fix the method.")
+        box = _bounding_box(mask)
+        scores = score_map[box][mask[box]]  # (p,); empty for a good image, which still contributes its dtype
+        samples.append(scores if stride == 1 else np.sort(scores)[::stride])
+        size += samples[-1].size
+        if size > max_scores:
+            subset = np.sort(np.concatenate(samples))
+            distinct = np.unique(subset)
+            subset = distinct if 4 * distinct.size <= subset.size else subset
+            while subset.size > max_scores:  # ties are kept here, so a score that many pixels share is kept
+                subset, stride = subset[::2], 2 * stride
+            samples, size = [subset], subset.size
+    values = np.unique(np.concatenate(samples))
     return values if values.dtype in (np.float16, np.float32) else values.astype(np.float64)
 
 
-def _box(marked: Bools) -> tuple[slice, slice]:
-    """The part of a mask that holds all its defects: they are small, and only they need a look."""
-    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
+def _bounding_box(mask: Bools) -> tuple[slice, slice]:
+    """Return the smallest box around all defects; defects are small, so this saves most of the work."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if rows.size else np.s_[:0, :0]
 
 
 class _Counter:
-    """Counts how many pixels lie above each of `values` and how many at it; (t,), distinct and rising."""
+    """Count the pixels above and equal to each of `values` (t,), which are distinct and increasing."""
 
     def __init__(self, values: Array) -> None:
         self.values = values
-        self.pixels = 0
-        self._place, buckets, self._fine = _buckets(values)
-        self._places = self._place(values)
-        self._tally = np.zeros(buckets, dtype=np.int64)
-        self._shared = np.zeros(buckets, dtype=bool)
-        self._shared[self._places] = not self._fine
-        self._above, self._level = np.zeros(values.size, dtype=np.int64), np.zeros(values.size, dtype=np.int64)
-        self._held: list[Array] = []
-        self._waiting = 0
+        self.n_pixels = 0
+        self._bucket_of, n_buckets, self._one_score_per_bucket = _buckets(values)
+        self._value_buckets = self._bucket_of(values)
+        self._bucket_counts = np.zeros(n_buckets, dtype=np.int64)
+        self._needs_sorting = np.zeros(n_buckets, dtype=bool)
+        self._needs_sorting[self._value_buckets] = not self._one_score_per_bucket
+        self._above, self._equal = np.zeros(values.size, dtype=np.int64), np.zeros(values.size, dtype=np.int64)
+        self._unsorted: list[Array] = []
+        self._n_unsorted = 0
 
     def add(self, scores: Array) -> None:
-        """Takes in (m,) pixels."""
-        index = self._place(scores)
-        np.add.at(self._tally, index, 1)
-        self.pixels += scores.size
-        if self._fine:
+        """Count (m,) pixels."""
+        buckets = self._bucket_of(scores)
+        np.add.at(self._bucket_counts, buckets, 1)
+        self.n_pixels += scores.size
+        if self._one_score_per_bucket:
             return
-        self._held.append(scores.compress(self._shared[index]))
-        self._waiting += self._held[-1].size
-        if self._waiting > max(SORT_BUFFER, 4 * self.values.size):
+        self._unsorted.append(scores.compress(self._needs_sorting[buckets]))
+        self._n_unsorted += self._unsorted[-1].size
+        if self._n_unsorted > max(SORT_BUFFER, 4 * self.values.size):
             self._sort()
 
     def counts(self) -> tuple[Counts, Counts]:
-        """(t,) above and (t,) level, of all pixels taken in."""
+        """Return (t,) pixels above and (t,) pixels equal to each value."""
         self._sort()
-        alone = np.where(self._shared, 0, self._tally)
-        above = alone.sum() - np.cumsum(alone)[self._places]
-        return self._above + above, self._level + alone[self._places]
+        counts = np.where(self._needs_sorting, 0, self._bucket_counts)
+        above = counts.sum() - np.cumsum(counts)[self._value_buckets]
+        return self._above + above, self._equal + counts[self._value_buckets]
 
     def _sort(self) -> None:
-        ranked = np.concatenate([self.values[:0], *self._held])
-        ranked.sort()
-        self._held, self._waiting = [], 0
-        lower, level = _rank(self.values, ranked)
-        self._above += ranked.size - lower - level
-        self._level += level
+        ordered = np.concatenate([self.values[:0], *self._unsorted])
+        ordered.sort()
+        self._unsorted, self._n_unsorted = [], 0
+        below, equal = _count_below_and_equal(self.values, ordered)
+        self._above += ordered.size - below - equal
+        self._equal += equal
 
 
-def _rank(values: Array, ranked: Array) -> tuple[Counts, Counts]:
-    """How many of `ranked` (rising) lie below each of `values`, and how many at it."""
-    upto = np.searchsorted(ranked, values, side="right")
-    level = np.zeros(values.size, dtype=np.int64)
-    if ranked.size:
-        level[:] = ranked.take(upto - 1, mode="wrap") == values  # where none is lower, this looks at a higher one
-        several = np.flatnonzero(ranked.take(upto - 2, mode="wrap") == values)
-        level[several] = upto[several] - np.searchsorted(ranked, values[several])
-    return upto - level, level
+def _count_below_and_equal(values: Array, ordered: Array) -> tuple[Counts, Counts]:
+    """Return how many of `ordered` (increasing) lie below each of `values`, and how many are equal to it."""
+    up_to = np.searchsorted(ordered, values, side="right")
+    equal = np.zeros(values.size, dtype=np.int64)
+    if ordered.size:
+        equal[:] = ordered.take(up_to - 1, mode="wrap") == values  # up_to = 0 wraps to the largest, which differs
+        several = np.flatnonzero(ordered.take(up_to - 2, mode="wrap") == values)
+        equal[several] = up_to[several] - np.searchsorted(ordered, values[several])
+    return up_to - equal, equal
 
 
-def _buckets(values: Array) -> tuple[Callable[[Array], Places], int, bool]:
-    """A map from scores to buckets that never falls, how many there are, and whether each is a single score.
+def _buckets(values: Array) -> tuple[Callable[[Array], Indices], int, bool]:
+    """Return a non-decreasing function from scores to buckets, the number of buckets, and if each has one score only.
 
-    A float16 has a bucket for each value that it can take. Else the range in which most of `values` (rising) lie is
-    cut evenly: a product, a difference and a cut are each monotone after rounding, so equal scores share a bucket and
-    a higher score never has a lower one, which keeps the counting exact. One far outlier must not squeeze all others
-    into one bucket: what lies further out than the middle 98 % are wide shares the first or last.
+    float16 has one bucket per representable value. Otherwise the range of most `values` (increasing) is divided
+    evenly: multiplication, subtraction and clipping are monotone after rounding, so equal scores share a bucket and a
+    higher score never has a lower bucket, which keeps the counts exact. An outlier must not push all other scores into
+    one bucket, so scores farther out than the width of the middle 98 % share the first or last bucket.
     """
     if values.dtype == np.float16:
-        return lambda scores: _HALVES[scores.view(np.uint16)], 1 << 16, True
-    buckets = min(BUCKETS, 8 * values.size + 8)
-    aside = values.size // 100
-    lowest, low, high, highest = values[[0, aside, -1 - aside, -1]] if values.size else np.zeros(4, values.dtype)
-    with np.errstate(over="ignore"):  # a range beyond the type's makes a scale of 0 and one bucket: slow, still exact
+        return lambda scores: _FLOAT16_RANKS[scores.view(np.uint16)], 1 << 16, True
+    n_buckets = min(BUCKETS, 8 * values.size + 8)
+    n_tail = values.size // 100
+    lowest, low, high, highest = values[[0, n_tail, -1 - n_tail, -1]] if values.size else np.zeros(4, values.dtype)
+    with np.errstate(over="ignore"):  # an overflowing range gives scale 0 and one bucket: slow, but still exact
         start, stop = max(lowest, low - (high - low)), min(highest, high + (high - low))
-        width = max(stop - start, np.finfo(values.dtype).tiny * buckets) if stop > start else values.dtype.type(buckets)
-    scale = (buckets - 3) / width
+        minimum = np.finfo(values.dtype).tiny * n_buckets
+        width = max(stop - start, minimum) if stop > start else values.dtype.type(n_buckets)
+    scale = (n_buckets - 3) / width
     offset = start * scale - 1
-    ends = values.dtype.type(0), values.dtype.type(buckets - 1)
+    ends = values.dtype.type(0), values.dtype.type(n_buckets - 1)
 
-    def place(scores: Array) -> Places:
-        with np.errstate(over="ignore"):  # infinity is cut off as well
+    def bucket_of(scores: Array) -> Indices:
+        with np.errstate(over="ignore"):  # infinity is clipped as well
             index = scores * scale
             index -= offset
-        places: Places = np.clip(index, *ends, out=index).astype(np.intp)
-        return places
+        buckets: Indices = np.clip(index, *ends, out=index).astype(np.intp)
+        return buckets
 
-    return place, buckets, False
+    return bucket_of, n_buckets, False
 
 
-_HALVES: Places = np.unique(np.arange(1 << 16, dtype=np.uint16).view(np.float16), return_inverse=True)[1]
-"""(65536,) the rank of each float16 by its bits; both zeros share one."""
+_FLOAT16_RANKS: Indices = np.unique(np.arange(1 << 16, dtype=np.uint16).view(np.float16), return_inverse=True)[1]
+"""(65536,) rank of each float16 value by its bit pattern; both zeros have the same rank."""

@@ -1,8 +1,8 @@
 """Exact AUROC, AP, F1-max and AUPRO from raw scores: no threshold grid, no sigmoid, no rounding.
 
-All of them are sums over the distinct scores v of anomalous items (images or pixels), and need of the normal items
-only how many lie above v and how many at it. AUROC and AUPRO are one sum with two weights: each defect pixel counts
-1 / pixels in the first, 1 / (pixels of its region x regions) in the second.
+Every metric is a sum over the distinct scores v of anomalous items (images or pixels). Of the normal items only two
+counts are needed per v: how many score above v, and how many score exactly v. AUROC and AUPRO are the same sum with
+different weights: a defect pixel has weight 1 / pixels in AUROC and 1 / (pixels of its region x regions) in AUPRO.
 """
 
 import math
@@ -19,18 +19,19 @@ PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max")
 THRESHOLD_NAMES = ("image_precision", "image_recall", "image_f1", "image_fpr")
 
 LIMITS = (0.05, 0.3)
-"""Of the false positive rate, up to which AUPRO goes unless told otherwise: aupro_05 and aupro_30."""
+"""Default upper limits of the false positive rate for AUPRO: aupro_05 and aupro_30."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one category scored.
+    """The metrics of one category.
 
     Attributes:
         values: fractions in [0, 1] by name: image_auroc, image_ap, image_f1max, pixel_auroc, pixel_ap, pixel_f1max,
-            and an aupro_30 for the limit 0.3 of the false positive rate. `at_threshold` names its own.
-        missing: why a metric does not exist, by the same names.
-        error: how far any of the values can lie from the exact one; 0 up to counting.EXACT defect pixels.
+            and one aupro_<percent> per limit of the false positive rate.
+        undefined: the reason why a metric does not exist, by name.
+        error_bound: largest possible deviation of a pixel metric from its exact value; 0 for up to
+            `curves.MAX_EXACT_SCORES` defect pixels.
     """
 
     values: dict[str, float]
@@ -39,25 +40,25 @@ class Evaluation:
 
 
 def auroc(scores: Array, anomalous: Bools) -> float:
-    """Area under the ROC curve of (n,) scores, higher is more anomalous; a tie counts half.
+    """Compute the area under the ROC curve of (n,) scores; higher is more anomalous, a tie counts half.
 
-    Raises: BenchError where a score is not finite, or where either class is empty.
+    Raises: BenchError if a score is not finite or a class is empty.
     """
     return float(curve_auroc(image_curve(*require_both_classes(scores, anomalous))))
 
 
 def average_precision(scores: Array, anomalous: Bools) -> float:
-    """Sum over rising recall of (step of recall) x (precision there), without interpolation.
+    """Compute the sum of (increase in recall) x precision over all thresholds, without interpolation.
 
-    Raises: BenchError where a score is not finite, or where either class is empty.
+    Raises: BenchError if a score is not finite or a class is empty.
     """
-    return float(curve_precision(image_curve(*require_both_classes(scores, anomalous))))
+    return float(curve_average_precision(image_curve(*require_both_classes(scores, anomalous))))
 
 
 def f1_max(scores: Array, anomalous: Bools) -> float:
-    """The best harmonic mean of precision and recall over all thresholds, chosen with the labels in view.
+    """Compute the largest F1 over all thresholds. The threshold is chosen on the test labels.
 
-    Raises: BenchError where a score is not finite, or where either class is empty.
+    Raises: BenchError if a score is not finite or a class is empty.
     """
     return float(curve_f1(image_curve(*require_both_classes(scores, anomalous))))
 
@@ -70,147 +71,148 @@ def evaluate(
     *,
     fpr_limits: Sequence[float] = LIMITS,
 ) -> Evaluation:
-    """All metrics of one category, on raw scores.
+    """Compute all metrics of one category from raw scores.
 
-    Pixel metrics pool all pixels of all images; those outside the masks are normal, in defective images as well.
-    AUPRO is the mean over defect regions (8 neighbours) of the area under (false positive rate, share of the region
-    found), up to each limit and divided by it. Source: Bergmann et al., IJCV 2021.
+    Pixel metrics pool the pixels of all images; pixels outside the masks are normal, in defective images as well.
+    AUPRO is the mean over defect regions (8-connected) of the area under (false positive rate, detected share of the
+    region) from 0 to the limit, divided by the limit. Source: Bergmann et al., IJCV 2021 [P].
 
     Args:
         scores: (n,), higher is more anomalous.
-        anomalous: (n,), by the data set and not by the masks.
-        maps: n of (h, w), sizes may differ; walked twice, so they may be loaded as they are asked for. None: no maps.
-        masks: n of (h, w), True on defect pixels, each of its map's size. None: the data set has no masks.
-        fpr_limits: in (0, 1]; 0.3 is named aupro_30.
+        anomalous: (n,), from the labels of the data set, not from the masks.
+        maps: n arrays (h, w), sizes may differ; read twice, so a lazy sequence works. None: no maps.
+        masks: n arrays (h, w), True on defect pixels, same size as the map. None: the data set has no masks.
+        fpr_limits: in (0, 1], whole percents; 0.3 is named aupro_30.
 
-    Raises: BenchError where a value is not finite or where lengths and shapes disagree.
+    Raises: BenchError if a value is not finite, or lengths or shapes differ.
     """
     pixel_names = (*PIXEL_NAMES, *map(aupro_name, fpr_limits))
     anomalous = np.asarray(anomalous, dtype=bool)
     scores = _checked(scores, anomalous)
     values: dict[str, float] = {}
-    missing: dict[str, str] = {}
+    undefined: dict[str, str] = {}
     if anomalous.any() and not anomalous.all():
-        values |= zip(IMAGE_NAMES, _three(image_curve(scores, anomalous)), strict=True)
+        values |= zip(IMAGE_NAMES, _auroc_ap_f1(image_curve(scores, anomalous)), strict=True)
     else:
-        missing |= dict.fromkeys(IMAGE_NAMES, "no good images" if anomalous.any() else "no defective images")
+        undefined |= dict.fromkeys(IMAGE_NAMES, "no good images" if anomalous.any() else "no defective images")
     if maps is None or masks is None:
-        return Evaluation(values, missing | dict.fromkeys(pixel_names, "no maps" if maps is None else "no masks"))
+        return Evaluation(values, undefined | dict.fromkeys(pixel_names, "no maps" if maps is None else "no masks"))
     check_lengths(scores, maps, masks)
     curve = pixel_curve(maps, masks)
     if not curve.tp.size or not curve.n_negatives:
         reason = "no normal pixels" if curve.tp.size else "no defect pixels"
-        return Evaluation(values, missing | dict.fromkeys(pixel_names, reason))
+        return Evaluation(values, undefined | dict.fromkeys(pixel_names, reason))
     areas = [float(curve_area(curve, curve.region_share, limit)) for limit in fpr_limits]
-    values |= zip(pixel_names, [*_three(curve), *areas], strict=True)
-    return Evaluation(values, missing, curve_error(curve, fpr_limits))
+    values |= zip(pixel_names, [*_auroc_ap_f1(curve), *areas], strict=True)
+    return Evaluation(values, undefined, curve_error_bound(curve, fpr_limits))
 
 
 def threshold_at(normals: Array, rate: float) -> float:
-    """The decision threshold that a good image's score exceeds with a probability of `rate` at most.
+    """Return the decision threshold that a good image exceeds with probability `rate` at most.
 
-    `normals` (n,) are scores of good images that were held out of training; never of test images. The threshold is
-    the ceil((n + 1)(1 - rate))-th lowest of them, which holds for any distribution of scores, averaged over draws of
-    the held-out images, as long as later good images come from where they came from (split conformal prediction:
-    Lei et al., JASA 2018).
+    The threshold is the ceil((n + 1)(1 - rate))-th lowest score of n calibration images (split conformal prediction:
+    Lei et al., JASA 2018 [P]). The bound holds for any distribution of scores, on average over draws of the
+    calibration images, if later good images come from the same distribution.
 
-    Raises: BenchError where a score is not finite, or where n < 1 / rate - 1, so that no score would do.
+    Args:
+        normals: (n,) scores of good images that were excluded from training; never scores of test images.
+        rate: false positive rate in (0, 1).
+
+    Raises: BenchError if a score is not finite or n < 1 / rate - 1.
     """
     normals = _checked(normals, np.zeros(np.shape(normals), dtype=bool))
     needed = min_calibration_images(rate)
     if normals.size < needed:
         raise BenchError(
-            f"A false positive rate of {rate:g} needs {needed} good images held out of training, there are "
-            f"{normals.size}. Hold out more, or allow a rate of {1 / (normals.size + 1):.2g}."
+            f"A false positive rate of {rate:g} needs {needed} good images excluded from training, got "
+            f"{normals.size}. Use more images or a rate of {1 / (normals.size + 1):.2g}."
         )
-    rank = math.ceil((normals.size + 1) * (1 - rate) - 1e-9)  # 1e-9: (9 + 1)(1 - 0.1) is 9 and not a hair more
+    rank = math.ceil((normals.size + 1) * (1 - rate) - 1e-9)  # 1e-9: (9 + 1)(1 - 0.1) rounds to slightly above 9
     return float(np.sort(normals)[rank - 1])
 
 
 def min_calibration_images(rate: float) -> int:
-    """How many good images `threshold_at` needs for a rate. Raises: BenchError where it is not between 0 and 1."""
+    """Return the number of good images that `threshold_at` needs. Raises BenchError if `rate` is outside (0, 1)."""
     if not 0 < rate < 1:
-        raise BenchError(f"A false positive rate lies between 0 and 1; this is {rate}. Give 0.1.")
+        raise BenchError(f"A false positive rate must be between 0 and 1, got {rate}. Use for example 0.1.")
     return math.ceil(1 / rate - 1 - 1e-9)
 
 
 def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str, float]:
-    """THRESHOLD_NAMES: what it means to call (n,) images defective where their score lies above the threshold.
+    """Compute precision, recall, F1 and false positive rate if scores above the threshold count as defective.
 
-    The last is the share of good images that are called defective: what the chosen rate became on these images.
-    Precision and F1 are 0 where nothing is called defective.
-    Raises: BenchError where a score is not finite, or where either class is empty.
+    Precision and F1 are 0 if no score lies above the threshold.
+    Raises: BenchError if a score is not finite or a class is empty.
     """
     scores, anomalous = require_both_classes(scores, anomalous)
-    found = binary_metrics(scores > threshold, anomalous, np.ones(scores.size))
-    return {name: float(value) for name, value in found.items()}
+    values = binary_metrics(scores > threshold, anomalous, np.ones(scores.size))
+    return {name: float(value) for name, value in values.items()}
 
 
-def binary_metrics(called: Bools, anomalous: Bools, weights: Floats) -> dict[str, Floats]:
-    """THRESHOLD_NAMES (...) of (n,) decisions about images that count as often as `weights` (..., n) say."""
-    hits, calls, defects, goods = (weights @ chosen for chosen in (called & anomalous, called, anomalous, ~anomalous))
-    values = hits / np.maximum(calls, 1), hits / defects, 2 * hits / (calls + defects), (calls - hits) / goods
+def binary_metrics(predicted: Bools, anomalous: Bools, weights: Floats) -> dict[str, Floats]:
+    """Compute `THRESHOLD_NAMES` (...) from (n,) binary predictions; image i counts `weights[..., i]` times."""
+    tp, p, defective, good = (weights @ chosen for chosen in (predicted & anomalous, predicted, anomalous, ~anomalous))
+    values = tp / np.maximum(p, 1), tp / defective, 2 * tp / (p + defective), (p - tp) / good
     return dict(zip(THRESHOLD_NAMES, values, strict=True))
 
 
-# --- From counts to metrics; a curve's arrays may have leading axes, as one for draws -------------------------------
+# --- From counts to metrics; the arrays of a curve may have leading axes, for example one for bootstrap samples ------
 
 
 def curve_auroc(curve: Curve) -> Floats:
-    """AUROC of each curve."""
+    """Compute the AUROC of each curve."""
     return curve_area(curve, curve.tp / curve.tp.sum(axis=-1, keepdims=True), 1.0)
 
 
 def curve_area(curve: Curve, weights: Floats, limit: float) -> Floats:
-    """Area under the weighted share found, over the false positive rate from 0 to `limit`, divided by it.
+    """Integrate the detected share over the false positive rate from 0 to `limit`, and divide by `limit`.
 
-    The share rises in a straight line from `start` to `stop`, while ties pass. `weights` (..., u) sum to 1: the
-    curve's overlap gives AUPRO.
+    Ties are straight line segments. `weights` (..., u) sum to 1; the `region_share` of the curve gives AUPRO.
     """
     normals = curve.n_negatives[..., None]
     start, stop = curve.fp / normals, (curve.fp + curve.tied_negatives) / normals
-    ramp = np.clip(limit, start, stop) - start  # how much of it lies below the limit
+    ramp = np.clip(limit, start, stop) - start  # (..., u) the part of the segment below the limit
     width = np.where(curve.tied_negatives > 0, stop - start, 1.0)
     covered = ramp**2 / (2 * width) + np.maximum(limit - stop, 0.0)
     area: Floats = np.sum(weights * covered, axis=-1) / limit
     return area
 
 
-def curve_precision(curve: Curve) -> Floats:
-    """Average precision of each curve."""
-    hits = np.cumsum(curve.tp, axis=-1)
-    precision = hits / np.maximum(hits + curve.fp + curve.tied_negatives, 1)
-    average: Floats = np.sum(curve.tp * precision, axis=-1) / hits[..., -1]
+def curve_average_precision(curve: Curve) -> Floats:
+    """Compute the average precision of each curve."""
+    tp = np.cumsum(curve.tp, axis=-1)
+    precision = tp / np.maximum(tp + curve.fp + curve.tied_negatives, 1)
+    average: Floats = np.sum(curve.tp * precision, axis=-1) / tp[..., -1]
     return average
 
 
 def curve_f1(curve: Curve) -> Floats:
-    """F1-max of each curve."""
-    hits = np.cumsum(curve.tp, axis=-1)
-    best: Floats = np.max(2 * hits / (hits + curve.fp + curve.tied_negatives + hits[..., -1:]), axis=-1)
+    """Compute the largest F1 of each curve."""
+    tp = np.cumsum(curve.tp, axis=-1)
+    best: Floats = np.max(2 * tp / (tp + curve.fp + curve.tied_negatives + tp[..., -1:]), axis=-1)
     return best
 
 
-def curve_error(curve: Curve, limits: Sequence[float]) -> float:
-    """How far any order of the items inside the mixed groups could move any metric of any curve."""
+def curve_error_bound(curve: Curve, limits: Sequence[float]) -> float:
+    """Return how much any order of the items inside approximate groups could change any metric of any curve."""
     if not curve.approximate.any():
         return 0.0
-    mixed = np.flatnonzero(curve.approximate)
-    hits, stop = np.cumsum(curve.tp, axis=-1), curve.fp + curve.tied_negatives
-    shares = curve.tp / hits[..., -1:]
-    best = hits / np.maximum(hits + curve.fp, 1)  # the precision with all defects of a group before its normal items
-    worst = (hits - curve.tp + 1) / (hits - curve.tp + 1 + stop)
-    f1 = np.max((2 * hits / (hits + curve.fp + hits[..., -1:]))[..., mixed], axis=-1)
-    moves = [np.max(np.sum((shares * (best - worst))[..., mixed], axis=-1)), np.max(f1 - curve_f1(curve))]
+    approximate = np.flatnonzero(curve.approximate)
+    tp, stop = np.cumsum(curve.tp, axis=-1), curve.fp + curve.tied_negatives
+    shares = curve.tp / tp[..., -1:]
+    best = tp / np.maximum(tp + curve.fp, 1)  # precision if the defects of a group rank first
+    worst = (tp - curve.tp + 1) / (tp - curve.tp + 1 + stop)
+    f1 = np.max((2 * tp / (tp + curve.fp + tp[..., -1:]))[..., approximate], axis=-1)
+    changes = [np.max(np.sum((shares * (best - worst))[..., approximate], axis=-1)), np.max(f1 - curve_f1(curve))]
     for weights, limit in [(shares, 1.0), *((curve.region_share, limit) for limit in limits)]:
-        start, end = (ends[..., mixed] / curve.n_negatives[..., None] for ends in (curve.fp, stop))
-        lost = np.where(end > limit, np.maximum(limit - start, 0), (end - start) / 2)  # against the straight line
-        moves.append(np.max(np.sum(weights[..., mixed] * lost, axis=-1)) / limit)
-    return float(max(moves))
+        start, end = (ends[..., approximate] / curve.n_negatives[..., None] for ends in (curve.fp, stop))
+        area = np.where(end > limit, np.maximum(limit - start, 0), (end - start) / 2)  # compared with the straight line
+        changes.append(np.max(np.sum(weights[..., approximate] * area, axis=-1)) / limit)
+    return float(max(changes))
 
 
-def _three(curve: Curve) -> tuple[float, float, float]:
-    return float(curve_auroc(curve)), float(curve_precision(curve)), float(curve_f1(curve))
+def _auroc_ap_f1(curve: Curve) -> tuple[float, float, float]:
+    return float(curve_auroc(curve)), float(curve_average_precision(curve)), float(curve_f1(curve))
 
 
 # --- Checks ---------------------------------------------------------------------------------------------------------
@@ -219,31 +221,35 @@ def _three(curve: Curve) -> tuple[float, float, float]:
 def _checked(scores: Array, anomalous: Bools) -> Array:
     scores = np.asarray(scores)
     if scores.ndim != 1 or scores.shape != anomalous.shape or not scores.size:
-        raise BenchError(f"Scores and labels are two lists of one length; these are {scores.shape}, {anomalous.shape}.")
+        raise BenchError(
+            f"Scores and labels must have one shape (n,), got {scores.shape} and {anomalous.shape}. Pass n of each."
+        )
     if not np.isfinite(scores).all():
-        raise BenchError(f"A score is a finite number; that of image {np.isfinite(scores).argmin()} is not.")
+        index = np.isfinite(scores).argmin()
+        raise BenchError(f"Scores must be finite; the score of image {index} is {scores[index]}. Fix the method.")
     return scores
 
 
 def require_both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
-    """The arguments as arrays. Raises: BenchError where they are not (n,) finite scores of good and defective ones."""
+    """Return both as arrays. Raises BenchError unless these are (n,) finite scores of images of both classes."""
     anomalous = np.asarray(anomalous, dtype=bool)
     scores = _checked(scores, anomalous)
     if anomalous.all() or not anomalous.any():
-        raise BenchError("This metric compares good with defective; only one of the two is here. Give both.")
+        raise BenchError("This metric needs good and defective images, got one class only. Add images of the other.")
     return scores, anomalous
 
 
 def check_lengths(scores: Array, maps: Sequence[Array], masks: Sequence[Bools]) -> None:
-    """Raises: BenchError where there are not as many scores as maps and masks."""
+    """Raise BenchError if the numbers of scores, maps and masks differ."""
     if not len(scores) == len(maps) == len(masks):
         raise BenchError(
-            f"Every image needs a score, a map and a mask; there are {len(scores)}, {len(maps)} and {len(masks)}."
+            f"Every image needs one score, one map and one mask, got {len(scores)}, {len(maps)} and {len(masks)}. "
+            "Pass as many of each."
         )
 
 
 def aupro_name(limit: float) -> str:
-    """The limit 0.3 is named aupro_30. Raises: BenchError where it is not whole percents in (0, 1]."""
+    """Return the name of AUPRO for a limit: aupro_30 for 0.3. Raises BenchError unless it is whole percents."""
     if not 0 < limit <= 1 or abs(limit * 100 - round(limit * 100)) > 1e-9:
-        raise BenchError(f"A limit of the false positive rate is whole percents in (0, 1]; this is {limit}. Give 0.3.")
+        raise BenchError(f"A limit of the false positive rate must be whole percents in (0, 1], got {limit}. Use 0.3.")
     return f"aupro_{round(limit * 100):02d}"

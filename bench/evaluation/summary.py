@@ -1,4 +1,4 @@
-"""Records grouped for tables: a group is a method in one setting, a cell the mean and spread of a metric over seeds."""
+"""Group records for tables: a group is one method with one set of settings; a value is a mean over its seeds."""
 
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.identity import dataset_numbers, group_key
 from bench.record import Record, Run, Selection
 
 METRICS = {
@@ -16,7 +17,7 @@ METRICS = {
     "aupro_30": "AUPRO@0.3",
     "aupro_05": "AUPRO@0.05",
 }
-"""The metrics that every table shows, in order, with their headings."""
+"""The metrics of every table, in order, with their headings."""
 
 CALIBRATED = {
     "image_precision": "precision",
@@ -24,92 +25,107 @@ CALIBRATED = {
     "image_f1": "F1",
     "image_fpr": "false positive rate",
 }
-"""Those at the threshold of a calibrated run, which its tables show as well."""
+"""The metrics at the decision threshold, which tables of calibrated runs show as well."""
 
 HEADINGS = METRICS | {"image_f1max": "image F1-max", "pixel_f1max": "pixel F1-max"} | CALIBRATED
-"""All that is recorded."""
+"""All recorded metrics with their headings."""
 
 MEAN = "mean"
 LATENCY = "latency"
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """Mean over seeds, standard deviation (n - 1) over them or None where there is one seed, and how many there are."""
+class MeanStd:
+    """Mean over seeds, standard deviation (n - 1; None for one seed) and number of seeds."""
 
     mean: float
     std: float | None
-    seeds: int
+    n_seeds: int
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The records of one method under one protocol with one set of settings and one selection rule.
+    """The records of one method on one data set under one protocol, with one set of settings and one selection rule.
 
-    Where several are of one category and seed, because its images have changed, only the latest is here.
+    If a category and seed has several records because its images have changed, the group has the latest one only.
 
     Attributes:
-        records: unfailed, by (category, seed). failed: the others.
-        selection: "oracle" chose the epoch on the test set.
+        records: successful records by (category, seed).
+        failed: records of failed fits.
+        selection: "last" epoch, or "oracle": the best epoch on the test set.
+        dataset: name of the data set; "parts (2 of 3)" if the records contain several data sets of this name.
     """
 
     records: dict[tuple[str, int], Record]
     failed: tuple[Record, ...]
     selection: Selection
+    dataset: str
 
     @property
     def first(self) -> Record:
-        """Any record of the group, for what they share."""
+        """Any record of the group, for the fields that all of them share."""
         return next(iter(self.records.values()), *self.failed[:1])
 
     @property
     def categories(self) -> list[str]:
-        """The categories asked for, sorted; those that failed are among them."""
+        """The requested categories, sorted; failed ones included."""
         return sorted({category for category, _ in self.records} | {record.category for record in self.failed})
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds asked for, sorted; those that failed are among them."""
+        """The requested seeds, sorted; failed ones included."""
         return sorted({seed for _, seed in self.records} | {record.run.seed for record in self.failed})
 
-    def cell(self, category: str, metric: str) -> Cell | None:
-        """A metric (a fraction; LATENCY in milliseconds) of a category, or of MEAN; None where no record has it.
+    def mean_std(self, category: str, metric: str) -> MeanStd | None:
+        """Return a metric of one category, or of `MEAN` over all categories; None if no record has it.
 
-        The mean over categories is taken a seed first, over the seeds that have all categories.
+        Metrics are fractions, `LATENCY` is in milliseconds. The mean over categories is computed per seed, for the
+        seeds that have all categories, and then averaged over seeds.
         """
-        return self.mean(metric, self.categories) if category == MEAN else self.mean(metric, [category])
+        return self.mean_std_over(self.categories if category == MEAN else [category], metric)
 
-    def mean(self, metric: str, categories: Sequence[str]) -> Cell | None:
-        """The same of the mean over these categories; None where no seed has all of them."""
-        values = self._means(metric, categories)
-        if not values:
+    def mean_std_over(self, categories: Sequence[str], metric: str) -> MeanStd | None:
+        """Return the mean of a metric over these categories; None if no seed has all of them."""
+        means = self.seed_means(categories, metric)
+        if not means:
             return None
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return Cell(float(np.mean(values)), std, len(values))
+        std = float(np.std(means, ddof=1)) if len(means) > 1 else None
+        return MeanStd(float(np.mean(means)), std, len(means))
 
-    def _means(self, metric: str, categories: Sequence[str]) -> list[float]:
+    def seed_means(self, categories: Sequence[str], metric: str) -> list[float]:
+        """Return the mean over these categories for each seed that has all of them, by increasing seed."""
         means = []
         for seed in sorted({seed for _, seed in self.records}):
-            own = [self.records[category, seed] for category in categories if (category, seed) in self.records]
-            values = [value for value in (_value(record, metric) for record in own) if value is not None]
+            records = [self.records[category, seed] for category in categories if (category, seed) in self.records]
+            values = [value for value in (_value(record, metric) for record in records) if value is not None]
             if values and len(values) == len(categories):
                 means.append(float(np.mean(values)))
         return means
 
 
 def groups(records: Iterable[Record]) -> list[Group]:
-    """The records, grouped; sorted by data set, protocol, k, title, settings and selection."""
-    found: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        run = record.run
-        over = "/".join(_sortable(run.settings.get(name)) for name in run.sweep_keys)
-        key = (run.dataset, run.protocol, f"{run.k:06d}", run.title, run.name, over, run.group_hash, record.selection)
-        found.setdefault(key, []).append(record)
-    return [_group(members) for _, members in sorted(found.items())]
+    """Group records by `identity.group_key`; sort by data set, protocol, k, title, settings and selection."""
+    records = list(records)
+    by_key: dict[tuple[str, ...], list[Record]] = {}
+    numbers: dict[tuple[str, ...], int] = {}
+    counts: dict[str, int] = {}
+    for record, number in zip(records, dataset_numbers(records), strict=True):
+        key = group_key(record, number)
+        by_key.setdefault(key, []).append(record)
+        numbers[key] = number
+        counts[record.run.dataset] = max(counts.get(record.run.dataset, 0), number + 1)
+    return [
+        _make_group(members, _dataset_label(members[0].run.dataset, numbers[key], counts))
+        for key, members in sorted(by_key.items())
+    ]
+
+
+def _dataset_label(name: str, number: int, counts: dict[str, int]) -> str:
+    return name if counts[name] == 1 else f"{name} ({number + 1} of {counts[name]})"
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    """What a script wants to know of a record: what it is, its metrics (fractions), its times; or why it failed."""
+    """Return the main fields of a record as plain values: names, metrics (fractions), times, or the failure."""
     run = record.run
     return {
         "dataset": run.dataset,
@@ -117,7 +133,7 @@ def to_dict(record: Record) -> dict[str, Any]:
         "k": run.k,
         "name": run.name,
         "title": run.title,
-        "over": {name: run.settings[name] for name in run.sweep_keys},
+        "sweep": {name: run.settings[name] for name in run.sweep_keys},
         "seed": run.seed,
         "category": record.category,
         "selection": record.selection,
@@ -128,80 +144,87 @@ def to_dict(record: Record) -> dict[str, Any]:
     }
 
 
-def rows(found: Iterable[Group]) -> list[dict[str, Any]]:
-    """The cells of all tables for a script: a row a group and category, one for its mean; with marks."""
-    return [_row(group, category) for group in found for category in (*group.categories, MEAN)]
+def rows(members: Iterable[Group]) -> list[dict[str, Any]]:
+    """Return the values of all tables as plain dicts: one per group and category, and one for the group's mean."""
+    return [_row(group, category) for group in members for category in (*group.categories, MEAN)]
 
 
 def _row(group: Group, category: str) -> dict[str, Any]:
     run = group.first.run
-    cells = {name: group.cell(category, name) for name in (*METRICS, LATENCY)}
+    values = {name: group.mean_std(category, name) for name in (*METRICS, LATENCY)}
     return {
         "dataset": run.dataset,
+        "dataset_label": group.dataset,
         "protocol": run.protocol,
         "k": run.k,
         "name": run.name,
         "title": run.title,
-        "variant": run.group_hash,
+        "group_hash": run.group_hash,
         "selection": group.selection,
         "category": category,
-        "cells": {name: asdict(cell) for name, cell in cells.items() if cell is not None},
-        "marks": table_notes(group),
+        "values": {name: asdict(value) for name, value in values.items() if value is not None},
+        "notes": table_notes(group),
     }
 
 
 def count_label(records: Sized) -> str:
-    """How many records there are: "1 record", "2 records"."""
+    """Return the number of records as text: "1 record", "2 records"."""
     return f"{len(records)} record{'' if len(records) == 1 else 's'}"
 
 
-def percent(cell: Cell | None) -> str:
-    """A fraction in percent with one decimal, ± its spread over seeds where there are several; "–" for none."""
-    if cell is None:
+def percent(value: MeanStd | None) -> str:
+    """Format a fraction in percent with one decimal, with ± standard deviation if there are several seeds."""
+    if value is None:
         return "–"
-    return f"{100 * cell.mean:.1f}" + (f" ± {100 * cell.std:.1f}" if cell.std is not None else "")
+    return f"{100 * value.mean:.1f}" + (f" ± {100 * value.std:.1f}" if value.std is not None else "")
 
 
-def milliseconds(cell: Cell | None) -> str:
-    """A latency with three significant digits; "–" for none."""
-    return "–" if cell is None else f"{cell.mean:.3g} ms"
+def milliseconds(value: MeanStd | None) -> str:
+    """Format a latency with three significant digits; "–" for None."""
+    return "–" if value is None else f"{value.mean:.3g} ms"
 
 
-def topic(group: Group) -> str:
-    """What methods can be compared on: data set and protocol, as a table's title says them."""
+def benchmark_name(group: Group) -> str:
+    """Return data set and protocol, within which methods are compared: "mvtec · kshot k=4"."""
     run = group.first.run
-    return f"{run.dataset} · {run.protocol}{f' k={run.k}' if run.k else ''}"
+    return f"{group.dataset} · {run.protocol}{f' k={run.k}' if run.k else ''}"
 
 
-def topics(found: Iterable[Group]) -> dict[str, list[Group]]:
-    """The groups by their topic, as "mvtec · kshot k=4"."""
-    by_topic: dict[str, list[Group]] = {}
-    for group in found:
-        by_topic.setdefault(topic(group), []).append(group)
-    return by_topic
+def by_benchmark(members: Iterable[Group]) -> dict[str, list[Group]]:
+    """Return the groups by `benchmark_name`."""
+    benchmarks: dict[str, list[Group]] = {}
+    for group in members:
+        benchmarks.setdefault(benchmark_name(group), []).append(group)
+    return benchmarks
 
 
 def unique_names(members: Sequence[Group]) -> dict[str, Group]:
-    """Each group by a name of its own: the title, with what a sweep varied, or, where needed, its name and variant."""
-    found: dict[str, Group] = {}
+    """Return the groups by a unique name: the title; if needed with data set, the sweep's values, name and hash."""
+    names: dict[str, Group] = {}
     for group in members:
         run = group.first.run
-        twins = [each.first.run for each in members if each is not group and each.selection == group.selection]
-        same = [twin for twin in twins if twin.title == run.title]
+        others = [each for each in members if each is not group and each.selection == group.selection]
+        same_title = [other.first.run for other in others if other.dataset == group.dataset and _has_title(other, run)]
         title = _title(group)
-        if run.sweep_label and all(twin.sweep_label != run.sweep_label for twin in same):
+        if any(other.dataset != group.dataset and _has_title(other, run) for other in others):
+            title += f" on {group.dataset}"
+        if run.sweep_label and all(other.sweep_label != run.sweep_label for other in same_title):
             title += f" [{run.sweep_label}]"
-        elif any(twin.name == run.name for twin in same):
+        elif any(other.name == run.name for other in same_title):
             title += f" [{run.name} {run.group_hash}]"
-        elif same:
+        elif same_title:
             title += f" [{run.name}]"
-        found[title] = group
-    return found
+        names[title] = group
+    return names
 
 
 def heading(group: Group) -> str:
-    """Method, data set and protocol, as a table's title says them."""
-    return f"{_title(group)} · {topic(group)}"
+    """Return method, data set and protocol as the heading of a table."""
+    return f"{_title(group)} · {benchmark_name(group)}"
+
+
+def _has_title(group: Group, run: Run) -> bool:
+    return group.first.run.title == run.title
 
 
 def _title(group: Group) -> str:
@@ -209,102 +232,111 @@ def _title(group: Group) -> str:
 
 
 def latency_device(group: Group) -> str:
-    """What the latency was measured on."""
-    places = {_place(record) for record in group.records.values() if record.latency}
-    where = " and ".join(sorted(places)) or "not measured"
-    return f"latency: batch 1, network to map and score, {where}"
+    """Return how and on which device the latency was measured."""
+    return f"latency: batch 1, network to map and score, {timed_devices(group)}"
+
+
+def timed_devices(group: Group) -> str:
+    """Return the devices on which the latency was measured: "H100 and Xeon, 2 threads"; or "not measured"."""
+    return " and ".join(sorted({_device_label(each) for each in group.records.values() if each.latency})) or (
+        "not measured"
+    )
 
 
 def table_notes(group: Group) -> list[str]:
-    """What a reader must know of the group: its caveats, and the metrics that it lacks."""
-    return [*caveats(group), *_missing(group)]
+    """Return the notes of a group's table: its caveats and the metrics that some categories do not have."""
+    return [*caveats(group), *_undefined_metrics(group)]
 
 
 def caveats(group: Group) -> list[str]:
-    """What a reader must know beside every number of the group."""
+    """Return what a reader must know about every value of the group."""
     run = group.first.run
-    found = ["synthetic data"] if run.synthetic else []
-    found += [run.profile_note] if run.profile_note else []
-    found += [f"limited to {run.limit} images a kind"] if run.limit else []
-    found += [_calibrated(run)] if run.calibrate else []
-    found += ["pixel metrics at original resolution"] if run.resolution == "original" else []
-    found += _error(group)
-    found += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
-    found += [f"in {run.precision}"] if run.precision != "float32" else []
-    found += ["compiled"] if run.compile else []
-    found += [f"over: {run.sweep_label}"] if run.sweep_keys else []
-    found += ["released checkpoint, not trained here"] if run.is_released_checkpoint else []
-    found += [_own_preprocessing(run)] if group.first.origin.get("preprocessing") == "--preprocessing" else []
+    notes = ["synthetic data"] if run.synthetic else []
+    notes += [f"one of several data sets named {run.dataset}"] if group.dataset != run.dataset else []
+    notes += [run.profile_note] if run.profile_note else []
+    notes += [_limit_note(run.limit)] if run.limit else []
+    notes += [_calibration_note(run)] if run.calibrate else []
+    notes += ["pixel metrics at original resolution"] if run.resolution == "original" else []
+    notes += _error_bound_note(group)
+    notes += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
+    notes += [f"in {run.precision}"] if run.precision != "float32" else []
+    notes += ["compiled"] if run.compile else []
+    notes += [f"sweep: {run.sweep_label}"] if run.sweep_keys else []
+    notes += ["released checkpoint, not trained here"] if run.is_released_checkpoint else []
+    notes += [_preprocessing_note(run)] if group.first.origin.get("preprocessing") == "--preprocessing" else []
     changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
-    found += [f"set: {', '.join(f'{name}={run.settings[name]}' for name in changed)}"] if changed else []
-    found += [f"random weights in {run.settings.get('backbone', 'it')}"] if "random" in run.file_hashes.values() else []
-    return found
+    notes += [f"set: {', '.join(f'{name}={run.settings[name]}' for name in changed)}"] if changed else []
+    network = run.settings.get("backbone", "the network")
+    notes += [f"random weights in {network}"] if "random" in run.file_hashes.values() else []
+    return notes
 
 
 def table_metrics(group: Group) -> dict[str, str]:
-    """The metrics that a table of the group shows, with their headings."""
+    """Return the metrics of the group's table with their headings."""
     return METRICS | (CALIBRATED if group.first.run.calibrate else {})
 
 
-def _calibrated(run: Run) -> str:
-    return f"threshold for a false positive rate of {run.calibrate:g}, set by good images held out of training"
+def _limit_note(limit: int) -> str:
+    return f"limited to {limit} training, {limit} good and {limit} defective test images per category"
 
 
-def _error(group: Group) -> list[str]:
-    """What counting the pixels of a huge set in groups may cost."""
-    error = max((record.metric_error_bound for record in group.records.values()), default=0.0)
-    return [f"pixel metrics exact to {error:.0e}"] if error else []
+def _calibration_note(run: Run) -> str:
+    return f"threshold for a false positive rate of {run.calibrate:g}, set on good images excluded from training"
 
 
-def _sortable(value: Any) -> str:
-    return f"{value:024.9f}" if isinstance(value, int | float) else str(value)
+def _error_bound_note(group: Group) -> list[str]:
+    """Return how exact the pixel metrics are if the set was too large for exact counting."""
+    error_bound = max((record.metric_error_bound for record in group.records.values()), default=0.0)
+    return [f"pixel metrics exact to {error_bound:.0e}"] if error_bound else []
 
 
-def _own_preprocessing(run: Run) -> str:
-    told = run.preprocessing
-    crop = f", centre {told['crop']}" if told.get("crop") else ""
-    return f"prepared to {told.get('height')} x {told.get('width')}, {told.get('resample')}{crop}"
+def _preprocessing_note(run: Run) -> str:
+    values = run.preprocessing
+    crop = f", centre crop {values['crop']}" if values.get("crop") else ""
+    return f"preprocessing: {values.get('height')} x {values.get('width')}, {values.get('resample')}{crop}"
 
 
 def missing_reasons(group: Group, categories: Sequence[str], metric: str) -> list[str]:
-    """Why there is no such mean, in sentences: categories failed, are not done, or lack the metric for some reason."""
-    found: list[str] = []
-    lacking: dict[str, list[str]] = {}  # by reason
-    for own in categories:
-        failures = [record for record in group.failed if record.category == own]
-        records = [record for (name, _), record in group.records.items() if name == own]
-        if not records:
+    """Explain why the mean over these categories does not exist: they failed, did not run, or have no such metric."""
+    reasons: list[str] = []
+    by_reason: dict[str, list[str]] = {}
+    for category in categories:
+        failures = [record for record in group.failed if record.category == category]
+        records = [record for (name, _), record in group.records.items() if name == category]
+        if failures and not records:
             seeds = ", ".join(str(record.run.seed) for record in failures)
-            told = f"failed in {own}, seed {seeds}: {failures[0].failure.splitlines()[0]}" if failures else ""
-            found.append(told or f"{own} is not done")
+            reasons.append(f"failed in {category}, seed {seeds}: {failures[0].failure.splitlines()[0]}")
+        elif not records:
+            reasons.append(f"{category} did not run")
         elif all(_value(record, metric) is None for record in records):
-            lacking.setdefault(records[0].undefined_metrics.get(metric, "not measured"), []).append(own)
-    found += [f"no {HEADINGS.get(metric, metric)} in {', '.join(own)}: {reason}" for reason, own in lacking.items()]
-    return found or ["no seed has all categories"]
+            by_reason.setdefault(records[0].undefined_metrics.get(metric, "not measured"), []).append(category)
+    reasons += [f"no {HEADINGS.get(metric, metric)} in {', '.join(names)}: {why}" for why, names in by_reason.items()]
+    return reasons or ["no seed has all categories"]
 
 
-def _missing(group: Group) -> list[str]:
-    """The metrics that some categories lack, with the reason: their mean can't be had."""
-    found = []
+def _undefined_metrics(group: Group) -> list[str]:
+    """Return the metrics that some categories do not have, with the reason; their mean does not exist."""
+    notes = []
     for (category, _), record in sorted(group.records.items()):
         for name in (name for name in METRICS if name in record.undefined_metrics):
             level = "image" if name.startswith("image_") else "pixel"
-            found.append(f"no {level} metrics in {category} ({record.undefined_metrics[name]})")
-    return list(dict.fromkeys(found))
+            notes.append(f"no {level} metrics in {category} ({record.undefined_metrics[name]})")
+    return list(dict.fromkeys(notes))
 
 
-def _place(record: Record) -> str:
+def _device_label(record: Record) -> str:
     count = record.environment.get("threads")
     threads = "" if "cuda" in record.environment else f", {count} thread{'' if count == 1 else 's'}"
     return f"{record.environment.get('device')}{threads}"
 
 
-def _group(members: list[Record]) -> Group:
+def _make_group(members: list[Record], dataset: str) -> Group:
     latest: dict[tuple[str, int], Record] = {}
     for record in sorted(members, key=lambda record: (record.started, not record.failure)):
         latest[record.category, record.run.seed] = record
-    good = {place: record for place, record in latest.items() if not record.failure}
-    return Group(good, tuple(record for record in latest.values() if record.failure), members[0].selection)
+    successful = {key: record for key, record in latest.items() if not record.failure}
+    failed = tuple(record for record in latest.values() if record.failure)
+    return Group(successful, failed, members[0].selection, dataset)
 
 
 def _value(record: Record, metric: str) -> float | None:

@@ -1,10 +1,10 @@
-"""Clocks that wait for the device, and what a fitted method costs: three latencies, throughput, memory, FLOPs.
+"""Timers that synchronize with the device, and the cost of a fitted method: latency, throughput, memory, FLOPs.
 
-Three times of one image, which must not be mixed up:
+Three latencies of one image are measured separately:
 
-    network      prepared image on the device -> final map and score on the device
-    loader       file -> decoded, resized, a tensor in main memory; the file lies in the system's cache
-    end_to_end   file -> decoded, resized, moved, judged -> map and score in main memory
+    network      preprocessed image on the device -> final map and score on the device
+    loader       file -> decoded and resized tensor in main memory; the file is in the cache of the operating system
+    end_to_end   file -> decoded, resized, copied to the device, predicted -> map and score in main memory
 """
 
 import gc
@@ -23,36 +23,36 @@ from bench import environment
 from bench.method import Method
 
 WINDOW = 5
-"""Passes whose medians tell whether a warm-up has settled."""
+"""Number of passes per window; the warm-up compares the medians of two successive windows."""
 
 WARMUP_TOLERANCE = 0.05
-"""How far, as a fraction, the medians of two successive windows may lie apart for that."""
+"""Largest relative difference of the medians of two successive windows at which the warm-up ends."""
 
 PARTS = {
-    "network": "prepared image on the device -> map and score on the device",
-    "loader": "file -> prepared tensor",
+    "network": "preprocessed image on the device -> map and score on the device",
+    "loader": "file -> preprocessed tensor",
     "end_to_end": "file -> map and score in main memory",
 }
-"""What each latency of `thorough` holds."""
+"""What each latency of `profile` includes."""
 
 
 class Clock:
-    """Seconds by phase. It waits for the device before it starts and before it stops, so only done work counts."""
+    """Measure seconds per phase; synchronize with the device at the start and the end of each measurement."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
 
     def __call__(self, phase: str) -> AbstractContextManager[None]:
-        """Adds the time of the block to the phase."""
-        return self._counted(phase, 1)
+        """Add the time of a `with` block to the phase."""
+        return self._measured(phase, 1)
 
     def excluded(self, phase: str) -> AbstractContextManager[None]:
-        """Takes the time of the block off the phase that runs around it."""
-        return self._counted(phase, -1)
+        """Subtract the time of a `with` block from the enclosing phase."""
+        return self._measured(phase, -1)
 
     @contextmanager
-    def _counted(self, phase: str, sign: int) -> Iterator[None]:
+    def _measured(self, phase: str, sign: int) -> Iterator[None]:
         wait(self.device)
         start = time.perf_counter()
         try:
@@ -63,50 +63,55 @@ class Clock:
 
 
 def wait(device: torch.device) -> None:
-    """Returns when the device has done all that it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def milliseconds(act: Callable[[], object], device: torch.device) -> float:
-    """How long `act` takes, the device idle before and after: by CUDA events on a GPU, by `perf_counter` elsewhere."""
+def milliseconds(function: Callable[[], object], device: torch.device) -> float:
+    """Time one call, with the device idle before and after: CUDA events on a GPU, otherwise `perf_counter`."""
     wait(device)
     if device.type == "cuda":
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         first.record()
-        act()
+        function()
         last.record()
         last.synchronize()
         return float(first.elapsed_time(last))
     start = time.perf_counter()
-    act()
+    function()
     wait(device)
     return (time.perf_counter() - start) * 1000
 
 
 def percentiles(samples: Sequence[float]) -> dict[str, float | list[float]]:
-    """The median, the 5th and 95th percentile, and every sample, in milliseconds."""
-    low, middle, high = (float(value) for value in np.percentile(samples, [5, 50, 95]))
-    return {"median_ms": middle, "p5_ms": low, "p95_ms": high, "samples_ms": list(samples)}
+    """Return the median, the 5th and 95th percentile, and all samples, in milliseconds."""
+    low, median, high = (float(value) for value in np.percentile(samples, [5, 50, 95]))
+    return {"median_ms": median, "p5_ms": low, "p95_ms": high, "samples_ms": list(samples)}
 
 
 def latency(
     method: Method, images: Tensor, *, warmup: int = 10, passes: int = 30, budget: float = 10.0
 ) -> dict[str, float | list[float]]:
-    """The short form, as `bench run` takes it: the network's time for one image, in milliseconds.
+    """Measure the network latency of one image in milliseconds; the short measurement of `bench run`.
 
-    images: (n, 3, h, w) real test images on the device; they are taken in turn. The fitted method is asked `warmup`
-    times untimed and `passes` times timed, each with the device waited for at both ends; after `budget` seconds each
-    stops early, but never before 1 and 3 passes. Returns `spread`.
+    Args:
+        method: a fitted method.
+        images: (n, 3, h, w) real test images on the device, used in turn.
+        warmup: number of untimed passes.
+        passes: number of timed passes, each with the device synchronized at both ends.
+        budget: seconds after which the warm-up and the timing each stop early, after at least 1 and 3 passes.
+
+    Returns: the `percentiles` of the timed passes.
     """
 
-    def judge(i: int) -> object:
+    def predict(i: int) -> object:
         return method.predict(images[i % len(images)][None])
 
-    _asked(judge, range(warmup), images.device, least=1, budget=budget)
-    return percentiles(_asked(judge, range(passes), images.device, least=3, budget=budget))
+    _time_calls(predict, range(warmup), images.device, minimum=1, budget=budget)
+    return percentiles(_time_calls(predict, range(passes), images.device, minimum=3, budget=budget))
 
 
 def profile(
@@ -118,53 +123,68 @@ def profile(
     budget: float = 20.0,
     largest: int = 256,
 ) -> dict[str, Any]:
-    """All that is known of the cost of a fitted method; the network's latency also at the top, as `latency` gives it.
+    """Measure the whole cost of a fitted method.
 
-    reads: each reads another real test image from its file, (1, 3, h, w) in main memory; they are taken in turn. Each
-    latency is warmed up until it is steady and then taken `passes` times, or as often as `budget` seconds allow, but 3
-    times at least. "throughput" has an entry a batch size up to `largest`, each within `budget` seconds. "flops" are
-    what the first image took, as torch counts them, a multiply-add as two; what runs outside of torch is not in them.
+    Args:
+        method: a fitted method.
+        reads: functions that each read a different real test image from its file, (1, 3, h, w) in main memory.
+        device: of the method.
+        passes: number of timed passes per latency, after a warm-up until the latency is stable.
+        budget: seconds per latency and per batch size; each latency has at least 3 passes.
+        largest: largest batch size of the throughput.
+
+    Returns: the latencies of `PARTS`, "throughput", peak "memory", "flops" of the first image (as counted by torch, a
+        multiply-add is 2; operations outside torch are not counted), "parameters" and "state". The network latency is
+        also at the top level, as in `latency`.
     """
     images = torch.cat([read() for read in reads]).to(device)
 
-    def judge(i: int) -> object:
+    def predict(i: int) -> object:
         return method.predict(images[i % len(images)][None])
 
     def load(i: int) -> object:
         return reads[i % len(reads)]()
 
-    def all_the_way(i: int) -> object:
-        found = method.predict(reads[i % len(reads)]().to(device))
-        return found.scores.cpu(), found.maps.cpu()
+    def load_and_predict(i: int) -> object:
+        prediction = method.predict(reads[i % len(reads)]().to(device))
+        return prediction.scores.cpu(), prediction.maps.cpu()
 
     environment.reset_peak(device)
-    judge(0)
-    told: dict[str, Any] = {"memory": environment.peak_memory(device)}
-    for name, act in zip(PARTS, (judge, load, all_the_way), strict=True):
-        told[name] = _steady(act, device if name != "loader" else torch.device("cpu"), passes=passes, budget=budget)
-    # The counter sees no fused kernel: neither a compiled one nor, on a CPU, that of attention.
-    eager, plain = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
-    with FlopCounterMode(display=False) as counter, eager, plain:
-        judge(0)
-    told |= {"throughput": throughput(method, images, budget=budget, largest=largest)}
-    told |= {"flops": counter.get_total_flops(), "parameters": parameters(method), "state": _numbers(method)}
-    return {name: told["network"][name] for name in ("median_ms", "p5_ms", "p95_ms", "samples_ms")} | told
+    predict(0)
+    costs: dict[str, Any] = {"memory": environment.peak_memory(device)}
+    for name, function in zip(PARTS, (predict, load, load_and_predict), strict=True):
+        part_device = device if name != "loader" else torch.device("cpu")
+        costs[name] = warm_up_and_measure(function, part_device, passes=passes, budget=budget)
+    # FlopCounterMode does not see fused kernels: compiled ones and, on a CPU, the fused attention.
+    eager, unfused = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, eager, unfused:
+        predict(0)
+    costs |= {"throughput": throughput(method, images, budget=budget, largest=largest)}
+    costs |= {"flops": counter.get_total_flops(), "parameters": parameters(method), "state": _n_state_values(method)}
+    return {name: costs["network"][name] for name in ("median_ms", "p5_ms", "p95_ms", "samples_ms")} | costs
 
 
 def throughput(method: Method, images: Tensor, *, budget: float = 20.0, largest: int = 256) -> dict[str, Any]:
-    """Images a second at batches of 1, 2, 4, ...: the network's, on images (n, 3, h, w) on the device, taken in turn.
+    """Measure images per second of the network at batch sizes 1, 2, 4, ...
 
-    It ends at the `largest` batch, where memory runs out ("memory"), or where 3 passes took `budget` seconds ("time").
+    Args:
+        method: a fitted method.
+        images: (n, 3, h, w) test images on the device, used in turn.
+        budget: seconds per batch size.
+        largest: largest batch size.
+
+    Returns: "batches" with one entry per batch size, and "ended": "largest" batch size reached, out of "memory", or 3
+        passes took longer than the budget ("time").
     """
     device, rows = images.device, list[dict[str, float | int]]()
     batch, ended = 1, "largest"
     while batch <= largest:
-        given = images[torch.arange(batch, device=device) % len(images)]
+        inputs = images[torch.arange(batch, device=device) % len(images)]
         environment.reset_peak(device)
         before = environment.peak_memory(device)["host"]
         try:
-            median = _at(method, given, budget / 4)
-        except RuntimeError as error:  # torch's OutOfMemoryError is one; on the CPU it has no name of its own
+            median = _median_of_batch(method, inputs, budget / 4)
+        except RuntimeError as error:  # torch.OutOfMemoryError on a GPU; a plain RuntimeError on a CPU
             if "memory" not in str(error):
                 raise
             ended = "memory"
@@ -174,51 +194,57 @@ def throughput(method: Method, images: Tensor, *, budget: float = 20.0, largest:
             ended = "time"
             break
         if device.type == "cpu" and 3 * (environment.peak_memory(device)["host"] - before) > environment.free_memory():
-            ended = "memory"  # before the system ends this process
+            ended = "memory"  # stop before the operating system kills this process
             break
         batch *= 2
     gc.collect()
     return {"batches": rows, "ended": ended}
 
 
-def _at(method: Method, images: Tensor, budget: float) -> float:
-    """The median of up to 10 passes, in milliseconds."""
+def _median_of_batch(method: Method, images: Tensor, budget: float) -> float:
+    """Return the median of up to 10 passes in milliseconds."""
     method.predict(images)
-    return float(np.median(_asked(lambda _: method.predict(images), range(10), images.device, least=3, budget=budget)))
+    samples = _time_calls(lambda _: method.predict(images), range(10), images.device, minimum=3, budget=budget)
+    return float(np.median(samples))
 
 
 def parameters(method: Method) -> int:
-    """Numbers in the networks that the method holds, frozen ones included."""
+    """Return the number of parameters of the method's networks, frozen ones included."""
     modules = [module for module in vars(method).values() if isinstance(module, nn.Module)]
-    found = {id(value): value for module in modules for value in module.parameters() if value.device.type != "meta"}
-    return sum(value.numel() for value in found.values())
+    unique = {id(value): value for module in modules for value in module.parameters() if value.device.type != "meta"}
+    return sum(value.numel() for value in unique.values())
 
 
-def _numbers(method: Method) -> int:
-    """Numbers that the fit learned or kept: trained weights, a bank."""
+def _n_state_values(method: Method) -> int:
+    """Return the number of values in the state of the method: trained weights, a memory bank."""
     return sum(value.numel() for value in method.state().values())
 
 
-def _steady(act: Callable[[int], object], device: torch.device, *, passes: int, budget: float) -> dict[str, Any]:
-    """The spread after a warm-up that lasts until two windows of passes agree; "warmup" and "settled" tell of it."""
-    begin, before, settled = time.perf_counter(), list[float](), False
-    while not settled and time.perf_counter() - begin < budget:
-        window = range(len(before), len(before) + WINDOW)
-        before += _asked(act, window, device, least=1, budget=budget)
-        if len(before) >= 2 * WINDOW:
-            earlier, later = (float(np.median(part)) for part in (before[-2 * WINDOW : -WINDOW], before[-WINDOW:]))
+def warm_up_and_measure(
+    function: Callable[[int], object], device: torch.device, *, passes: int, budget: float
+) -> dict[str, Any]:
+    """Warm up until two successive windows agree, then measure.
+
+    Returns: the `percentiles`, with the number of "warmup" passes and whether the latency "settled".
+    """
+    start, warmup, settled = time.perf_counter(), list[float](), False
+    while not settled and time.perf_counter() - start < budget:
+        window = range(len(warmup), len(warmup) + WINDOW)
+        warmup += _time_calls(function, window, device, minimum=1, budget=budget)
+        if len(warmup) >= 2 * WINDOW:
+            earlier, later = (float(np.median(part)) for part in (warmup[-2 * WINDOW : -WINDOW], warmup[-WINDOW:]))
             settled = abs(later - earlier) <= WARMUP_TOLERANCE * earlier
-    samples = _asked(act, range(passes), device, least=3, budget=budget)
-    return {**percentiles(samples), "warmup": len(before), "settled": settled}
+    samples = _time_calls(function, range(passes), device, minimum=3, budget=budget)
+    return {**percentiles(samples), "warmup": len(warmup), "settled": settled}
 
 
-def _asked(
-    act: Callable[[int], object], turns: range, device: torch.device, *, least: int, budget: float
+def _time_calls(
+    function: Callable[[int], object], calls: range, device: torch.device, *, minimum: int, budget: float
 ) -> list[float]:
-    """Milliseconds of `act` at each turn; none begins after `budget` seconds, but the first `least` always run."""
-    begin, samples = time.perf_counter(), list[float]()
-    for i in turns:
-        if len(samples) >= least and time.perf_counter() - begin > budget:
+    """Return the milliseconds of each call; after `budget` seconds no call starts, except the first `minimum` ones."""
+    start, samples = time.perf_counter(), list[float]()
+    for i in calls:
+        if len(samples) >= minimum and time.perf_counter() - start > budget:
             break
-        samples.append(milliseconds(lambda i=i: act(i), device))  # type: ignore[misc]
+        samples.append(milliseconds(lambda i=i: function(i), device))  # type: ignore[misc]
     return samples

@@ -89,21 +89,21 @@ def _check_dataset(module: ModuleType, root: Path, progress: Callable[[int, int]
     count = len({sample.category for sample in samples})
     categories = "1 category" if count == 1 else f"{count} categories"
     summary = CheckResult(f"{module.TITLE}: {len(samples)} images in {categories}, {root}")
-    return [summary, *dataset_checks.inspect(samples, warnings, progress)]
+    return [summary, *dataset_checks.check_dataset(samples, warnings, progress)]
 
 
 def _detect_layout(folder: Path) -> ModuleType:
-    """Return the data set module that can read a folder: own images first, then the published ones."""
-    own_images = registry.load("datasets", "folder")
+    """Return the data set module that can read a folder: first `folder`, then the published data sets."""
+    generic = registry.load("datasets", "folder")
     published = [registry.load("datasets", name) for name in registry.names("datasets") if name != "folder"]
-    for module in (own_images, *(module for module in published if not module.SYNTHETIC)):
+    for module in (generic, *(module for module in published if not module.SYNTHETIC)):
         try:
             with capture_warnings():
                 module.samples(folder)
         except BenchError:
             continue
         return module
-    return own_images  # its error describes the layout for own images
+    return generic  # its error describes the layout of a folder
 
 
 def _check_extras() -> list[CheckResult]:
@@ -149,11 +149,11 @@ def _check_datasets(config: Config) -> list[CheckResult]:
     results = []
     for name in registry.names("datasets"):
         if name == "folder":
-            continue  # the user's own images have no fixed folder
+            continue  # it has no default folder
         root = config.data(name) or cache_folder(config) / name
         module = registry.load("datasets", name)
         if module.SYNTHETIC and not root.exists():
-            results.append(CheckResult(f"data set {name}: drawn at its first use, {root}"))
+            results.append(CheckResult(f"data set {name}: generated at its first use, {root}"))
             continue
         try:
             samples = module.samples(root)

@@ -250,8 +250,8 @@ def representative_images(predictions: Predictions) -> dict[str, int]:
     order = np.argsort(predictions.scores, kind="stable").tolist()
     defect = [i for i in order if predictions.is_anomalous[i]]
     good = [i for i in order if not predictions.is_anomalous[i]]
-    chosen = {"worst": defect[0], "median": defect[len(defect) // 2], "best": defect[-1]} if defect else {}
-    return chosen | ({"good": good[-1]} if good else {})
+    indices = {"worst": defect[0], "median": defect[len(defect) // 2], "best": defect[-1]} if defect else {}
+    return indices | ({"good": good[-1]} if good else {})
 
 
 def ground_truth(images: FileImages) -> Predictions:

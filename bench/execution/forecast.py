@@ -40,10 +40,10 @@ def forecast(jobs: Sequence[Job], records: Iterable[Record], *, gpu: bool) -> Fo
     Records are similar if `bench.identity.cost_key` is equal and the type of device is the same. Times are assumed
     proportional to the number of images; the median is used.
     """
-    known: dict[str, _Costs] = {}
+    costs_by_key: dict[str, _Costs] = {}
     for record in records:
         if record.selection == "last" and "fit" in record.seconds and ("cuda" in record.environment) == gpu:
-            costs = known.setdefault(cost_key(record.run), _Costs())
+            costs = costs_by_key.setdefault(cost_key(record.run), _Costs())
             costs.fit.append(record.seconds["fit"] / max(len(record.train_files), 1))
             seconds = record.seconds["predict"] + record.seconds["evaluate"]
             costs.test.append(seconds / max(len(record.test_files), 1))
@@ -51,7 +51,7 @@ def forecast(jobs: Sequence[Job], records: Iterable[Record], *, gpu: bool) -> Fo
             costs.memory = max(costs.memory, record.memory.get("device", record.memory.get("host", 0)))
     seconds, n_unknown, memory = 0.0, 0, dict[str, int]()
     for job in jobs:
-        similar = known.get(cost_key(job.run))
+        similar = costs_by_key.get(cost_key(job.run))
         if similar is None:
             n_unknown += 1
             continue

@@ -1,6 +1,6 @@
-"""A job: one fit with all that it needs, and what the store keeps of it.
+"""A job: one fit with everything that it needs, and its outcomes for the store.
 
-`run_job` goes the whole way from a job to its outcomes, in any process; a crash becomes outcomes that say so.
+`run_job` fits and evaluates in any process; an exception becomes a failed record.
 `run_locally` runs jobs in this process, `bench.execution.subprocess_executor` in a child process, and
 `bench.execution.ray_executor` on many machines.
 """
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Return the name of the job for people: "AMI-Net bottle, seed 0"."""
+        """Return the name of the job in messages: "AMI-Net bottle, seed 0"."""
         k = f" k={self.run.k}" if self.run.k else ""
         sweep = f", {self.run.sweep_label}" if self.run.sweep_label else ""
         return f"{self.run.title} {self.task.name}{k}, seed {self.run.seed}{sweep}"
@@ -92,7 +92,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A record and the files beside it: predictions, pictures by name, the fitted method as safetensors."""
+    """A record and its other files: predictions, pictures by name, the fitted method as safetensors."""
 
     record: Record
     predictions: Predictions | None = None
@@ -122,10 +122,10 @@ def run_job(job: Job, progress: ProgressCallback) -> list[Outcome]:
             texts = [*job.warnings, *warnings]
             outcomes = [replace(outcome, record=replace(outcome.record, warnings=texts)) for outcome in outcomes]
             for outcome in outcomes:
-                outcome.record.to_json()  # a value that cannot be written is a failure of this job
+                outcome.record.to_json()  # a value that JSON cannot express is a failure of this job
                 seconds = ", ".join(f"{phase} {value:.2f} s" for phase, value in outcome.record.seconds.items())
                 _log.info("%s: %s", job.label, seconds)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  one job must not end the others
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the other jobs must run
             lines = traceback.format_exception(error, limit=-3)
             reason = str(error) if isinstance(error, BenchError) else "".join(lines).strip()
             return failure_outcomes(job, reason, warnings, started)
@@ -219,7 +219,7 @@ def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> l
     else:
         result = fit.fit(lambda phase, done, total, loss: progress(job.label, phase, done, total, loss))
     predictions = list(result.oracle)
-    if job.evaluation.selection != "oracle" or not method.iterative:  # without epochs there is none to choose
+    if job.evaluation.selection != "oracle" or not method.iterative:  # without epochs there is no best epoch
         predictions = [*fit.predict_tests(epoch=result.epoch), *predictions]
     record = replace(
         record,
@@ -233,13 +233,12 @@ def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> l
     outcomes = []
     for done, prediction in enumerate(predictions):
         progress(job.label, "evaluate", done, len(predictions), None)
-        outcomes.append(_evaluate(job, record, fit, result, prediction, model))
+        outcome = _evaluate(job, record, fit, result, prediction)
+        outcomes.append(replace(outcome, model=model) if outcome.record.selection == "last" else outcome)
     return outcomes
 
 
-def _evaluate(
-    job: Job, record: Record, fit: Fit, result: FitResult, prediction: CategoryPrediction, model: bytes | None
-) -> Outcome:
+def _evaluate(job: Job, record: Record, fit: Fit, result: FitResult, prediction: CategoryPrediction) -> Outcome:
     """Return the outcome of one category: metrics, and for the last epoch pictures and latency."""
     clock = Clock(torch.device("cpu"))
     with clock("evaluate"):
@@ -265,11 +264,11 @@ def _evaluate(
         calibration_files=[sample.id for sample in job.task.calibration.get(category, ())],
         artifacts={"views": {name: predictions.files[index] for name, index in shown.items()} if is_last else {}},
     )
-    if not is_last:  # training went on after that epoch, so there is no method to draw or time
+    if not is_last:  # the fitted method is that of the last epoch, so it gives no pictures or times of this one
         return Outcome(record, predictions)
     with torch.no_grad():
         record, views = _add_latency_and_views(job, record, fit, shown)
-    return Outcome(record, predictions, views, model)
+    return Outcome(record, predictions, views)
 
 
 def _add_latency_and_views(

@@ -1,6 +1,6 @@
 """A method as one plan uses it: its class, its settings for each task, and the jobs that fit it."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,10 @@ from bench.config.settings import resolve
 from bench.data.protocol import Task
 from bench.errors import BenchError
 from bench.execution.job import Job, source_hash
+from bench.execution.planned_data import PlannedData, PlannedTask
 from bench.identity import run_hash
 from bench.method import Method, Preprocessing
 from bench.record import Run
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetInfo:
-    """What a run states about its data set: name, whether its images are drawn, a fingerprint of each category."""
-
-    name: str
-    synthetic: bool
-    fingerprints: dict[str, str]
 
 
 class PlannedMethod:
@@ -52,9 +44,9 @@ class PlannedMethod:
         """Return the method's Settings for a category, or for "all", and the origin of each value."""
         return self.spec.resolve(self.module.Settings, category)
 
-    def job(self, task: Task, dataset: DatasetInfo, *, k: int, seed: int, data_digest: str) -> Job:
+    def job(self, planned: PlannedTask, data: PlannedData) -> Job:
         """Return the job that fits this method on the task."""
-        plan = self.plan
+        plan, task, dataset = self.plan, planned.task, data.info
         settings, origin = self.settings(task.name)
         groups = {group: getattr(plan, group) for group in GROUPS}
         run = Run(
@@ -62,8 +54,8 @@ class PlannedMethod:
             synthetic=dataset.synthetic,
             data_fingerprints=dataset.fingerprints,
             protocol=plan.tasks.protocol,
-            k=k,
-            seed=seed,
+            k=planned.k,
+            seed=planned.seed,
             name=self.spec.name,
             method=self.spec.method,
             title=self.spec.title,
@@ -84,11 +76,11 @@ class PlannedMethod:
             run = replace(run, file_hashes=run.file_hashes | {"checkpoint": self._hash_checkpoint(checkpoint)})
             shared = replace(shared, file_hashes=shared.file_hashes | {"checkpoint": plan.checkpoint.name})
         # One model for all categories is another one if the categories are others.
-        group_hash = run_hash(shared, data_digest if plan.tasks.protocol == "unified" else "")
+        group_hash = run_hash(shared, planned.data_digest if plan.tasks.protocol == "unified" else "")
         return Job(
             run=replace(run, group_hash=group_hash),
             task=task,
-            data_digest=data_digest,
+            data_digest=planned.data_digest,
             evaluation=evaluation,
             compute=plan.compute,
             execution=plan.execution,
@@ -96,6 +88,7 @@ class PlannedMethod:
             cache=plan.cache,
             origin=plan.origin | {f"settings.{name}": where for name, where in origin.items()},
             command=plan.command,
+            warnings=data.warnings,
             checkpoint=checkpoint,
         )
 

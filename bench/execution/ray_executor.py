@@ -1,4 +1,4 @@
-"""Run jobs on a Ray cluster, one task per fit: on a running cluster, or on one started on this machine for the call.
+"""Run jobs on a Ray cluster, one task per fit: on a running cluster, or on one started on this machine for this call.
 
 A node needs maskbench, the weights and, unless they are shipped, the images at the caller's paths. Outcomes come back
 to the caller, and only the caller writes to the store.
@@ -10,18 +10,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from bench import environment, registry
 from bench.config.options import ExecutionOptions
-from bench.dataset import Sample
 from bench.errors import BenchError
+from bench.execution.image_shipping import check_local_files, job_files, write_images
 from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, failure_outcomes, run_job
 
 MAX_ATTEMPTS = 3
-"""How often a fit is started whose worker dies; each time on another node if there is one."""
+"""Maximum number of attempts of a fit whose worker dies; each on another node if there is one."""
 
 POLL_SECONDS = 0.5
 """Seconds between two queries of the tasks' progress."""
@@ -47,18 +46,18 @@ def run_on_ray(jobs: Sequence[Job], progress: ProgressCallback, execution: Execu
     Raises BenchError if Ray, the cluster or a node for the tasks is not available.
     """
     ray = _import_ray()
-    is_ours = not ray.is_initialized()
-    if is_ours:
+    is_started_here = not ray.is_initialized()
+    if is_started_here:
         _connect(ray, execution.address)
     try:
         yield from _RayRun(ray, [resolve_resources(job) for job in jobs], progress, execution).outcomes()
     finally:
-        if is_ours:
+        if is_started_here:
             ray.shutdown()
 
 
 def resolve_resources(job: Job) -> Job:
-    """Return the job as a task runs it: on the device that Ray gives it, with one thread unless more are asked for."""
+    """Return the job as a task runs it: on the device that Ray assigns, with the threads of the call or else one."""
     compute = job.compute
     name = compute.device if compute.device != "auto" else environment.device("auto").type
     device = "cuda" if name.startswith("cuda") else "cpu"
@@ -196,7 +195,7 @@ def _run_task(
     try:
         for folder in folders:
             registry.add_folder("methods", folder)
-        return run_job(_write_images(job, files) if files is not None else _check_local_files(job), progress)
+        return run_job(write_images(job, files) if files is not None else check_local_files(job), progress)
     except BenchError as error:
         return failure_outcomes(job, str(error))
 
@@ -225,62 +224,9 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def _files(job: Job) -> set[Path]:
-    task = job.task
-    groups = (*task.tests.values(), *task.calibration.values(), *task.others.values(), task.train)
-    return {path for samples in groups for sample in samples for path in (sample.image, *sample.masks)}
-
-
 def _put_images(ray: Any, jobs: Sequence[Job]) -> dict[str, Any]:
     """Put the content of the jobs' files into the cluster's object store, once for all jobs on the same data."""
     paths: dict[str, set[Path]] = {}
     for job in jobs:
-        paths.setdefault(job.data_digest, set()).update(_files(job))
-    return {
-        digest: ray.put({str(path): path.read_bytes() for path in of_digest}) for digest, of_digest in paths.items()
-    }
-
-
-def _write_images(job: Job, files: dict[str, bytes]) -> Job:
-    """Return the job on files of this node, written from what was shipped, once for all jobs on the same data."""
-    root = job.cache / "shipped" / job.data_digest
-
-    def local_path(path: Path) -> Path:
-        parent = sha256(str(path.parent).encode(errors="surrogateescape")).hexdigest()[:12]
-        target = root / parent / path.parent.name / path.name  # the file keeps its name, which its Sample.id contains
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_bytes(files[str(path)])
-            temporary.replace(target)
-        return target
-
-    def move(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        return tuple(
-            replace(sample, image=local_path(sample.image), masks=tuple(map(local_path, sample.masks)))
-            for sample in samples
-        )
-
-    def move_all(groups: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
-        return {category: move(samples) for category, samples in groups.items()}
-
-    task = job.task
-    moved = replace(
-        task,
-        train=move(task.train),
-        tests=move_all(task.tests),
-        calibration=move_all(task.calibration),
-        others=move_all(task.others),
-    )
-    return replace(job, task=moved)
-
-
-def _check_local_files(job: Job) -> Job:
-    """Return the job. Raises BenchError if a file of it does not exist on this node."""
-    for path in sorted(_files(job)):
-        if not path.is_file():
-            raise BenchError(
-                f"Each node reads the images at the caller's paths; this node has no {path}. "
-                f"Copy the data there, or pass --ship-data."
-            )
-    return job
+        paths.setdefault(job.data_digest, set()).update(job_files(job))
+    return {digest: ray.put({str(path): path.read_bytes() for path in files}) for digest, files in paths.items()}

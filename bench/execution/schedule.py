@@ -8,13 +8,10 @@ from time import perf_counter
 from bench import environment, registry
 from bench.config.method_specs import check_setting_names
 from bench.config.plan import Plan
-from bench.data.fingerprint import category_fingerprints
-from bench.data.images import content_hash
-from bench.data.protocol import PROTOCOLS, Task, split_calibration, subsample, with_others
-from bench.dataset import Sample
-from bench.errors import BenchError, check_known
-from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, capture_warnings, run_locally
-from bench.execution.planned_method import DatasetInfo, PlannedMethod
+from bench.errors import BenchError
+from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, run_locally
+from bench.execution.planned_data import PlannedData, PlannedTask
+from bench.execution.planned_method import PlannedMethod
 from bench.identity import retry_key
 from bench.record import Record, Selection
 from bench.store import Store
@@ -52,7 +49,7 @@ def run_schedule(plan: Plan, schedule: Schedule, progress: ProgressCallback) -> 
         for outcome in outcomes:
             try:
                 record = _save(store, outcome, plan)
-            except BenchError as error:  # the job's other outcomes may still be saved, if only elsewhere
+            except BenchError as error:  # the other outcomes of the job may still be saved
                 errors.append(str(error))
             else:
                 yield record
@@ -74,35 +71,16 @@ def make_schedule(plan: Plan, *, force: bool = False, retry: bool = False, full_
             too full, or if no method can run.
     """
     started = perf_counter()
-    device_type = target_device_type(plan)  # a missing device is an error before anything is drawn or read
+    device_type = target_device_type(plan)  # a missing device is an error before any image is read
     if plan.checkpoint and plan.evaluation.calibrate:
         raise BenchError("A released checkpoint may have been trained on the held-out images. Remove --calibrate.")
     methods, skipped = _planned_methods(plan)
-    module = registry.load("datasets", plan.tasks.dataset)
-    with capture_warnings() as warnings:  # of wrong counts, missing masks and the like: records keep them
-        listed = module.samples(plan.data)
-    samples = _select_samples(plan, listed)
-    tasks = [
-        (k, seed, task)
-        for k in _shot_counts(plan)
-        for seed in plan.tasks.seed
-        for task in _draw(plan, samples, k, seed)
-    ]
-    tasks = tasks[:1] if full_timing else tasks
-    digests = _content_hashes({task.name: task for _, _, task in tasks}, samples, skipped)
-    tasks = [entry for entry in tasks if entry[2].name in digests]
-    dataset = DatasetInfo(
-        plan.tasks.dataset if plan.tasks.dataset != "folder" else f"folder-{plan.data.resolve().name}",
-        module.SYNTHETIC,
-        category_fingerprints(listed),
+    data = PlannedData(plan)
+    tasks = data.tasks(first_only=full_timing)
+    _log.info(
+        "%d samples, %d task(s); listed and hashed in %.2f s", len(data.samples), len(tasks), perf_counter() - started
     )
-    others = subsample(listed, plan.tasks.limit) if plan.tasks.limit else listed
-    _log.info("%d samples, %d task(s); listed and hashed in %.2f s", len(samples), len(tasks), perf_counter() - started)
-    if plan.checkpoint and plan.checkpoint.is_file() and len(digests) > 1:
-        raise BenchError(
-            f"--checkpoint must be a folder if the plan has several models ({len(digests)} here); "
-            f"{plan.checkpoint} is one file."
-        )
+    _check_checkpoint_is_folder(plan, {planned.task.name for planned in tasks})
     store = Store(plan.runs)
     failed = (
         {retry_key(record.run, record.category) for record in store.records() if record.failure} if retry else set()
@@ -110,32 +88,21 @@ def make_schedule(plan: Plan, *, force: bool = False, retry: bool = False, full_
     jobs: list[Job] = []
     existing: list[Record] = []
     memory: dict[str, int] = {}
-    changed: set[str] = set()
     for method in methods:
-        name = method.spec.name
-        for k, seed, task in tasks:
-            digest = digests[task.name]
-            if method.kind.pretrains:
-                task = with_others(task, others)  # noqa: PLW2901
-                pretraining = [sample for images in task.others.values() for sample in images]
-                digest = f"{digest}+{content_hash(pretraining)}" if pretraining else digest
-            job = method.job(task, dataset, k=k, seed=seed, data_digest=digest)
-            if full_timing and not force:
-                job = _with_saved_model(store, job)
-            job = replace(job, full_timing=full_timing)
+        for job in _method_jobs(method, data, tasks, skipped):
+            if full_timing:
+                job = replace(job if force else _with_saved_model(store, job), full_timing=True)  # noqa: PLW2901
             records = [] if force else _existing_records(store, job, device_type, iterative=method.kind.iterative)
-            if any(record.source_hash != method.source_hash for record in records):
-                changed.add(name)
             existing += records
-            if not records and (not retry or any(retry_key(job.run, category) in failed for category in task.tests)):
-                jobs.append(replace(job, warnings=tuple(warnings)))
-                memory[name] = max(memory.get(name, 0), method.estimate_memory(task))
-    for name in sorted(changed):
-        _log.warning("The file of %s has changed since its records were made. Pass --force to run it again.", name)
+            if not records and (not retry or any(retry_key(job.run, name) in failed for name in job.task.tests)):
+                jobs.append(job)
+                name = method.spec.name
+                memory[name] = max(memory.get(name, 0), method.estimate_memory(job.task))
+    _warn_of_changed_files(methods, existing)
     disk = sum(_estimate_disk(job) for job in jobs)
     if jobs:
         store.check_writable(disk)
-    return Schedule(tuple(jobs), tuple(existing), skipped, disk, memory)
+    return Schedule(tuple(jobs), tuple(existing), skipped | data.skipped, disk, memory)
 
 
 def target_device_type(plan: Plan) -> str:
@@ -211,42 +178,34 @@ def _planned_methods(plan: Plan) -> tuple[list[PlannedMethod], dict[str, str]]:
     return methods, skipped
 
 
-def _select_samples(plan: Plan, samples: list[Sample]) -> list[Sample]:
-    """Return the samples of the plan's categories, at most as many as its limit."""
-    tasks = plan.tasks
-    check_known(tasks.category, sorted({sample.category for sample in samples}), f"a category of {tasks.dataset}")
-    if tasks.category:
-        samples = [sample for sample in samples if sample.category in tasks.category]
-    return subsample(samples, tasks.limit) if tasks.limit else samples
-
-
-def _shot_counts(plan: Plan) -> tuple[int, ...]:
-    return plan.tasks.k if plan.tasks.protocol == "kshot" else (0,)
-
-
-def _draw(plan: Plan, samples: Sequence[Sample], k: int, seed: int) -> list[Task]:
-    """Return the tasks of one seed and number of shots, with calibration images held out if asked for."""
-    tasks = PROTOCOLS[plan.tasks.protocol](samples, k, seed)
-    rate = plan.evaluation.calibrate
-    return [split_calibration(task, rate, seed) for task in tasks] if rate else tasks
-
-
-def _content_hashes(tasks: dict[str, Task], samples: list[Sample], skipped: dict[str, str]) -> dict[str, str]:
-    """Return the hash of each task's files, by name. A task whose files cannot be read is skipped."""
-    hashes: dict[str, str] = {}
-    for name, task in tasks.items():
+def _method_jobs(
+    method: PlannedMethod, data: PlannedData, tasks: Sequence[PlannedTask], skipped: dict[str, str]
+) -> Iterator[Job]:
+    """Yield the job of each task; a task whose pretraining images cannot be read is added to `skipped`."""
+    for planned in tasks:
         try:
-            hashes[name] = content_hash([sample for sample in samples if sample.category in task.tests])
+            planned = data.with_pretraining(planned) if method.kind.pretrains else planned  # noqa: PLW2901
         except BenchError as error:
-            if len(tasks) == 1:
-                raise
-            skipped[name] = str(error)
-            _log.warning("%s is skipped: %s", name, error)
-    if not hashes:
+            label = f"{method.spec.name} {planned.task.name}"
+            skipped[label] = str(error)
+            _log.warning("%s is skipped: %s", label, error)
+            continue
+        yield method.job(planned, data)
+
+
+def _check_checkpoint_is_folder(plan: Plan, tasks: set[str]) -> None:
+    if plan.checkpoint and plan.checkpoint.is_file() and len(tasks) > 1:
         raise BenchError(
-            f"None of the categories can be read: {', '.join(tasks)}. The warnings above give the reasons."
+            f"--checkpoint must be a folder if the plan has several models ({len(tasks)} here); "
+            f"{plan.checkpoint} is one file."
         )
-    return hashes
+
+
+def _warn_of_changed_files(methods: Sequence[PlannedMethod], records: Sequence[Record]) -> None:
+    """Warn of methods whose source file has changed since their records were written."""
+    hashes = {method.spec.name: method.source_hash for method in methods}
+    for name in sorted({record.run.name for record in records if record.source_hash != hashes[record.run.name]}):
+        _log.warning("The file of %s has changed since its records were written. Pass --force to run it again.", name)
 
 
 def _existing_records(store: Store, job: Job, device_type: str, *, iterative: bool) -> list[Record]:

@@ -19,7 +19,7 @@ from bench import registry
 from bench.execution.job import Job, JobResult, Outcome, ProgressCallback, failure_outcomes, run_job
 
 TRACEBACK_LINES = 6
-"""Number of lines of a dead child's traceback that a record keeps."""
+"""Number of lines of a killed child's traceback that a record keeps."""
 
 _STARTED = "started"
 """The child's message before each job: the time to start a process is not part of the job's time."""
@@ -75,7 +75,7 @@ class _Child:
                     progress(*message)
         except (EOFError, OSError):
             self._process.join()
-            return failure_outcomes(job, self._describe_death(phase))
+            return failure_outcomes(job, self._describe_exit(phase))
 
     def end(self) -> None:
         """Kill the child."""
@@ -85,7 +85,7 @@ class _Child:
         self._trace.unlink(missing_ok=True)
 
     def _stop(self, timeout: float, phase: str) -> str:
-        """End the child, and return a sentence that says that it was too slow and where it was."""
+        """End the child, and return a sentence that states the time limit and the phase, with a traceback."""
         with suppress(ProcessLookupError):
             os.kill(self._process.pid or 0, signal.SIGUSR1)  # faulthandler writes the traceback of each thread
             time.sleep(0.2)
@@ -96,10 +96,10 @@ class _Child:
             f"Raise --timeout, or make the fit smaller.{traceback}"
         )
 
-    def _describe_death(self, phase: str) -> str:
+    def _describe_exit(self, phase: str) -> str:
         code = self._process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = " (unless somebody did that, the machine ran out of memory)" if code == -signal.SIGKILL else ""
+        hint = " (unless it was killed on purpose, the machine ran out of memory)" if code == -signal.SIGKILL else ""
         traceback = self._traceback_tail()
         self.end()
         return f"The process of this job {how} in phase '{phase}'{hint}.{traceback}"

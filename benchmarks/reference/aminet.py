@@ -1,9 +1,9 @@
-"""AMI-Net as plainly as it can be written: what `benchmarks/aminet.py` measures the real one against.
+"""A plain port of AMI-Net, the reference of `benchmarks/aminet.py`.
 
 Written from the paper (https://arxiv.org/abs/2412.11802) and from what the authors' code does
-(https://github.com/luow23/AMI-Net at 3350be0), step by step and with torch's own layers: two strided convolutions embed
-the patches, torch resizes and pools the features, a Python loop makes the masks, scipy smooths the maps. Nothing in it
-is made fast, and it shares no code with `methods/`. The names of its parameters are those of released checkpoints.
+(https://github.com/luow23/AMI-Net at 3350be0), step by step with the layers of torch: two strided convolutions embed
+the patches, torch resizes and pools the features, a Python loop computes the masks, SciPy smooths the maps. It is not
+optimized and shares no code with `methods/`. Its parameters have the names of the released checkpoints.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PATCH = 4  # places of the feature map on a token's side
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that the backbone was trained on
+PATCH = 4  # side of a token in features
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class Attention(nn.Module):
@@ -63,7 +63,15 @@ class Embed(nn.Module):
 
 
 class AMINet(nn.Module):
-    """backbone: images, normalised -> stage maps; they sum up to `channels`.  side: tokens on a side of the map."""
+    """AMI-Net.
+
+    Args:
+        backbone: maps normalized images to stage maps, which have `channels` channels in total.
+        channels: see above.
+        side: side of the grid of tokens.
+        width, heads, depth, clusters: sizes of the network.
+        mean, std: normalization of the backbone.
+    """
 
     def __init__(
         self, backbone: nn.Module, channels: int = 1792, *, side: int = 16, width: int = 768, heads: int = 12,
@@ -86,7 +94,7 @@ class AMINet(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.view(width, -1))
 
     def features(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) RGB in [0, 1] -> (b, channels, 64, 64): resized, pooled and joined."""
+        """Map (b, 3, h, w) RGB in [0, 1] to (b, channels, 64, 64): resized, pooled and concatenated."""
         stages = self.backbone((images - self.mean) / self.std)
         resized = [F.interpolate(x, stages[0].shape[2:], mode="bilinear", align_corners=True) for x in stages]
         return torch.cat([F.avg_pool2d(x, 3, 1, 1) for x in resized], dim=1)
@@ -101,7 +109,7 @@ class AMINet(nn.Module):
         return discrepancy(semantic + self.pos_embed, centres)  # (b, n, clusters)
 
     def inpaint(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(b, n, width), (b, n) that is True where hidden -> restored features (b, channels, 64, 64)."""
+        """Map tokens (b, n, width) and mask (b, n), True if hidden, to restored features (b, channels, 64, 64)."""
         x = torch.where(mask[:, :, None], self.mask_token, tokens) + self.pos_embed
         for block in self.blocks:
             x = block(x)
@@ -109,7 +117,7 @@ class AMINet(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, self.side * PATCH, self.side * PATCH)
 
     def losses(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """As in the authors' training: nothing keeps gradients from being computed for the backbone."""
+        """Return the losses; gradients are computed for the backbone as well, as in the authors' training."""
         features = self.features(images)
         semantic = self.auxi_embed(features)
         centres = self.centres(semantic)
@@ -127,40 +135,40 @@ class AMINet(nn.Module):
         return {"total": total, "mse": mse, "cosine": cosine, "intra": intra, "inter": inter}
 
     def predict(self, images: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Scores (b,) and maps (b, h, w); the caller chooses whether gradients are recorded."""
+        """Return scores (b,) and maps (b, h, w)."""
         features = self.features(images)
         tokens, semantic = self.patch_embed(features), self.auxi_embed(features)
-        distances, owners = self.distances(semantic, self.centres(semantic)).min(dim=2)
-        restored = self.inpaint(tokens, adaptive_mask(distances, owners, self.clusters))
+        distances, clusters = self.distances(semantic, self.centres(semantic)).min(dim=2)
+        restored = self.inpaint(tokens, adaptive_mask(distances, clusters, self.clusters))
         difference = (features - restored).square().mean(dim=1)
-        direction = 1 - F.cosine_similarity(features, restored, dim=1)
+        cosine = 1 - F.cosine_similarity(features, restored, dim=1)
         size = images.shape[2:]
         factors = [
             F.interpolate(factor[:, None], size, mode="bilinear", align_corners=True)[:, 0].detach().numpy()
-            for factor in (difference, direction)
+            for factor in (difference, cosine)
         ]
-        first, second = (np.stack([gaussian_filter(one, 4) for one in factor]) for factor in factors)
+        first, second = (np.stack([gaussian_filter(values, 4) for values in factor]) for factor in factors)
         maps = first * second
         return maps.reshape(len(maps), -1).std(axis=1), maps
 
 
-def adaptive_mask(distances: Tensor, owners: Tensor, clusters: int, lambda_: float = 0.5) -> Tensor:
+def adaptive_mask(distances: Tensor, clusters: Tensor, n_clusters: int, lambda_: float = 0.5) -> Tensor:
     mask = torch.zeros(distances.shape, dtype=torch.bool)
     for image in range(len(distances)):
-        for cluster in range(clusters):
-            members = [n for n in range(distances.shape[1]) if owners[image, n] == cluster]
+        for cluster in range(n_clusters):
+            members = [n for n in range(distances.shape[1]) if clusters[image, n] == cluster]
             if len(members) > 1:
-                own = distances[image, members]
-                limit = own.mean() + lambda_ * own.std()
+                values = distances[image, members]
+                limit = values.mean() + lambda_ * values.std()
                 for n in members:
                     mask[image, n] = distances[image, n] >= limit
     return mask
 
 
 def discrepancy(a: Tensor, b: Tensor) -> Tensor:
-    """(b, n, d), (b, m, d) -> (b, n, m): the distance times one minus the cosine."""
-    apart = (a[:, :, None] - b[:, None]).norm(dim=3)
-    return apart * (1 - F.cosine_similarity(a[:, :, None], b[:, None], dim=3))
+    """Map (b, n, d) and (b, m, d) to (b, n, m): the distance times one minus the cosine."""
+    distance = (a[:, :, None] - b[:, None]).norm(dim=3)
+    return distance * (1 - F.cosine_similarity(a[:, :, None], b[:, None], dim=3))
 
 
 def patches(features: Tensor) -> Tensor:
@@ -172,6 +180,6 @@ def patches(features: Tensor) -> Tensor:
 def position_table(width: int, side: int) -> Tensor:
     omega = 1 / 10000 ** (np.arange(width // 4) / (width / 4))
     rows, columns = np.mgrid[:side, :side]
-    halves = [np.outer(place.ravel(), omega) for place in (columns, rows)]
-    table = np.concatenate([wave(half) for half in halves for wave in (np.sin, np.cos)], axis=1)
+    angles = [np.outer(position.ravel(), omega) for position in (columns, rows)]
+    table = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
     return torch.from_numpy(table).float()

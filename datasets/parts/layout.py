@@ -1,7 +1,7 @@
-"""The layout that most inspection data sets share: `<category>/{train,test,ground_truth}/<type>/<image>`.
+"""The layout that most inspection data sets share: `<category>/{train,test,ground_truth}/<defect>/<image>`.
 
-Listing opens no image and goes to a fixed depth, so a link that leads back upwards does no harm. Hidden files and
-files that are no images are passed over.
+No image is opened. Folders are searched to a fixed depth, so links to a parent folder are harmless. Hidden files and
+files without an image extension are skipped.
 """
 
 import logging
@@ -19,178 +19,202 @@ EXTENSIONS = frozenset(
 ) | {".tiff", ".webp"}
 
 
-Masks = Callable[[Path, str], dict[str, tuple[Path, ...]]]
-"""Called as `masks(category's folder, defect)`: the files of each mask, by the image's stem or that with "_mask"."""
+FindMasks = Callable[[Path, str], dict[str, tuple[Path, ...]]]
+"""Function of (folder of a category, defect): the mask files by the stem of their image, with or without "_mask"."""
 
 
 class Counts(NamedTuple):
-    """How many images a category has: to train on, good ones to test on, and defective ones."""
+    """Number of images of a category: training, good test and defective test images."""
 
     train: int
     good: int
     defective: int
 
     def __str__(self) -> str:
-        return f"{self.train} train, {self.good} good test and {self.defective} defective images"
+        return f"{self.train} training, {self.good} good test and {self.defective} defective test images"
 
 
-def check_root(root: Path, title: str, mend: str) -> None:
-    """Raises BenchError with the `mend` unless `root` is a folder."""
+def check_root(root: Path, title: str, hint: str) -> None:
+    """Raise BenchError, ending with `hint`, unless `root` is a folder."""
     if not root.exists():
-        raise BenchError(f"{title} is looked for in {root}, which does not exist. {mend}")
+        raise BenchError(f"{title} needs its folder; {root} does not exist. {hint}")
     if not root.is_dir():
-        raise BenchError(f"{title} is looked for in a folder; {root} is a file. {mend}")
+        raise BenchError(f"{title} needs a folder; {root} is a file. {hint}")
 
 
-def flat(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
-    """The masks of MVTec AD's layout: `ground_truth/<defect>/<stem>_mask.*` or `<stem>.*`."""
-    return {path.stem: (path,) for path in images(folder / "ground_truth" / defect)}
+def mvtec_masks(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
+    """Return the masks in the layout of MVTec AD: `ground_truth/<defect>/<stem>_mask.*` or `<stem>.*`."""
+    return {path.stem: (path,) for path in image_files(folder / "ground_truth" / defect)}
 
 
-def official(
+def list_official(
     root: Path,
     title: str,
     counts: Mapping[str, Counts],
-    mend: str,
+    hint: str,
     *,
     good: str = GOOD,
-    inner: str = "",
-    masks: Masks = flat,
+    image_folder: str = "",
+    masks: FindMasks = mvtec_masks,
 ) -> list[Sample]:
-    """The samples of a published data set whose categories lie in `root`, or of the one category that `root` is.
+    """List a published data set. Logs a warning if categories are missing or counts differ from the official ones.
 
     Args:
-        root: folder named by the user.
-        title: of the data set, for messages.
-        counts: the official ones by category. Categories that are absent, and counts that differ, are warned of.
-        mend: how to get the data set right, the end of every error.
-        good: how the folders of good images are called.
-        inner: the folder of the images within that of each kind, "" for none.
-        masks: finds them.
+        root: folder of the categories, or of a single category.
+        title: name of the data set in messages.
+        counts: the official counts by category.
+        hint: how to get the data set; the end of every error.
+        good: name of the folders of good images.
+        image_folder: folder of the images within the folder of each defect; "" if they are directly in it.
+        masks: finds the masks.
 
-    Raises BenchError where no category is there, or none has images to train and to test on.
+    Raises:
+        BenchError: no category exists, or none has training and test images.
     """
-    check_root(root, title, mend)
-    alone = root.resolve().name in counts and (root / "train").is_dir()
-    present = [root.resolve()] if alone else [path for path in folders(root) if path.name in counts]
+    check_root(root, title, hint)
+    is_category = root.resolve().name in counts and (root / "train").is_dir()
+    present = [root.resolve()] if is_category else [path for path in subfolders(root) if path.name in counts]
     if not present:
         raise BenchError(
-            f"{title} has the folders {listed(sorted(counts))}; {root} has none of them, but {contents(root)}. {mend}"
+            f"{title} needs a folder per category ({join_names(sorted(counts))}); {root} has none of them, it has "
+            f"{describe_folder(root)}. {hint}"
         )
-    samples = categories(present, title, mend, good=good, inner=inner, masks=masks)
-    compare(samples, title, counts)
+    samples = list_categories(present, title, hint, good=good, image_folder=image_folder, masks=masks)
+    warn_count_mismatch(samples, title, counts)
     return samples
 
 
-def compare(samples: list[Sample], title: str, counts: Mapping[str, Counts]) -> None:
-    """Warns where the samples of a category are not as many as the official `counts` say, and of absent categories."""
+def warn_count_mismatch(samples: list[Sample], title: str, counts: Mapping[str, Counts]) -> None:
+    """Log a warning for each category whose counts differ from the official ones, and one for missing categories."""
     for name in sorted({sample.category for sample in samples}):
-        here = [sample for sample in samples if sample.category == name]
-        found = Counts(
-            sum(sample.split == "train" for sample in here),
-            sum(sample.split == "test" and not sample.is_anomalous for sample in here),
-            sum(sample.is_anomalous for sample in here),
+        members = [sample for sample in samples if sample.category == name]
+        actual = Counts(
+            sum(sample.split == "train" for sample in members),
+            sum(sample.split == "test" and not sample.is_anomalous for sample in members),
+            sum(sample.is_anomalous for sample in members),
         )
-        if found != counts[name]:
-            log.warning("%s: officially %s; here are %s.", name, counts[name], found)
-    absent = sorted(set(counts) - {sample.category for sample in samples})
-    if absent:
-        log.warning("%s: %d of %d categories are absent: %s.", title, len(absent), len(counts), listed(absent))
+        if actual != counts[name]:
+            log.warning("%s: expected %s; the folder has %s.", name, counts[name], actual)
+    missing = sorted(set(counts) - {sample.category for sample in samples})
+    if missing:
+        log.warning("%s: %d of %d categories are missing: %s.", title, len(missing), len(counts), join_names(missing))
 
 
-def left_out(samples: list[Sample], title: str, folder: str) -> None:
-    """Warns of a split that is there and not used, so that every record tells it: `folder` beside train/ and test/."""
-    places = {sample.category: sample.image for sample in samples}
-    used = {name for name, image in places.items() for above in image.parents if above.name == name
-            and (above / folder).is_dir()}  # fmt: skip
-    if used:
-        log.warning("%s: %s/ is left out in %s, as methods learn from train/.", title, folder, listed(sorted(used)))
+def warn_unused_split(samples: list[Sample], title: str, split: str) -> None:
+    """Log a warning if categories have the folder `split` beside train/ and test/, which is not used."""
+    images = {sample.category: sample.image for sample in samples}
+    unused = [
+        category
+        for category, image in sorted(images.items())
+        if any(parent.name == category and (parent / split).is_dir() for parent in image.parents)
+    ]
+    if unused:
+        log.warning("%s: %s/ is not used (%s); methods are fitted on train/ only.", title, split, join_names(unused))
 
 
-def categories(
-    present: Iterable[Path], title: str, mend: str, *, good: str = GOOD, inner: str = "", masks: Masks = flat
+def list_categories(
+    folders: Iterable[Path],
+    title: str,
+    hint: str,
+    *,
+    good: str = GOOD,
+    image_folder: str = "",
+    masks: FindMasks = mvtec_masks,
 ) -> list[Sample]:
-    """The samples of several categories, by name. One that lacks train or test images is left out with a warning.
+    """List several categories, sorted by name. One without training or test images is skipped with a warning.
 
-    Raises BenchError where none is left.
+    Raises:
+        BenchError: no category has training and test images.
     """
     samples: list[Sample] = []
-    empty: list[str] = []
-    for folder in sorted(present, key=lambda path: path.name):
-        here = category(folder, good=good, inner=inner, masks=masks)
-        lacking = {"train", "test"} - {sample.split for sample in here}
-        if not lacking:
-            samples += here
+    incomplete: list[str] = []
+    for folder in sorted(folders, key=lambda path: path.name):
+        members = list_category(folder, good=good, image_folder=image_folder, masks=masks)
+        missing = {"train", "test"} - {sample.split for sample in members}
+        if not missing:
+            samples += members
         else:
-            where = " and ".join({"train": f"train/{good}/", "test": "test/*/"}[split] for split in sorted(lacking))
-            empty.append(f"{folder.name} (none in {where})")
+            places = " and ".join({"train": f"train/{good}/", "test": "test/*/"}[split] for split in sorted(missing))
+            incomplete.append(f"{folder.name} (none in {places})")
     if not samples:
-        raise BenchError(f"{title} needs images to train and to test on; missing in {listed(empty)}. {mend}")
-    if empty:
-        log.warning("%s: left out for want of images: %s.", title, listed(empty))
+        raise BenchError(f"{title} needs training and test images; missing in {join_names(incomplete)}. {hint}")
+    if incomplete:
+        log.warning("%s: categories without images are skipped: %s.", title, join_names(incomplete))
     return samples
 
 
-def folders(folder: Path) -> list[Path]:
-    """The sub-folders by name, hidden ones left out; none where there is no such folder."""
+def subfolders(folder: Path) -> list[Path]:
+    """Return the subfolders, sorted by name, without hidden ones; none if the folder does not exist."""
     return [path for path in _entries(folder) if path.is_dir()]
 
 
-def images(folder: Path) -> list[Path]:
-    """The images that lie directly in a folder, by name; none where there is no such folder.
+def image_files(folder: Path) -> list[Path]:
+    """Return the images directly in a folder, sorted by name; none if the folder does not exist.
 
-    Raises BenchError where two have the same stem: their masks could not be told apart.
+    Raises:
+        BenchError: two images have the same stem, so their masks would be ambiguous.
     """
-    # A link to a file that is gone is an image that can't be read, and must not go missing without a word.
-    named = [path for path in _entries(folder) if path.suffix.lower() in EXTENSIONS]
-    found = [path for path in named if path.is_file() or (path.is_symlink() and not path.is_dir())]
-    stems: dict[str, Path] = {}
-    for path in found:
-        if path.stem in stems:
+    # A broken link is listed, so that reading it fails with an error instead of silently dropping an image.
+    candidates = [path for path in _entries(folder) if path.suffix.lower() in EXTENSIONS]
+    images = [path for path in candidates if path.is_file() or (path.is_symlink() and not path.is_dir())]
+    by_stem: dict[str, Path] = {}
+    for path in images:
+        if path.stem in by_stem:
             raise BenchError(
-                f"Images in one folder must differ in more than their extension; {folder} holds both "
-                f"{stems[path.stem].name} and {path.name}. Rename or remove one of them."
+                f"Images in one folder must have different names without extension; {folder} has both "
+                f"{by_stem[path.stem].name} and {path.name}. Rename or remove one of them."
             )
-        stems[path.stem] = path
-    return found
+        by_stem[path.stem] = path
+    return images
 
 
-def category(folder: Path, *, good: str = GOOD, inner: str = "", masks: Masks = flat) -> list[Sample]:
-    """The samples of one category: first train, then test, each by defect and file name.
+def list_category(
+    folder: Path, *, good: str = GOOD, image_folder: str = "", masks: FindMasks = mvtec_masks
+) -> list[Sample]:
+    """List one category: training before test images, each sorted by defect and file name.
+
+    Logs a warning for defective images in train/, for masks without image and for images without mask.
 
     Args:
-        folder: holds `train/` and `test/`; its name is the category's.
-        good: how the folders of good images are called.
-        inner: the folder of the images within that of each kind, "" for none.
-        masks: finds them. Masks that are missing or left over are warned of.
+        folder: folder with `train/` and `test/`; its name is the category.
+        good: name of the folders of good images.
+        image_folder: folder of the images within the folder of each defect; "" if they are directly in it.
+        masks: finds the masks.
     """
-    others = [path.name for path in folders(folder / "train") if path.name.lower() != good and images(path / inner)]
-    if others:
-        log.warning("%s: train/ holds %s besides '%s'; left out, as methods learn from good images only.",
-                    folder.name, listed(others), good)  # fmt: skip
-    train = [_sample(folder, "train", path) for path in _good(folder / "train", good, inner)]
+    defective = [
+        path.name
+        for path in subfolders(folder / "train")
+        if path.name.lower() != good and image_files(path / image_folder)
+    ]
+    if defective:
+        log.warning("%s: images of train/ outside '%s' are not used, because methods are fitted on good images only: "
+                    "%s.", folder.name, good, join_names(defective))  # fmt: skip
+    train = [_sample(folder, "train", path) for path in _good_images(folder / "train", good, image_folder)]
     test: list[Sample] = []
-    unused: list[str] = []
-    kinds = {path.name for top in ("test", "ground_truth") for path in folders(folder / top)}
-    for kind in sorted(kind for kind in kinds if kind.lower() != good):
-        found = masks(folder, kind)
-        for image in images(folder / "test" / kind / inner):
-            own = found.pop(f"{image.stem}_mask", ()) or found.pop(image.stem, ())
-            test.append(_sample(folder, "test", image, kind, own))
-        unused += [f"{kind}/{path.name}" for paths in found.values() for path in paths]
-    if unused:
-        log.warning("%s: %d masks belong to no image and are left out: %s.", folder.name, len(unused), listed(unused))
-    bare = [f"{sample.defect}/{sample.image.name}" for sample in test if not sample.masks]
-    if 0 < len(bare) < len(test):
-        log.warning("%s: %d of %d defective images have no mask, so they count for the image metrics only: %s.",
-                    folder.name, len(bare), len(test), listed(bare))  # fmt: skip
-    fine = [_sample(folder, "test", path) for path in _good(folder / "test", good, inner)]
-    return sorted(train + fine + test, key=lambda sample: (sample.split == "test", sample.defect, sample.image.name))
+    unused_masks: list[str] = []
+    defects = {path.name for top in ("test", "ground_truth") for path in subfolders(folder / top)}
+    for defect in sorted(defect for defect in defects if defect.lower() != good):
+        remaining = masks(folder, defect)
+        for image in image_files(folder / "test" / defect / image_folder):
+            image_masks = remaining.pop(f"{image.stem}_mask", ()) or remaining.pop(image.stem, ())
+            test.append(_sample(folder, "test", image, defect, image_masks))
+        unused_masks += [f"{defect}/{path.name}" for paths in remaining.values() for path in paths]
+    if unused_masks:
+        log.warning("%s: %d masks have no image and are not used: %s.",
+                    folder.name, len(unused_masks), join_names(unused_masks))  # fmt: skip
+    unmasked = [f"{sample.defect}/{sample.image.name}" for sample in test if not sample.masks]
+    if 0 < len(unmasked) < len(test):
+        log.warning("%s: %d of %d defective images have no mask and count for the image metrics only: %s.",
+                    folder.name, len(unmasked), len(test), join_names(unmasked))  # fmt: skip
+    good_test = [_sample(folder, "test", path) for path in _good_images(folder / "test", good, image_folder)]
+    samples = train + good_test + test
+    return sorted(samples, key=lambda sample: (sample.split == "test", sample.defect, sample.image.name))
 
 
-def _good(folder: Path, good: str, inner: str) -> list[Path]:
-    """The good images of a split; `Good/` is not mistaken for a kind of defect."""
-    return [image for path in folders(folder) if path.name.lower() == good for image in images(path / inner)]
+def _good_images(split_folder: Path, good: str, image_folder: str) -> list[Path]:
+    """Return the good images of a split; the name of their folder may be in upper case."""
+    folders = [path for path in subfolders(split_folder) if path.name.lower() == good]
+    return [image for path in folders for image in image_files(path / image_folder)]
 
 
 def _sample(folder: Path, split: Split, image: Path, defect: str = GOOD, masks: tuple[Path, ...] = ()) -> Sample:
@@ -198,22 +222,24 @@ def _sample(folder: Path, split: Split, image: Path, defect: str = GOOD, masks: 
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name and without hidden files; nothing where there is no such folder."""
+    """Return the entries of a folder, sorted by name, without hidden ones; none if the folder does not exist."""
     try:
         if not folder.is_dir():
             return []
         return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
     except OSError as error:
-        raise BenchError(f"A data set's folders must be readable; {folder} is not ({error.strerror}).") from error
+        raise BenchError(
+            f"The folders of a data set must be readable; {folder} is not ({error.strerror}). Change its permissions."
+        ) from error
 
 
-def contents(folder: Path) -> str:
-    """What lies in a folder, for a message."""
+def describe_folder(folder: Path) -> str:
+    """Return the names in a folder for a message."""
     names = [path.name + "/" * path.is_dir() for path in _entries(folder)]
-    return listed(names) if names else "nothing"
+    return join_names(names) if names else "no files"
 
 
-def listed(names: list[str], most: int = 6) -> str:
-    """Names as words, the first few of many."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def join_names(names: list[str], maximum: int = 6) -> str:
+    """Join names with commas; beyond the maximum, only their number is given."""
+    rest = f" and {len(names) - maximum} more" if len(names) > maximum else ""
+    return ", ".join(names[:maximum]) + rest

@@ -66,7 +66,7 @@ class Backbone(nn.Module):
         if not is_random:
             load_weights(self.network, self.weights)
         self._dtype: torch.dtype = getattr(torch, precision)
-        self.network = _fuse_batch_norm(self.network.eval()).to(self._dtype)
+        self.network = fuse_batch_norm(self.network.eval()).to(self._dtype)
         random_seed = seed if is_random else None
         self.identity = f"{architecture} {tuple(stages)} {self.weights.sha256} {random_seed} {precision}"
         cfg = pretrained_cfg(tag.removeprefix(RANDOM)) or pretrained_cfg(architecture)
@@ -142,7 +142,7 @@ def _create_network(architecture: str, stages: tuple[int, ...], seed: int) -> An
 
 
 @torch.no_grad()
-def _fuse_batch_norm(network: Any) -> Any:
+def fuse_batch_norm(network: Any) -> Any:
     """Return the network in eval mode with each batch norm fused into the convolution before it.
 
     Pairs of convolution and norm are detected by a forward pass of a small image. If the outputs of the fused network

@@ -1,10 +1,12 @@
-"""How all figures look, and how one becomes files: no pyplot, no state left behind.
+"""The style of all figures, and their conversion to files. Neither uses pyplot, so no global state changes.
 
-A method has a colour, a marker and a dash of its own, so that it is known in grey and by colour-blind eyes. What is
-measured is filled, what is published hollow. What a reader must know of the data stands below, within the figure.
+Each method has its own colour, marker and dash, so figures are readable in grey and with colour blindness. Measured
+values are filled, published ones hollow. The caveats of the data are printed inside the figure, below the axes.
 """
 
 import io
+import re
+import shlex
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,11 +23,13 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogFormatter
 
 from bench.evaluation.summary import Group, caveats
+from bench.record import Record
+from bench.report import Figure
 
 DPI = 160
-INK, FAINT, ALARM = "#222222", "#8a8a8a", "#a33b00"
+BLACK, GREY, WARNING_COLOUR = "#222222", "#8a8a8a", "#a33b00"
 PALETTE = sns.color_palette("colorblind").as_hex()
-"""Ten colours that colour-blind eyes tell apart."""
+"""Ten colours that remain distinguishable with colour blindness."""
 
 MARKERS = "osD^vPX*hd"
 DASHES: tuple[Any, ...] = (
@@ -34,15 +38,15 @@ DASHES: tuple[Any, ...] = (
 )
 
 _THEME: Any = {
-    "font.family": "DejaVu Sans",  # it comes with matplotlib
+    "font.family": "DejaVu Sans",  # included in matplotlib
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titley": 1.0,  # there are no ticks above that it would have to give way to
+    "axes.titley": 1.0,  # fixed, since there are no ticks above the axes
     "axes.labelsize": 9,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
+    "axes.labelcolor": BLACK,
+    "axes.edgecolor": GREY,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -53,139 +57,188 @@ _THEME: Any = {
     "legend.fontsize": 8,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
-    "xtick.minor.pad": 4.9,  # in a line with those of the longer major ticks
+    "xtick.minor.pad": 4.9,  # aligned with the labels of the longer major ticks
     "ytick.minor.pad": 4.9,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "xtick.color": BLACK,
+    "ytick.color": BLACK,
     "lines.markersize": 6,
-    "text.color": INK,
-    "text.parse_math": False,  # a dollar in a name is a dollar
-    "svg.hashsalt": "maskbench",  # the same figure, the same bytes
+    "text.color": BLACK,
+    "text.parse_math": False,  # a dollar sign in a name is no formula
+    "svg.hashsalt": "maskbench",  # the same figure gives the same bytes
     "svg.fonttype": "path",
-    "pdf.fonttype": 42,  # publishers refuse Type 3
+    "pdf.fonttype": 42,  # publishers do not accept Type 3 fonts
     "path.simplify_threshold": 0.5,
 }
 
 _METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-"""By kind of file: without its date, so that the same figure has the same bytes."""
+"""Metadata by file format: no date, so that the same figure gives the same bytes."""
 
-
-LEGEND = 1.6
-"""Inches beside panels for a legend of common width."""
+LEGEND_WIDTH = 1.6
+"""Inches reserved for a legend beside the panels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How a method is drawn in every figure of a report."""
+class MethodStyle:
+    """Colour, marker and dash pattern of a method in all figures of a report."""
 
     colour: str
     marker: str
     dash: Any
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name, in the order given; after ten the colours come again with other markers."""
-    found = {}
-    for place, name in enumerate(dict.fromkeys(names)):
-        turn = place // len(PALETTE)
-        marker = MARKERS[(place + turn) % len(MARKERS)]
-        found[name] = Look(PALETTE[place % len(PALETTE)], marker, DASHES[(place + turn) % len(DASHES)])
-    return found
+def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
+    """Return a style per name; after ten names the colours repeat with other markers."""
+    styles = {}
+    for index, name in enumerate(dict.fromkeys(names)):
+        shift = index // len(PALETTE)
+        marker = MARKERS[(index + shift) % len(MARKERS)]
+        styles[name] = MethodStyle(PALETTE[index % len(PALETTE)], marker, DASHES[(index + shift) % len(DASHES)])
+    return styles
+
+
+# --- Text ------------------------------------------------------------------------------------------------------------
 
 
 def label(name: str) -> str:
-    """A name as text of a legend: printable, and never hidden by a leading underscore."""
-    told = "".join(sign if sign.isprintable() else " " for sign in name)
-    return f" {told}" if told.startswith("_") else told
+    """Return a name as printable text; matplotlib hides legend entries that start with an underscore."""
+    text = "".join(character if character.isprintable() else " " for character in name)
+    return f" {text}" if text.startswith("_") else text
 
 
-def notes(groups: Sequence[Group]) -> list[str]:
-    """What a reader must know of the numbers drawn: what all groups share once, the rest by the method's title."""
-    each = [caveats(group) for group in groups]
-    shared = [mark for mark in (each[0] if each else []) if all(mark in own for own in each)]
-    found = ["; ".join(shared)] if shared else []
-    for group, own in zip(groups, each, strict=True):
-        rest = [mark for mark in own if mark not in shared]
+def label_lines(text: str) -> str:
+    """Apply `label` to each line."""
+    return "\n".join(label(line) for line in text.split("\n"))
+
+
+def wrapped(text: str, width: float) -> str:
+    """Return the text in lines of at most this many characters."""
+    return "\n".join(textwrap.wrap(label(text), max(int(width), 20), break_on_hyphens=False))
+
+
+def slug(text: str) -> str:
+    """Return a file name of letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def shared_and_own_caveats(groups: Sequence[Group]) -> list[str]:
+    """Return the caveats that all groups share in one line, then the others by the title of the method."""
+    by_group = [caveats(group) for group in groups]
+    shared = [note for note in (by_group[0] if by_group else []) if all(note in notes for notes in by_group)]
+    lines = ["; ".join(shared)] if shared else []
+    for group, notes in zip(groups, by_group, strict=True):
+        rest = [note for note in notes if note not in shared]
         oracle = " (oracle)" if group.selection == "oracle" else ""
-        found += [f"{group.first.run.title}{oracle}: {'; '.join(rest)}"] if rest else []
-    return list(dict.fromkeys(found))
+        lines += [f"{group.first.run.title}{oracle}: {'; '.join(rest)}"] if rest else []
+    return list(dict.fromkeys(lines))
+
+
+def rerun_command(record: Record, *options: str) -> str:
+    """Return the command of a record with other options, in backticks: `rerun_command(record, "--k", "2,4,8")`."""
+    run = record.run
+    try:
+        words = shlex.split(record.command)
+    except ValueError:  # unbalanced quotes
+        words = []
+    words = words or ["bench", "run", "--method", run.name, "--dataset", run.dataset]
+    takes_value = {
+        word: index + 1 < len(options) and not options[index + 1].startswith("--")
+        for index, word in enumerate(options)
+        if word.startswith("--")
+    }
+    remaining: list[str] = []
+    iterator = iter(words)
+    for word in iterator:
+        option, equals, _ = word.partition("=")
+        if option not in takes_value:
+            remaining.append(word)
+        elif takes_value[option] and not equals:
+            next(iterator, None)  # skip its value
+    return f"`{shlex.join([*remaining, *options])}`"
+
+
+# --- Axes ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def themed() -> Iterator[None]:
-    """The theme, for this block only; signs that the font lacks are boxes and no warnings."""
+def theme() -> Iterator[None]:
+    """Apply the theme inside a `with` block; characters that the font lacks cause no warnings."""
     with mpl.rc_context(_THEME), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **more: Any) -> tuple[Canvas, list[Axes]]:
-    """An empty figure of that size in inches with its axes, row by row; call it within `themed`."""
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any
+) -> tuple[Canvas, list[Axes]]:
+    """Return an empty figure of this size in inches with its axes, row by row; call it inside `theme`."""
     figure = Canvas(figsize=(width, height), layout="constrained")
-    axes = np.ravel(figure.subplots(rows, columns, squeeze=False, **more)).tolist()
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False, **kwargs)).tolist()
     return figure, axes
 
 
-def grid(count: int, most: int = 5) -> tuple[int, int]:
-    """Rows and columns for that many panels, `most` in a row."""
-    columns = min(count, most) if count != 4 else 2
+def grid_shape(count: int, max_columns: int = 5) -> tuple[int, int]:
+    """Return rows and columns of a grid of panels."""
+    columns = min(count, max_columns) if count != 4 else 2
     return -(-count // columns), columns
 
 
 def panels(
-    count: int, width: float, height: float, most: int = 5, **more: Any
+    count: int, width: float, height: float, max_columns: int = 5, **kwargs: Any
 ) -> tuple[Canvas, list[Axes], list[Axes]]:
-    """A figure of that many panels of that size in inches: all of them, and the first of each row."""
-    rows, columns = grid(count, most)
-    figure, axes = canvas(width * columns + LEGEND, height * rows + 0.9, rows, columns, **more)
-    for spare in axes[count:]:
-        spare.set_axis_off()
+    """Return a figure with panels of this size in inches, all panels, and the first panel of each row."""
+    rows, columns = grid_shape(count, max_columns)
+    figure, axes = new_figure(width * columns + LEGEND_WIDTH, height * rows + 0.9, rows, columns, **kwargs)
+    for unused in axes[count:]:
+        unused.set_axis_off()
     return figure, axes[:count], axes[::columns]
 
 
-class _Between(LogFormatter):
-    """Numbers at minor ticks, where there are few major ones; as 0.2, and not as 2e-01."""
+class _MinorFormatter(LogFormatter):
+    """Label minor ticks if there are few major ones, as 0.2 instead of 2e-01."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Numbers as they are at the ticks of a logarithmic axis, which would set them in TeX."""
+    """Label the ticks of a logarithmic axis with plain numbers instead of powers of ten."""
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(_Between(minor_thresholds=(2, 1)))
+    axis.set_minor_formatter(_MinorFormatter(minor_thresholds=(2, 1)))
 
 
-def within_percent(axes: Axes) -> None:
-    """No value of an axis in percent lies below 0 or above 100."""
+def limit_to_percent(axes: Axes) -> None:
+    """Limit a y axis in percent to 0..100."""
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0), min(high, 100.9))
 
 
 def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
-    """One legend for all axes, at the right of them."""
+    """Add one legend for all axes on the right."""
     handles: dict[str, Any] = {}
     for each in axes:
-        found, names = each.get_legend_handles_labels()
-        handles |= {name: handle for name, handle in zip(names, found, strict=True) if name not in handles}
+        new_handles, names = each.get_legend_handles_labels()
+        handles |= {name: handle for name, handle in zip(names, new_handles, strict=True) if name not in handles}
     if handles:
         figure.legend(list(handles.values()), [wrapped(name, 30) for name in handles], loc="outside right upper")
 
 
-class Drawn(Mapping[str, bytes]):
-    """A figure as PNG, SVG and PDF, each made when it is asked for: a page shows one of them."""
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+class RenderedFigure(Mapping[str, bytes]):
+    """A figure as PNG, SVG and PDF, each rendered on first access, since a page needs only one of them."""
 
     def __init__(self, canvas: Canvas) -> None:
         self._canvas = canvas
-        self._made: dict[str, bytes] = {}
+        self._files: dict[str, bytes] = {}
 
-    def __getitem__(self, kind: str) -> bytes:
-        if kind not in self._made:
+    def __getitem__(self, suffix: str) -> bytes:
+        if suffix not in self._files:
             file = io.BytesIO()
-            with themed():
-                self._canvas.savefig(file, format=kind, dpi=DPI, metadata=_METADATA[kind], facecolor="white")
-            self._made[kind] = file.getvalue()
-        return self._made[kind]
+            with theme():
+                self._canvas.savefig(file, format=suffix, dpi=DPI, metadata=_METADATA[suffix], facecolor="white")
+            self._files[suffix] = file.getvalue()
+        return self._files[suffix]
 
     def __iter__(self) -> Iterator[str]:
         return iter(_METADATA)
@@ -194,26 +247,39 @@ class Drawn(Mapping[str, bytes]):
         return len(_METADATA)
 
 
-def files(figure: Canvas, title: str, told: Sequence[str]) -> Drawn:
-    """The figure with its title and the notes below; call it within `themed`."""
-    width = figure.get_figwidth()
-    beside = sum(own.get_window_extent().width / figure.dpi for own in figure.legends)
-    figure.suptitle(wrapped(title, (width - beside) * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
-    if told:
-        lines = "\n".join(wrapped(line, width * 17) for line in told)
-        figure.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=ALARM)
-    engine = figure.get_layout_engine()
+def finish_figure(
+    kind: str,
+    benchmark: str,
+    title: str,
+    caption: str,
+    canvas: Canvas,
+    *,
+    groups: Sequence[Group],
+    method: str = "",
+) -> Figure:
+    """Return the figure with its title and the caveats of the groups; call it inside `theme`.
+
+    method: the method that is shown, if a benchmark has several figures of this kind.
+    """
+    files = render_files(canvas, f"{title}: {benchmark}", shared_and_own_caveats(groups))
+    return Figure(slug(f"{kind} {benchmark} {method}"), kind, benchmark, title, caption.strip(), files)
+
+
+def missing_figure(kind: str, benchmark: str, title: str, reason: str) -> Figure:
+    """Return a figure that can't be drawn; `reason` ends with the command that produces the data."""
+    return Figure(slug(f"{kind} {benchmark}"), kind, benchmark, title, reason, {})
+
+
+def render_files(canvas: Canvas, title: str, notes: Sequence[str]) -> RenderedFigure:
+    """Add title and notes to the figure, and fix its layout; call it inside `theme`."""
+    width = canvas.get_figwidth()
+    legend_width = sum(each.get_window_extent().width / canvas.dpi for each in canvas.legends)
+    canvas.suptitle(wrapped(title, (width - legend_width) * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    if notes:
+        lines = "\n".join(wrapped(note, width * 17) for note in notes)
+        canvas.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=WARNING_COLOUR)
+    engine = canvas.get_layout_engine()
     if engine is not None:
-        engine.execute(figure)
-        figure.set_layout_engine(None)  # found once, for all files: "none" leaves a placeholder, and draws twice
-    return Drawn(figure)
-
-
-def wrapped(text: str, width: float) -> str:
-    """The text in lines of at most so many signs."""
-    return "\n".join(textwrap.wrap(label(text), max(int(width), 20), break_on_hyphens=False))
-
-
-def label_lines(text: str) -> str:
-    """Each line as a `label`."""
-    return "\n".join(label(line) for line in text.split("\n"))
+        engine.execute(canvas)
+        canvas.set_layout_engine(None)  # computed once for all files; the string "none" would draw the figure twice
+    return RenderedFigure(canvas)

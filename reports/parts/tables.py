@@ -1,165 +1,116 @@
-"""What a report is made of, whatever its format: sections of paragraphs, lists, tables and figures.
-
-All text in it is plain: a format escapes it. A pair of backticks marks a command or settings. The notes of a table
-belong to its entries, so that no mark can lack its explanation.
-"""
+"""Fill table cells with values, rank them, and divide wide tables."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from bench.report import Figure
+from bench.evaluation.summary import LATENCY, MEAN, Group, caveats, milliseconds, missing_reasons, percent
+from bench.report import Table, TableCell, TextRun
 
-NONE = "–"
-"""In the place of a number that there is not."""
+NO_VALUE = "–"
+"""Text of a cell whose value does not exist."""
 
 MISSING = "missing"
-"""In the place of what did not run."""
+"""Text of a cell whose run does not exist."""
 
-_LETTERS = "abcdefghijklmnoprstuvwxyz"  # there is no small raised q
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A word or number of an entry; the best of its like is bold, the second underlined."""
-
-    text: str
-    bold: bool = False
-    underlined: bool = False
+FAILED = "failed"
+"""Text of a cell whose runs failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A cell of a table: pieces side by side, as image / pixel, and what a reader must know with them, in sentences."""
-
-    pieces: tuple[Piece, ...]
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, text: "str | Entry", *notes: str) -> "Entry":
-        """Plain text as an entry, with these notes added."""
-        if isinstance(text, str):
-            return cls((Piece(text),), notes)
-        return cls(text.pieces, (*text.notes, *notes))
-
-    @property
-    def joint(self) -> str:
-        """What stands between two pieces: as close as the papers set it where no piece has a blank."""
-        return " / " if any(" " in piece.text for piece in self.pieces) else "/"
-
-    @property
-    def text(self) -> str:
-        """The pieces without their typography."""
-        return self.joint.join(piece.text for piece in self.pieces)
+# --- Fill ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table; its first column names the rows.
+def value_cell(group: Group, category: str, metric: str) -> TableCell:
+    """Return a metric of a category, or of the mean: mean ± standard deviation over seeds.
 
-    Attributes:
-        title: what it shows; "" where its section says so.
-        head: an entry a column. rows: as long as the head.
-        spans: what neighbouring columns have in common, with their number, left to right after the first column: what
-            is published and what was measured stand apart.
-        ruled: the rows below which there is a line: sums, and the ends of parts.
-        remarks: sentences on the whole table.
+    The notes of the cell are the caveats of the group; those of an empty cell are the reasons.
     """
-
-    title: str
-    head: tuple[Entry, ...]
-    rows: tuple[tuple[Entry, ...], ...]
-    spans: tuple[tuple[str, int], ...] = ()
-    ruled: frozenset[int] = frozenset()
-    remarks: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        title: str,
-        head: Sequence[str | Entry],
-        rows: Iterable[Sequence[str | Entry]],
-        *,
-        spans: Sequence[tuple[str, int]] = (),
-        ruled: Iterable[int] = (),
-        remarks: Sequence[str] = (),
-    ) -> "Table":
-        """A table of entries and plain text."""
-        entries = tuple(tuple(map(Entry.of, row)) for row in rows)
-        return cls(title, tuple(map(Entry.of, head)), entries, tuple(spans), frozenset(ruled), tuple(remarks))
-
-    @property
-    def marks(self) -> dict[str, str]:
-        """Each note of the entries, in the order in which they are read, with its letter."""
-        entries = [*self.head, *(entry for row in self.rows for entry in row)]
-        notes = dict.fromkeys(note for entry in entries for note in entry.notes)
-        return {note: _letter(i) for i, note in enumerate(notes)}
+    value = group.mean_std(category, metric)
+    if value is None:
+        categories = group.categories if category == MEAN else [category]
+        text = FAILED if group.failed and not group.records else NO_VALUE
+        return TableCell.from_text(text, *missing_reasons(group, categories, metric))
+    text = milliseconds(value) if metric == LATENCY else percent(value)
+    fewer_seeds = [f"{value.n_seeds} of {len(group.seeds)} seeds"] if value.n_seeds < len(group.seeds) else []
+    return TableCell.from_text(text, *caveats(group), *fewer_seeds)
 
 
-def parted(table: Table) -> list[Table]:
-    """A table for each span, since a line holds no more; the remarks stand below the first."""
-    if not table.spans:
-        return [table]
-    found, first = [], 1
-    for name, count in table.spans:
-        columns = [0, *range(first, first + count)]
-        lines = tuple(tuple(row[i] for i in columns) for row in (table.head, *table.rows))
-        title = f"{table.title}: {name}" if table.title else name
-        found.append(replace(table, title=title, head=lines[0], rows=lines[1:], spans=()))
-        first += count
-    return [found[0], *(replace(part, remarks=()) for part in found[1:])]
+def format_points(fraction: float) -> str:
+    """Format a difference of fractions in percentage points with its sign."""
+    text = f"{100 * fraction:+.2f}"
+    return "0.00" if float(text) == 0 else text
 
 
-Block = Table | Figure | str | tuple[str, ...]
-"""Of a section: a table, a figure, a paragraph, or a list."""
+# --- Rank ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A heading and what stands below it. level: 1 for a part of the report, 2 for a part of that, and so on."""
+def ranked(cells: Sequence[TableCell], *, lowest: bool = False) -> list[TableCell]:
+    """Return comparable cells with the best value bold and the second best underlined, for each text run.
 
-    title: str
-    blocks: tuple[Block, ...]
-    level: int = 1
-
-
-def ranked(entries: Sequence[Entry], *, lowest: bool = False) -> list[Entry]:
-    """Entries that compare with one another: in each piece the best number is bold, the second underlined.
-
-    The best is the highest, or the lowest. Equal as printed is equal in rank; fewer than two numbers compare nothing.
+    The best is the highest value, or the lowest. Values that are printed alike have the same rank; fewer than two
+    values are not ranked.
     """
-    longest = max((len(entry.pieces) for entry in entries), default=0)
-    texts = [[entry.pieces[i].text if i < len(entry.pieces) else "" for entry in entries] for i in range(longest)]
-    columns = [_ranked(column, lowest=lowest) for column in texts]
+    longest = max((len(cell.runs) for cell in cells), default=0)
+    texts = [[cell.runs[i].text if i < len(cell.runs) else "" for cell in cells] for i in range(longest)]
+    columns = [_ranked_runs(column, lowest=lowest) for column in texts]
     return [
-        replace(entry, pieces=tuple(columns[i][place] for i in range(len(entry.pieces))))
-        for place, entry in enumerate(entries)
+        replace(cell, runs=tuple(columns[i][index] for i in range(len(cell.runs)))) for index, cell in enumerate(cells)
     ]
 
 
-def _ranked(texts: Sequence[str], *, lowest: bool) -> list[Piece]:
-    numbers = [_number(text) for text in texts]
-    there = sorted({number for number in numbers if number is not None}, reverse=not lowest)
-    best, second = [*there, None, None][:2] if sum(number is not None for number in numbers) > 1 else (None, None)
+def _ranked_runs(texts: Sequence[str], *, lowest: bool) -> list[TextRun]:
+    numbers = [leading_number(text) for text in texts]
+    distinct = sorted({number for number in numbers if number is not None}, reverse=not lowest)
+    best, second = [*distinct, None, None][:2] if sum(number is not None for number in numbers) > 1 else (None, None)
     return [
-        Piece(text, bold=number is not None and number == best, underlined=number is not None and number == second)
+        TextRun(text, bold=number is not None and number == best, underlined=number is not None and number == second)
         for text, number in zip(texts, numbers, strict=True)
     ]
 
 
-def _number(text: str) -> float | None:
-    """The number that a printed value begins with, as 98.7 of "98.7 ± 0.2"."""
+def leading_number(text: str) -> float | None:
+    """Return the number at the start of a printed value, for example 98.7 of "98.7 ± 0.2"; None if there is none."""
     try:
-        return float(text.split(maxsplit=1)[0])
+        return float(text.split(maxsplit=1)[0].replace("−", "-"))
     except (ValueError, IndexError):
         return None
 
 
-def _letter(number: int) -> str:
-    more, rest = divmod(number, len(_LETTERS))
-    return (_letter(more - 1) if more else "") + _LETTERS[rest]
+# --- Divide ----------------------------------------------------------------------------------------------------------
 
 
-def points(fraction: float) -> str:
-    """A difference in points of a percentage, with its sign."""
-    told = f"{100 * fraction:+.2f}"
-    return "0.00" if float(told) == 0 else told
+def split_by_column_group(table: Table) -> list[Table]:
+    """Return one table per column group, each with the first column; the remarks follow the first table."""
+    if not table.column_groups:
+        return [table]
+    parts: list[Table] = []
+    start = 1
+    for name, count in table.column_groups:
+        title = f"{table.title}: {name}" if table.title else name
+        part = replace(table, title=title, column_groups=(), remarks=() if parts else table.remarks)
+        parts.append(select_columns(part, range(start, start + count)))
+        start += count
+    return parts
+
+
+def select_columns(table: Table, columns: Iterable[int]) -> Table:
+    """Return the table with its first column and these columns only."""
+    indices = (0, *columns)
+    header, *rows = (tuple(row[i] for i in indices) for row in (table.header, *table.rows))
+    return replace(table, header=header, rows=tuple(rows))
+
+
+def columns_per_line(widths: Sequence[int], max_width: int) -> list[range]:
+    """Divide the columns after the first into as few parts as possible that fit a line, of about equal size.
+
+    widths: characters of each column, the first one included, which every part repeats.
+    """
+
+    def divide(size: int) -> list[range]:
+        return [range(i, min(i + size, len(widths))) for i in range(1, len(widths), size)]
+
+    def fits(parts: list[range]) -> bool:
+        return all(sum(widths[i] + 3 for i in (0, *part)) < max_width for part in parts)
+
+    size = next((size for size in range(len(widths) - 1, 1, -1) if fits(divide(size))), 1)
+    balanced = -(-(len(widths) - 1) // len(divide(size)))
+    return divide(balanced) if fits(divide(balanced)) else divide(size)

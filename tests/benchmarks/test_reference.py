@@ -1,4 +1,4 @@
-"""The plain ports that benchmarks measure against answer as the authors' code does: else a ratio would mean nothing."""
+"""The plain ports of the benchmarks have the outputs of the authors' code; otherwise a speedup would be meaningless."""
 
 import importlib.util
 from pathlib import Path
@@ -31,26 +31,26 @@ def aminet() -> torch.nn.Module:
     released = torch.load(
         Path(__file__).resolve().parents[1] / "reference_data" / "aminet_released_form.pth", weights_only=True
     )["state_dict"]
-    own = {key.removeprefix("Roncon_model."): value for key, value in released.items() if key.startswith("Roncon")}
-    lacking = network.load_state_dict(own, strict=False)
-    assert not lacking.unexpected_keys
-    assert all(key.startswith("backbone.") for key in lacking.missing_keys)
+    state = {key.removeprefix("Roncon_model."): value for key, value in released.items() if key.startswith("Roncon")}
+    difference = network.load_state_dict(state, strict=False)
+    assert not difference.unexpected_keys
+    assert all(key.startswith("backbone.") for key in difference.missing_keys)
     return network.eval()
 
 
-def assert_equal_to(found: np.ndarray, expected: np.ndarray) -> None:
-    """max|difference| / max|value| < 1e-4."""
-    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-4
+def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Assert max|difference| / max|value| < 1e-4."""
+    assert np.abs(actual - expected).max() / np.abs(expected).max() < 1e-4
 
 
-def test_the_plain_aminet_is_the_authors(aminet: torch.nn.Module, data: Path) -> None:
+def test_the_plain_port_of_aminet_equals_the_authors_code(aminet: torch.nn.Module, data: Path) -> None:
     with np.load(data / "aminet_reference.npz") as file:
-        theirs = dict(file)
-    images = torch.from_numpy(theirs["images"]).permute(0, 3, 1, 2) / 255
+        expected = dict(file)
+    images = torch.from_numpy(expected["images"]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         scores, maps = aminet.predict(images)
-        losses = aminet.losses(images, torch.from_numpy(theirs["train_mask"]).flatten(1) == 0)
-    assert_equal_to(maps, theirs["map"])
-    assert_equal_to(scores, theirs["score"])
+        losses = aminet.losses(images, torch.from_numpy(expected["train_mask"]).flatten(1) == 0)
+    assert_close(maps, expected["map"])
+    assert_close(scores, expected["score"])
     for name, key in {"total": "total", "mse": "mse", "cosine": "cos", "intra": "intra", "inter": "inter"}.items():
-        assert_equal_to(losses[name].numpy(), theirs[f"loss_{key}"])
+        assert_close(losses[name].numpy(), expected[f"loss_{key}"])

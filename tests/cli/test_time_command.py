@@ -1,4 +1,4 @@
-"""`bench time`: what it prints and stores, that it fits once at most, and that reports go on reading its records."""
+"""`bench time`: its output, its records, and that it fits a method at most once."""
 
 import json
 import sys
@@ -11,85 +11,91 @@ from bench.cli import app
 from bench.evaluation import summary, timing
 from bench.store import Store
 
-WHERE = ("--dataset", "folder", "--data", "parts", "--protocol", "one-for-one", "--threads", "1", "--profile", "check")
+DATA = ("--dataset", "folder", "--data", "parts", "--protocol", "one-for-one", "--threads", "1", "--profile", "check")
 
 
 @pytest.fixture
 def bench(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Calls the console script in this process; no time is measured in earnest."""
+    """Call the console script in this process, with few timed passes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "160")
-    whole = timing.profile
-    monkeypatch.setattr(timing, "profile", lambda *given: whole(*given, passes=3, budget=0.2, largest=2))
+    profile = timing.profile
+    monkeypatch.setattr(timing, "profile", lambda *args: profile(*args, passes=3, budget=0.2, largest=2))
 
-    def call(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["bench", *words])
-        with pytest.raises(SystemExit) as ended:
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
             app.main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out if not ended.value.code else told.err
+        output = capsys.readouterr()
+        return int(exit_info.value.code or 0), output.out if not exit_info.value.code else output.err
 
     return call
 
 
-def test_every_part_is_told_and_what_is_in_it(bench: Any) -> None:
-    code, told = bench("time", *WHERE, "--method", "meanmap,patchcore")
-    assert code == 0, told
-    for words in (
+def test_all_times_are_printed_with_what_they_include(bench: Any) -> None:
+    code, output = bench("time", *DATA, "--method", "meanmap,patchcore")
+    assert code == 0, output
+    for text in (
         "Mean map (floor)", "PatchCore", "network", "loader", "end to end", "images/s", "peak host memory", "FLOPs",
         "parameters", "1 thread;", "float32", "file -> map and score in main memory",
     ):  # fmt: skip
-        assert words in told
-    assert [record.category for record in Store(Path("runs")).records()] == ["bolt", "bolt"]  # one model a method
+        assert text in output
+    assert [record.category for record in Store(Path("runs")).records()] == ["bolt", "bolt"]  # one model per method
 
 
-def test_the_record_holds_all_of_it_and_old_readers_find_the_median_where_it_was(bench: Any) -> None:
-    code, told = bench("time", *WHERE, "--method", "meanmap", "--category", "plate", "--json")
-    assert code == 0, told
+def test_the_record_has_all_times_and_the_median_latency(bench: Any) -> None:
+    code, output = bench("time", *DATA, "--method", "meanmap", "--category", "plate", "--json")
+    assert code == 0, output
     (record,) = Store(Path("runs")).records()
     assert record.category == "plate"
-    assert json.loads(told) == [{"title": "Mean map (floor)", "category": "plate", **record.latency}]
+    assert json.loads(output) == [{"title": "Mean map (floor)", "category": "plate", **record.latency}]
     assert record.latency["median_ms"] == record.latency["network"]["median_ms"]
-    assert record.latency["machine"]["threads"] == 1
+    assert record.latency["environment"]["threads"] == 1
     (group,) = summary.groups([record])
-    cell = group.cell("plate", summary.LATENCY)
+    cell = group.mean_std("plate", summary.LATENCY)
     assert cell is not None
     assert cell.mean == record.latency["median_ms"]
 
 
-def test_what_was_timed_is_not_timed_again_and_what_was_only_run_is(bench: Any) -> None:
-    bench("run", *WHERE, "--method", "meanmap", "--category", "bolt")
+def test_a_run_without_times_is_timed_once(bench: Any) -> None:
+    bench("run", *DATA, "--method", "meanmap", "--category", "bolt")
     (first,) = Store(Path("runs")).records()
     assert "network" not in first.latency
-    bench("time", *WHERE, "--method", "meanmap")
+    bench("time", *DATA, "--method", "meanmap")
     (second,) = Store(Path("runs")).records()
-    _, told = bench("time", *WHERE, "--method", "meanmap")
-    assert "network" in told
+    _, output = bench("time", *DATA, "--method", "meanmap")
+    assert "network" in output
     assert list(Store(Path("runs")).records()) == [second]
     assert second.metrics == first.metrics
 
 
-def test_a_kept_model_is_timed_without_a_fit_and_its_record_stays_as_it_was(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_saved_model_is_timed_without_a_fit(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.methods.meanmap import MeanMap
 
-    bench("run", *WHERE, "--method", "meanmap", "--category", "bolt", "--keep-model")
+    bench("run", *DATA, "--method", "meanmap", "--category", "bolt", "--keep-model")
     (before,) = Store(Path("runs")).records()
-    answers = Store(Path("runs")).predictions(before)
-    monkeypatch.setattr(MeanMap, "fit", lambda *_: pytest.fail("it was fitted again"))
-    code, told = bench("time", *WHERE, "--method", "meanmap", "--category", "bolt")
-    assert code == 0, told
+    predictions = Store(Path("runs")).predictions(before)
+    monkeypatch.setattr(MeanMap, "fit", lambda *_: pytest.fail("the method was fitted again"))
+    code, output = bench("time", *DATA, "--method", "meanmap", "--category", "bolt")
+    assert code == 0, output
     (after,) = Store(Path("runs")).records()
-    assert after.latency.keys() >= {"median_ms", "network", "loader", "end_to_end", "throughput", "flops", "machine"}
+    assert after.latency.keys() >= {
+        "median_ms",
+        "network",
+        "loader",
+        "end_to_end",
+        "throughput",
+        "flops",
+        "environment",
+    }
     assert (after.metrics, after.seconds, after.artifacts, after.started) == (
         before.metrics, before.seconds, before.artifacts, before.started,
     )  # fmt: skip
-    assert (Store(Path("runs")).predictions(after).scores == answers.scores).all()
+    assert (Store(Path("runs")).predictions(after).scores == predictions.scores).all()
 
 
-def test_a_failure_is_told_and_the_exit_code_says_so(bench: Any) -> None:
+def test_a_failure_sets_the_exit_code(bench: Any) -> None:
     (Path("parts") / "bolt" / "train" / "good" / "000.png").write_bytes(b"")
-    code, _ = bench("time", *WHERE, "--method", "meanmap")
+    code, _ = bench("time", *DATA, "--method", "meanmap")
     assert code == 2

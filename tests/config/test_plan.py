@@ -1,10 +1,10 @@
-"""Config: bench.toml and the options of a call become one plan, with the origin of each value."""
+"""bench.toml and the options of a call become one plan, which records the origin of each value."""
 
 import re
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bench.config.bench_toml import Config, cache_folder, load_config
 from bench.config.method_specs import check_setting_names
-from bench.config.options import Options
+from bench.config.options import OPTIONS
 from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
 from bench.registry import names
@@ -22,9 +22,9 @@ from bench.registry import names
 METHODS = ("floor", "inpaint", "memory")
 
 TABLES: dict[str, Any] = {
-    "paths": {"runs": "results", "data": {"real": "~/real"}, "methods": ["mine", "~/ours"]},
+    "paths": {"runs": "results", "data": {"real": "~/real"}, "methods": ["mine", "~/ours"], "reports": "layouts"},
     "profile": {
-        "demo": {"profile_note": "small", "dataset": "drawn", "k": [4], "set": {"inpaint": {"lr": 1}}},
+        "demo": {"note": "small", "dataset": "drawn", "k": [4], "set": {"inpaint": {"lr": 1}}},
         "paper": {"dataset": "real", "set": {"inpaint": {"lr": 2, "width": 768, "depth": 8}}},
     },
     "campaign": {
@@ -54,23 +54,31 @@ class Memory:
     width: int = 16
 
 
-def planned(tables: dict[str, Any] = TABLES, *, set_: Mapping[str, str] | None = None, **given: Any) -> Plan:
-    where = {key: given.pop(key) for key in ("profile", "campaign", "paths") if key in given}
-    return make_plan(Config(tables), METHODS, options={"method": "inpaint"} | given, settings=set_, **where)
+def plan_call(tables: dict[str, Any] = TABLES, *, settings: Mapping[str, str] | None = None, **call: Any) -> Plan:
+    """Return the plan of a call; a keyword is an option, a profile, a campaign, or `paths`."""
+    arguments = {key: call.pop(key) for key in ("profile", "campaign", "paths") if key in call}
+    return make_plan(Config(tables), METHODS, options={"method": "inpaint"} | call, settings=settings, **arguments)
 
 
 # ---- precedence and origin
 
 
-def test_an_option_beats_the_campaign_which_beats_the_profile_which_beats_the_default() -> None:
-    assert planned().options.k == (4,)
-    assert planned(campaign="table").options.k == (2, 4)
-    assert planned(campaign="table", k="8").options.k == (8,)
-    assert planned(profile="paper").options.k == Options().k
+def test_an_option_of_the_call_overrides_the_campaign_the_profile_and_the_default() -> None:
+    assert plan_call().tasks.k == (4,)
+    assert plan_call(campaign="table").tasks.k == (2, 4)
+    assert plan_call(campaign="table", k="8").tasks.k == (8,)
+    assert plan_call(profile="paper").tasks.k == OPTIONS["k"].default
 
 
-def test_every_option_and_path_tells_its_origin() -> None:
-    origin = planned(campaign="table", seed="1,2", paths={"runs": Path("here")}).origin
+def test_a_plan_gives_the_value_of_an_option_by_name_or_by_group() -> None:
+    plan = plan_call(seed="1,2", eval_every="3", precision="float16", timeout="7")
+    assert (plan.tasks.seed, plan.evaluation.eval_every) == ((1, 2), 3)
+    assert (plan.compute.precision, plan.execution.timeout) == ("float16", 7.0)
+    assert [plan.option(name) for name in ("seed", "eval_every", "precision", "timeout")] == [(1, 2), 3, "float16", 7.0]
+
+
+def test_every_option_and_path_has_its_origin() -> None:
+    origin = plan_call(campaign="table", seed="1,2", paths={"runs": Path("here")}).origin
     assert origin["k"] == "campaign table"
     assert origin["dataset"] == "profile paper"
     assert origin["seed"] == "--seed"
@@ -79,169 +87,171 @@ def test_every_option_and_path_tells_its_origin() -> None:
     assert origin["runs"] == "--runs"
     assert origin["data"] == "[paths.data]"
     assert origin["weights"] == "default"
-    assert origin.keys() == {entry.name for entry in fields(Options)} | {"profile", "runs", "cache", "weights", "data"}
+    assert origin.keys() == OPTIONS.keys() | {"profile", "runs", "cache", "weights", "data"}
 
 
 def test_a_campaign_names_its_profile_and_the_call_may_name_another() -> None:
-    assert planned().profile == "demo"
-    assert planned(campaign="table").profile == "paper"
-    again = planned(campaign="table", profile="demo")
-    assert (again.profile, again.origin["profile"], again.options.dataset) == ("demo", "--profile", "drawn")
+    assert plan_call().profile == "demo"
+    assert plan_call(campaign="table").profile == "paper"
+    plan = plan_call(campaign="table", profile="demo")
+    assert (plan.profile, plan.origin["profile"], plan.tasks.dataset) == ("demo", "--profile", "drawn")
 
 
-def test_settings_are_laid_from_profile_to_campaign_to_alias_to_category_to_the_call() -> None:
-    (choice,) = planned(campaign="table", method="jittered", set_={"jittered.lr": "7"}).method_specs
-    found, origin = choice.resolve(Inpaint, "bolt")
-    assert found == Inpaint(lr=7.0, width=96, depth=3, jitter=True)
+def test_settings_are_merged_from_profile_campaign_alias_category_and_call() -> None:
+    (spec,) = plan_call(campaign="table", method="jittered", settings={"jittered.lr": "7"}).method_specs
+    values, origin = spec.resolve(Inpaint, "bolt")
+    assert values == Inpaint(lr=7.0, width=96, depth=3, jitter=True)
     assert origin == {
         "lr": "--set",
         "width": "campaign table",
         "depth": "[category.real.bolt]",
         "jitter": "alias jittered",
     }
-    assert choice.resolve(Inpaint, "all")[0].depth == 2
-    assert planned(profile="paper").method_specs[0].resolve(Inpaint, "tile")[0] == Inpaint(lr=2.0, width=768, depth=8)
+    assert spec.resolve(Inpaint, "all")[0].depth == 2
+    assert plan_call(profile="paper").method_specs[0].resolve(Inpaint, "tile")[0] == Inpaint(2.0, width=768, depth=8)
 
 
-def test_settings_of_categories_are_those_of_the_plans_data_set_only() -> None:
-    (choice,) = planned(method="jittered").method_specs
-    assert choice.by_category == {}
+def test_settings_of_the_categories_of_another_data_set_are_not_used() -> None:
+    (spec,) = plan_call(method="jittered").method_specs
+    assert spec.by_category == {}
 
 
-def test_an_alias_has_its_title_and_a_file_its_own_name() -> None:
-    one, other = planned(method="jittered,floor").method_specs
-    assert (one.name, one.method, one.title) == ("jittered", "inpaint", "Inpaint‡")
-    assert (other.name, other.method, other.title) == ("floor", "floor", "floor")
+def test_an_alias_has_the_title_of_its_table_and_a_file_without_title_its_name() -> None:
+    alias, file = plan_call(method="jittered,floor").method_specs
+    assert (alias.name, alias.method, alias.title) == ("jittered", "inpaint", "Inpaint‡")
+    assert (file.name, file.method, file.title) == ("floor", "floor", "floor")
 
 
 def test_all_is_every_file_and_every_alias_once() -> None:
-    assert [choice.name for choice in planned(method="all").method_specs] == ["floor", "inpaint", "jittered", "memory"]
+    assert [spec.name for spec in plan_call(method="all").method_specs] == ["floor", "inpaint", "jittered", "memory"]
 
 
-def test_what_is_named_twice_is_done_once() -> None:
-    found = planned(method="floor,floor,memory", seed="1,0,1", k="4,4").options
-    assert (found.method, found.seed, found.k) == (("floor", "memory"), (1, 0), (4,))
+def test_a_repeated_value_counts_once() -> None:
+    tasks = plan_call(method="floor,floor,memory", seed="1,0,1", k="4,4").tasks
+    assert (tasks.method, tasks.seed, tasks.k) == (("floor", "memory"), (1, 0), (4,))
 
 
 # ---- --set
 
 
-def test_a_plain_key_goes_to_every_method_that_has_it_and_the_others_ignore_it() -> None:
-    choices = planned(method="inpaint,memory", set_={"width": "7", "depth": "5"}).method_specs
-    check_setting_names(choices, {"inpaint": Inpaint, "memory": Memory})
-    inpaint, memory = choices
+def test_a_plain_key_sets_every_method_with_such_a_setting_and_no_other() -> None:
+    specs = plan_call(method="inpaint,memory", settings={"width": "7", "depth": "5"}).method_specs
+    check_setting_names(specs, {"inpaint": Inpaint, "memory": Memory})
+    inpaint, memory = specs
     assert inpaint.resolve(Inpaint, "all")[0] == Inpaint(lr=1.0, width=7, depth=5)
     assert memory.resolve(Memory, "all") == (Memory(width=7), {"width": "--set"})
 
 
-def test_a_plain_key_that_no_method_has_is_refused_with_the_nearest() -> None:
-    choices = planned(method="inpaint,memory", set_={"widht": "7"}).method_specs
+def test_a_plain_key_that_no_method_has_is_an_error_with_a_suggestion() -> None:
+    specs = plan_call(method="inpaint,memory", settings={"widht": "7"}).method_specs
     with pytest.raises(BenchError, match=r"'widht' is not a setting of inpaint or memory\. Did you mean 'width'"):
-        check_setting_names(choices, {"inpaint": Inpaint, "memory": Memory})
+        check_setting_names(specs, {"inpaint": Inpaint, "memory": Memory})
     with pytest.raises(BenchError, match=r"'depth' is not a setting of memory\."):
-        check_setting_names(planned(method="memory", set_={"depth": "1"}).method_specs, {"memory": Memory})
+        check_setting_names(plan_call(method="memory", settings={"depth": "1"}).method_specs, {"memory": Memory})
 
 
-def test_a_key_for_one_method_beats_a_plain_one_and_leaves_the_others_alone() -> None:
-    inpaint, memory = planned(method="inpaint,memory", set_={"memory.width": "9", "width": "7"}).method_specs
+def test_a_key_for_one_method_overrides_a_plain_key_for_that_method_only() -> None:
+    inpaint, memory = plan_call(method="inpaint,memory", settings={"memory.width": "9", "width": "7"}).method_specs
     assert inpaint.resolve(Inpaint, "all")[0].width == 7
     assert memory.resolve(Memory, "all")[0].width == 9
 
 
-def test_a_key_for_one_method_that_it_does_not_have_is_refused() -> None:
-    (choice,) = planned(method="memory", set_={"memory.depth": "9"}).method_specs
+def test_an_unknown_key_for_one_method_is_an_error() -> None:
+    (spec,) = plan_call(method="memory", settings={"memory.depth": "9"}).method_specs
     with pytest.raises(BenchError, match="'depth' is not a setting of memory"):
-        choice.resolve(Memory, "all")
+        spec.resolve(Memory, "all")
 
 
-def test_a_key_for_a_method_that_is_not_run_is_refused() -> None:
+def test_a_key_for_a_method_that_is_not_run_is_an_error() -> None:
     with pytest.raises(BenchError, match=r"--set memory\.width names a method that is not run; these are: inpaint"):
-        planned(set_={"memory.width": "9"})
+        plan_call(settings={"memory.width": "9"})
 
 
-def test_a_wrong_value_of_a_setting_tells_where_it_stands() -> None:
-    (choice,) = planned(set_={"width": "2.5"}).method_specs
-    with pytest.raises(BenchError, match=r"width \(--set\) is an integer; '2\.5' is not"):
-        choice.resolve(Inpaint, "all")
+def test_the_error_for_a_wrong_value_states_its_origin() -> None:
+    (spec,) = plan_call(settings={"width": "2.5"}).method_specs
+    with pytest.raises(BenchError, match=r"width \(--set\) must be an integer, got '2\.5'"):
+        spec.resolve(Inpaint, "all")
 
 
-# ---- what is refused
+# ---- errors
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changes", "message"),
     [
         ({"profil": {}}, r"'profil' is not a table of bench\.toml\. Did you mean 'profile'"),
         ({"paths": {"run": "x"}}, r"'run' is not a key of \[paths\]\. Did you mean 'runs'"),
-        ({"paths": {"runs": 3}}, r"paths\.runs is text; 3 is not"),
-        ({"paths": {"methods": [3]}}, r"paths\.methods is text; 3 is not"),
-        ({"paths": {"data": "x"}}, r"\[paths\.data\] is a table of bench\.toml; 'x' is none"),
+        ({"paths": {"runs": 3}}, r"paths\.runs must be text, got 3"),
+        ({"paths": {"methods": [3]}}, r"paths\.methods must be text, got 3"),
+        ({"paths": {"data": "x"}}, r"\[paths\.data\] must be a table of bench\.toml, got 'x'"),
         ({"profile": {"mine": {"seeds": [0]}}}, r"'seeds' is not a key of \[profile\.mine\]\. Did you mean 'seed'"),
         ({"profile": {"mine": {"about": "x"}}}, r"'about' is not a key of \[profile\.mine\]"),
-        ({"profile": {"mine": 3}}, r"\[profile\.mine\] is a table"),
-        ({"profile": {"mine": {"profile_note": 3}}}, r"profile\.mine\.note is text"),
-        ({"profile": {"mine": {"set": {"inpaint": 3}}}}, r"\[profile\.mine\.set\.inpaint\] is a table"),
-        ({"campaign": {"mine": {"shared": {}}}}, r"'shared' is not a key of \[campaign\.mine\]"),
-        ({"campaign": {"mine": {"profile": ["demo"]}}}, r"campaign\.mine\.profile is text"),
+        ({"profile": {"mine": 3}}, r"\[profile\.mine\] must be a table"),
+        ({"profile": {"mine": {"note": 3}}}, r"profile\.mine\.note must be text"),
+        ({"profile": {"mine": {"set": {"inpaint": 3}}}}, r"\[profile\.mine\.set\.inpaint\] must be a table"),
+        ({"campaign": {"mine": {"note": "x"}}}, r"'note' is not a key of \[campaign\.mine\]"),
+        ({"campaign": {"mine": {"over": {}}}}, r"'over' is not a key of \[campaign\.mine\]"),
+        ({"campaign": {"mine": {"profile": ["demo"]}}}, r"campaign\.mine\.profile must be text"),
         ({"alias": {"mine": {"name": "x"}}}, r"'name' is not a key of \[alias\.mine\]"),
-        ({"alias": {"mine": {"set": []}}}, r"\[alias\.mine\.set\] is a table"),
-        ({"alias": {"../mine": {"method": "inpaint"}}}, r"An alias is a folder .* '\.\./mine' is not"),
-        ({"alias": {"a.b": {"method": "inpaint"}}}, "An alias is a folder"),
-        ({"category": {"real": {"bolt": {"inpaint": 3}}}}, r"\[category\.real\.bolt\.inpaint\] is a table"),
-        ({"paths": []}, r"\[paths\] is a table"),
+        ({"alias": {"mine": {"set": []}}}, r"\[alias\.mine\.set\] must be a table"),
+        ({"alias": {"../mine": {"method": "inpaint"}}}, r"The name of an alias must .* got '\.\./mine'"),
+        ({"alias": {"a.b": {"method": "inpaint"}}}, "The name of an alias must"),
+        ({"category": {"real": {"bolt": {"inpaint": 3}}}}, r"\[category\.real\.bolt\.inpaint\] must be a table"),
+        ({"paths": []}, r"\[paths\] must be a table"),
     ],
 )
-def test_a_bench_toml_that_is_none_is_refused_with_the_place(changed: dict[str, Any], words: str) -> None:
-    with pytest.raises(BenchError, match=words):
-        Config(TABLES | changed)
+def test_an_unknown_table_key_or_type_is_an_error_with_its_place(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        Config(TABLES | changes)
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("call", "message"),
     [
-        ({"profile": "dmo"}, r"'dmo' is not a profile\. Did you mean 'demo'\? There are: demo, paper"),
+        ({"profile": "dmo"}, r"'dmo' is not a profile\. Did you mean 'demo'\? Known: demo, paper"),
         ({"campaign": "tabel"}, r"'tabel' is not a campaign\. Did you mean 'table'"),
         ({"method": "memroy"}, r"'memroy' is not a method\. Did you mean 'memory'"),
         ({"seeds": "0"}, r"'seeds' is not an option\. Did you mean 'seed'"),
-        ({"seed": "one"}, "--seed is an integer; 'one' is not"),
-        ({"selection": "best"}, "--selection is one of last, oracle, both; 'best' is not"),
-        ({"keep_model": "perhaps"}, "--keep-model is yes or no"),
-        ({"batch": "0"}, "batch is 1 or more; --batch gives 0"),
-        ({"every": 0}, "every is 1 or more; --every gives 0"),
-        ({"limit": -1}, "limit is 0 or more; --limit gives -1"),
-        ({"threads": -1}, "threads is 0 or more"),
-        ({"seed": ""}, "A run needs at least one seed; --seed gives none"),
-        ({"method": ""}, "A run needs at least one method"),
-        ({"timeout": "-1"}, "timeout is 0 or more; --timeout gives -1"),
-        ({"gpus_per_task": "1.5"}, r"a part of one GPU or for whole ones; --gpus-per-task gives 1\.5"),
+        ({"seed": "one"}, "--seed must be an integer, got 'one'"),
+        ({"selection": "best"}, "--selection must be one of last, oracle, both; got 'best'"),
+        ({"keep_model": "perhaps"}, "--keep-model must be yes or no"),
+        ({"batch": "0"}, "batch must be >= 1; --batch gives 0"),
+        ({"eval_every": 0}, "eval_every must be >= 1; --eval-every gives 0"),
+        ({"limit": -1}, "limit must be >= 0; --limit gives -1"),
+        ({"threads": -1}, "threads must be >= 0"),
+        ({"calibrate": 1}, "calibrate must be < 1; --calibrate gives 1"),
+        ({"seed": ""}, "seed must not be empty; --seed gives no value"),
+        ({"method": ""}, "method must not be empty"),
+        ({"timeout": "-1"}, "timeout must be >= 0; --timeout gives -1"),
+        ({"gpus_per_task": "1.5"}, r"a fraction of one GPU or a whole number; --gpus-per-task gives 1\.5"),
         ({"gpus_per_task": 0.0}, "--gpus-per-task gives 0"),
-        ({"executor": "slurm"}, "--executor is one of local, process, ray; 'slurm' is not"),
+        ({"executor": "slurm"}, "--executor must be one of local, process, ray; got 'slurm'"),
     ],
 )
-def test_an_unknown_name_or_a_value_out_of_range_is_refused(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(BenchError, match=words):
-        planned(**given)
+def test_an_unknown_name_or_a_value_out_of_range_is_an_error(call: dict[str, Any], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        plan_call(**call)
 
 
 @pytest.mark.parametrize(
-    ("profile", "words"),
+    ("profile", "message"),
     [
-        ({"batch": 2.5}, r"batch \(profile mine\) is an integer; 2\.5 is not"),
-        ({"batch": 0}, "batch is 1 or more; profile mine gives 0"),
-        ({"k": []}, "at least one k; profile mine gives none"),
+        ({"batch": 2.5}, r"batch \(profile mine\) must be an integer, got 2\.5"),
+        ({"batch": 0}, "batch must be >= 1; profile mine gives 0"),
+        ({"k": []}, "k must not be empty; profile mine gives no value"),
         ({"set": {"inpant": {}}}, r"'inpant' is not a file in methods/, .*profile mine sets\. Did you mean 'inpaint'"),
         ({"set": {"jittered": {}}}, "'jittered' is not a file in methods/"),
     ],
 )
-def test_a_profile_with_a_wrong_value_is_refused_by_name(profile: dict[str, Any], words: str) -> None:
-    with pytest.raises(BenchError, match=words):
-        planned(TABLES | {"profile": {"mine": profile}}, profile="mine")
+def test_the_error_for_a_wrong_value_in_a_profile_names_the_profile(profile: dict[str, Any], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        plan_call(TABLES | {"profile": {"mine": profile}}, profile="mine")
 
 
-def test_a_category_table_that_names_no_method_is_refused() -> None:
+def test_a_category_table_with_an_unknown_method_is_an_error() -> None:
     tables = TABLES | {"category": {"drawn": {"bolt": {"inpant": {"depth": 3}}}}}
     with pytest.raises(BenchError, match=r"'inpant' is not a file .*\[category\.drawn\.bolt\] sets"):
-        planned(tables)
+        plan_call(tables)
 
 
 ANY_TOML = st.recursive(
@@ -251,22 +261,23 @@ ANY_TOML = st.recursive(
 )
 LIKELY = st.sampled_from(["1", 2, "0,1", [0], "inpaint", "all", "none", "last", "both", "float16", "yes", {}, None])
 PLACES = [(), ("paths",), ("profile", "demo"), ("campaign", "table"), ("alias", "jittered"), ("category", "real")]
-KEYS = [*(entry.name for entry in fields(Options)), "paths", "data", "profile", "demo", "set", "over", "inpaint", "lr"]
+KEYS = [*OPTIONS, "paths", "data", "profile", "demo", "set", "sweep", "inpaint", "lr"]
+SETTINGS = st.dictionaries(st.sampled_from(["lr", "width", "memory.lr", ".", ""]), st.text(max_size=3), max_size=2)
 
 
 @given(
     changes=st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(KEYS), LIKELY | ANY_TOML), max_size=2),
-    options=st.dictionaries(st.sampled_from([entry.name for entry in fields(Options)]), LIKELY | ANY_TOML, max_size=2),
-    keys=st.dictionaries(st.sampled_from(["lr", "width", "memory.lr", ".", ""]), st.text(max_size=3), max_size=2),
-    over=st.dictionaries(st.sampled_from(["lr", "width", "memory.lr", ".", ""]), st.text(max_size=3), max_size=2),
+    options=st.dictionaries(st.sampled_from(list(OPTIONS)), LIKELY | ANY_TOML, max_size=2),
+    call_settings=SETTINGS,
+    sweep=SETTINGS,
     campaign=st.sampled_from([None, "table"]),
 )
 @settings(deadline=None, max_examples=300)
 def test_any_tables_and_options_give_a_plan_or_a_bench_error(
     changes: list[tuple[tuple[str, ...], str, Any]],
-    said: dict[str, Any],
-    keys: dict[str, str],
-    over: dict[str, str],
+    options: dict[str, Any],
+    call_settings: dict[str, str],
+    sweep: dict[str, str],
     campaign: str | None,
 ) -> None:
     tables: dict[str, Any] = deepcopy(TABLES)
@@ -277,94 +288,101 @@ def test_any_tables_and_options_give_a_plan_or_a_bench_error(
         if isinstance(table, dict):
             table[key] = value
     try:
-        given = {"settings": keys, "over": over, "campaign": campaign}
-        found = make_plan(Config(tables), METHODS, options={"method": "memory"} | said, **given)
+        plan = make_plan(
+            Config(tables),
+            METHODS,
+            options={"method": "memory"} | options,
+            settings=call_settings,
+            sweep=sweep,
+            campaign=campaign,
+        )
     except BenchError:
         return
-    assert found.method_specs
-    assert found.options.batch >= 1
-    assert all(isinstance(choice.merged("all"), dict) for choice in found.method_specs)
-    assert found.origin.keys() >= {entry.name for entry in fields(Options)}
+    assert plan.method_specs
+    assert plan.compute.batch >= 1
+    assert all(isinstance(spec.merged("all"), dict) for spec in plan.method_specs)
+    assert plan.origin.keys() >= OPTIONS.keys()
 
 
 # ---- paths
 
 
-def test_folders_come_from_options_then_paths_then_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_folders_come_from_the_call_then_from_paths_then_from_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    found = planned()
-    assert (found.runs, found.cache, found.weights) == (Path("results"), tmp_path / ".cache" / "maskbench", None)
-    assert found.data == tmp_path / ".cache" / "maskbench" / "drawn"
-    assert planned(profile="paper").data == tmp_path / "real"
-    given = planned(profile="paper", paths={"data": Path("~/mine"), "weights": Path("w"), "runs": None})
-    assert (given.data, given.weights, given.runs) == (tmp_path / "mine", Path("w"), Path("results"))
+    plan = plan_call()
+    assert (plan.runs, plan.cache, plan.weights) == (Path("results"), tmp_path / ".cache" / "maskbench", None)
+    assert plan.data == tmp_path / ".cache" / "maskbench" / "drawn"
+    assert plan_call(profile="paper").data == tmp_path / "real"
+    plan = plan_call(profile="paper", paths={"data": Path("~/mine"), "weights": Path("w"), "runs": None})
+    assert (plan.data, plan.weights, plan.runs) == (tmp_path / "mine", Path("w"), Path("results"))
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert cache_folder(Config(TABLES)) == Path("/elsewhere/maskbench")
 
 
-def test_a_home_that_is_not_there_is_told() -> None:
-    with pytest.raises(BenchError, match="~nobody-of-this-name/x has none"):
-        planned(paths={"data": Path("~nobody-of-this-name/x")})
+def test_a_path_of_an_unknown_user_is_an_error() -> None:
+    with pytest.raises(BenchError, match="there is none for ~nobody-of-this-name/x"):
+        plan_call(paths={"data": Path("~nobody-of-this-name/x")})
 
 
-def test_the_users_folders_of_methods_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plug_in_folders_of_each_kind_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert Config(TABLES).methods() == (Path("mine"), Path("/home/me/ours"))
-    assert Config({"paths": {"methods": "mine"}}).methods() == (Path("mine"),)
-    assert Config({}).methods() == ()
+    config = Config(TABLES)
+    assert config.plugin_folders("methods") == (Path("mine"), Path("/home/me/ours"))
+    assert config.plugin_folders("reports") == (Path("layouts"),)
+    assert config.plugin_folders("datasets") == ()
 
 
-# ---- reading
+# ---- files
 
 
-def test_the_shipped_file_alone_is_read_where_the_folder_has_none(tmp_path: Path) -> None:
+def test_the_shipped_file_is_read_if_the_folder_has_none(tmp_path: Path) -> None:
     shipped = load_config(tmp_path)
     assert [path.name for path in shipped.files] == ["bench.toml"]
     assert {"demo", "code", "paper"} <= set(shipped.names("profile"))
     assert {"table1", "table2", "table3", "table4", "figure8"} <= set(shipped.names("campaign"))
-    assert shipped.title("aminet_jitter") == "AMI-Net‡"
+    assert shipped.aliases()["aminet_jitter"].title == "AMI-Net‡"
     assert load_config(shipped.files[0].parent).files == shipped.files
 
 
-def test_the_shipped_file_tells_every_option_and_the_value_that_holds_without_it() -> None:
+def test_the_shipped_file_lists_every_option_with_its_default() -> None:
     (shipped,) = load_config(Path(__file__)).files
-    told = re.findall(r"^# (\w+ = \S.*?) +# .+$", shipped.read_text(encoding="utf-8"), re.MULTILINE)
-    options = {entry.name for entry in fields(Options)}
-    told = tomllib.loads("\n".join(line for line in told if line.partition(" ")[0] in options))
-    assert list(told) == [entry.name for entry in fields(Options)]
-    assert told == {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(Options()).items()}
+    lines = re.findall(r"^# (\w+ = \S.*?) +# .+$", shipped.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = tomllib.loads("\n".join(line for line in lines if line.partition(" ")[0] in OPTIONS))
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    assert listed == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
-def test_every_shipped_profile_and_campaign_makes_a_plan(tmp_path: Path) -> None:
+def test_every_shipped_profile_and_campaign_gives_a_plan(tmp_path: Path) -> None:
     shipped = load_config(tmp_path)
     methods = names("methods")
     for profile in shipped.names("profile"):
-        assert (
-            make_plan(shipped, methods, options={}, profile=profile).profile_note
-            == shipped.tables["profile"][profile]["profile_note"]
-        )
+        note = shipped.tables["profile"][profile]["note"]
+        assert make_plan(shipped, methods, profile=profile).profile_note == note
     for campaign in shipped.names("campaign"):
-        assert make_plan(shipped, methods, options={}, campaign=campaign).campaign == campaign
+        assert make_plan(shipped, methods, campaign=campaign).campaign == campaign
 
 
-def test_a_users_file_is_laid_over_the_shipped_one_table_by_table(tmp_path: Path) -> None:
+def test_the_file_of_the_working_folder_is_merged_with_the_shipped_one_table_by_table(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text(
         '[profile.demo.set.aminet]\nwidth = 96\n[profile.mine]\nk = [1]\n[paths.data]\nmvtec = "/data"\n', "utf-8"
     )
-    shipped, found = load_config(tmp_path.parent), load_config(tmp_path)
-    expected = shipped.tables["profile"]["demo"]["set"]["aminet"] | {"width": 96}
-    assert found.tables["profile"]["demo"]["set"]["aminet"] == expected
-    assert found.tables["profile"]["demo"]["shared"] == shipped.tables["profile"]["demo"]["shared"]
-    assert found.tables["campaign"] == shipped.tables["campaign"]
-    assert set(found.names("profile")) == {*shipped.names("profile"), "mine"}
-    assert found.data("mvtec") == Path("/data")
-    assert found.path("runs") == Path("runs")
-    assert found.files == (*shipped.files, tmp_path / "bench.toml")
+    shipped, merged = load_config(tmp_path.parent), load_config(tmp_path)
+    demo = shipped.tables["profile"]["demo"]
+    expected = demo.get("set", {}).get("aminet", {}) | {"width": 96}
+    assert merged.tables["profile"]["demo"]["set"]["aminet"] == expected
+    assert merged.tables["profile"]["demo"]["shared_preprocessing"] == demo["shared_preprocessing"]
+    assert merged.tables["campaign"] == shipped.tables["campaign"]
+    assert set(merged.names("profile")) == {*shipped.names("profile"), "mine"}
+    assert merged.data("mvtec") == Path("/data")
+    assert merged.path("runs") == Path("runs")
+    assert merged.files == (*shipped.files, tmp_path / "bench.toml")
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"a = 1\nb = = 2\n", "at line 2"),
         (b"[paths]\nruns = 'x'\nruns = 'y'\n", "at line 3"),
@@ -372,16 +390,18 @@ def test_a_users_file_is_laid_over_the_shipped_one_table_by_table(tmp_path: Path
         (b"a = " + b"9" * 5000, "5000 digits"),
         (b"a = " + b"[" * 100_000, "recursion"),
     ],
-    ids=["a syntax error", "a key twice", "no UTF-8", "a number without end", "brackets without end"],
+    ids=["a syntax error", "a repeated key", "no UTF-8", "a number with too many digits", "too many brackets"],
 )
-def test_a_broken_file_is_told_with_its_name_and_line(tmp_path: Path, content: bytes, words: str) -> None:
+def test_the_error_for_a_file_that_is_not_toml_has_its_name_and_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     (tmp_path / "bench.toml").write_bytes(content)
-    with pytest.raises(BenchError, match=rf"{tmp_path}/bench\.toml must be .*{words}") as refusal:
+    with pytest.raises(BenchError, match=rf"{tmp_path}/bench\.toml must be .*{message}") as error:
         load_config(tmp_path)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_users_file_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_an_unknown_key_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text("[profile.demo]\nepochs = 3\n", "utf-8")
     with pytest.raises(BenchError, match=r"'epochs' is not a key of \[profile\.demo\]"):
         load_config(tmp_path)

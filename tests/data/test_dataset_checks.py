@@ -1,4 +1,4 @@
-"""Whether a data set is sound: what `bench check` finds in one with known faults."""
+"""Checks of a data set: what `bench check` reports for data sets with known errors."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SIZE = 192
 
 
 def part(seed: int) -> np.ndarray:
-    """A grey part with a dark square whose place and shade depend on the seed."""
+    """A gray part with a dark square whose position and gray level depend on the seed."""
     generator = np.random.default_rng(seed)
     pixels = np.full((SIZE, SIZE, 3), 150, np.uint8)
     top, left = generator.integers(20, 100, 2)
@@ -43,32 +43,32 @@ def lid(tmp_path: Path) -> Path:
     return root
 
 
-def findings(root: Path) -> dict[str, CheckResult]:
-    seen: list[tuple[int, int]] = []
+def results_of(root: Path) -> dict[str, CheckResult]:
+    calls: list[tuple[int, int]] = []
     samples = registry.load("datasets", "folder").samples(root)
-    found = dataset_checks.inspect(samples, [], lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (len(samples), len(samples))
-    return {finding.requirement: finding for finding in found}
+    results = dataset_checks.check_dataset(samples, [], lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (len(samples), len(samples))
+    return {result.requirement: result for result in results}
 
 
-def broken(root: Path) -> dict[str, str]:
-    return {promise: finding.problem for promise, finding in findings(root).items() if finding.problem}
+def problems_of(root: Path) -> dict[str, str]:
+    return {requirement: result.problem for requirement, result in results_of(root).items() if result.problem}
 
 
-def test_a_sound_data_set_breaks_nothing_and_its_counts_are_told(lid: Path) -> None:
-    found = findings(lid)
-    assert "lid: 6 training images, 3 good and 2 defective test images (dent 2; 2 with a mask)" in found
-    assert not any(finding.problem for finding in found.values())
+def test_a_correct_data_set_has_no_problems_and_its_counts_are_reported(lid: Path) -> None:
+    results = results_of(lid)
+    assert "lid: 6 training images, 3 good and 2 defective test images (dent 2; 2 with a mask)" in results
+    assert not any(result.problem for result in results.values())
 
 
-def test_an_equal_image_in_train_and_test_is_a_leak_whatever_its_file(lid: Path) -> None:
+def test_an_equal_image_in_train_and_test_is_a_leak_in_any_format(lid: Path) -> None:
     save(part(3), lid / "test" / "good" / "copy.bmp")
-    found = findings(lid)["No image is in train and in test."]
-    assert found.problem == "1: lid/train/good/3.png = lid/test/good/copy.bmp"
-    assert found.required
+    result = results_of(lid)["No image is in train and in test."]
+    assert result.problem == "1: lid/train/good/3.png = lid/test/good/copy.bmp"
+    assert result.required
 
 
-@pytest.mark.parametrize("change", ["jpeg", "half", "lighter"])
+@pytest.mark.parametrize("change", ["jpeg", "half", "brighter"])
 def test_a_changed_copy_of_a_training_image_is_nearly_equal(lid: Path, change: str) -> None:
     if change == "jpeg":
         save(part(3), lid / "test" / "good" / "copy.jpg", quality=50)
@@ -77,62 +77,66 @@ def test_a_changed_copy_of_a_training_image_is_nearly_equal(lid: Path, change: s
         save(np.asarray(image), lid / "test" / "good" / "copy.png")
     else:
         save(part(3) + np.uint8(8), lid / "test" / "good" / "copy.png")
-    (told,) = broken(lid).values()
-    assert told.startswith("1: lid/test/good/copy.")
-    assert "~ lid/train/good/3.png" in told
+    (problem,) = problems_of(lid).values()
+    assert problem.startswith("1: lid/test/good/copy.")
+    assert "~ lid/train/good/3.png" in problem
 
 
-def test_two_faint_surfaces_are_no_copies_of_each_other(lid: Path) -> None:
+def test_two_surfaces_with_little_contrast_are_not_copies(lid: Path) -> None:
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
         save(generator.integers(99, 102, (SIZE, SIZE), np.uint8), lid / split / "good" / "faint.png")
         save(np.full((SIZE, SIZE), 100 if split == "train" else 101, np.uint8), lid / split / "good" / "flat.png")
-    assert broken(lid) == {}
+    assert problems_of(lid) == {}
 
 
-def test_one_image_both_good_and_defective_and_one_twice_in_a_split_are_told(lid: Path) -> None:
+def test_contradicting_labels_and_repeated_images_are_reported(lid: Path) -> None:
     save(part(20), lid / "test" / "good" / "same.png")
     save(part(1), lid / "train" / "good" / "twice.png")
-    assert broken(lid) == {
+    assert problems_of(lid) == {
         "No image is both good and defective.": "1: lid/test/dent/20.png = lid/test/good/same.png",
         "No image is twice in one split.": "1: lid/train/good/1.png = lid/train/good/twice.png",
     }
 
 
-def test_unreadable_images_and_masks_that_do_not_fit_are_named_and_the_rest_is_checked(lid: Path) -> None:
+def test_unreadable_images_and_masks_that_do_not_fit_are_named(lid: Path) -> None:
     (lid / "test" / "good" / "10.png").write_bytes(b"")
     save(np.zeros((SIZE, SIZE), np.uint8), lid / "ground_truth" / "dent" / "20_mask.png")
     save(np.full((10, 40), 255, np.uint8), lid / "ground_truth" / "dent" / "21_mask.png")
-    found = broken(lid)
-    assert "10.png is not" in found["Every image can be read."]
-    masks = found["Every mask fits its image and marks a part of it."]
+    problems = problems_of(lid)
+    assert "10.png is not" in problems["Every image can be read."]
+    masks = problems["Every mask fits its image and marks a part of it."]
     assert masks.startswith("2: the mask of lid/test/dent/20.png marks nothing")
     assert "it has 40 x 10 pixels, its image 192 x 192" in masks
 
 
-def test_a_mask_that_marks_nearly_all_of_an_image_may_be_inverted(lid: Path) -> None:
+def test_a_mask_that_marks_most_of_an_image_is_reported_as_possibly_inverted(lid: Path) -> None:
     mask = np.full((SIZE, SIZE), 255, np.uint8)
     mask[5:9, 5:9] = 0
     save(mask, lid / "ground_truth" / "dent" / "20_mask.png")
-    (told,) = broken(lid).values()
-    assert "marks 100% of the image; is it inverted?" in told
+    (problem,) = problems_of(lid).values()
+    assert "marks 100% of the image; is it inverted?" in problem
 
 
-def test_only_the_first_of_many_files_are_named(lid: Path) -> None:
+def test_only_the_first_files_are_named(lid: Path) -> None:
     for seed in range(8):
         (lid / "train" / "good" / f"{seed + 30}.png").write_bytes(b"nothing")
-    told = broken(lid)["Every image can be read."]
-    assert told.startswith("8: ")
-    assert told.endswith("; and 3 more")
+    problem = problems_of(lid)["Every image can be read."]
+    assert problem.startswith("8: ")
+    assert problem.endswith("; and 3 more")
 
 
-def test_the_nearest_pairs_are_those_of_a_plain_loop() -> None:
+def test_near_duplicates_equal_those_of_a_loop() -> None:
     generator = np.random.default_rng(1)
-    thumbs = generator.normal(0, 20, (700, dataset_checks.SIDE**2)).astype(np.float32)
-    thumbs[600:] = thumbs[:100] + generator.normal(0, np.linspace(0.1, 3, 100)[:, None], (100, dataset_checks.SIDE**2))
+    thumbs = generator.normal(0, 20, (700, dataset_checks.THUMBNAIL_SIDE**2)).astype(np.float32)
+    thumbs[600:] = thumbs[:100] + generator.normal(
+        0, np.linspace(0.1, 3, 100)[:, None], (100, dataset_checks.THUMBNAIL_SIDE**2)
+    )
     thumbs -= thumbs.mean(axis=1, keepdims=True)
     samples = [Sample(Path(f"{i}.png"), "lid", "train" if i < 600 else "test") for i in range(700)]
-    seen = [dataset_checks._Seen(samples[i], i.to_bytes(2), thumb) for i, thumb in enumerate(thumbs)]
-    apart = [float(np.sqrt(np.mean((thumbs[600 + i] - thumbs[i]) ** 2))) for i in range(100)]
-    assert len(list(dataset_checks._near(seen))) == sum(distance <= dataset_checks.NEAR for distance in apart)
-    assert 40 < sum(distance <= dataset_checks.NEAR for distance in apart) < 60
+    infos = [dataset_checks.ImageInfo(samples[i], i.to_bytes(2), thumb) for i, thumb in enumerate(thumbs)]
+    differences = [float(np.sqrt(np.mean((thumbs[600 + i] - thumbs[i]) ** 2))) for i in range(100)]
+    assert len(list(dataset_checks.near_duplicates(infos))) == sum(
+        distance <= dataset_checks.MAX_DIFFERENCE for distance in differences
+    )
+    assert 40 < sum(distance <= dataset_checks.MAX_DIFFERENCE for distance in differences) < 60

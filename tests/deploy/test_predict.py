@@ -1,4 +1,4 @@
-"""A kept run judges new images: found by its name, restored, and written as numbers and pictures."""
+"""Prediction with a saved model: finding it by name, restoring it, and writing scores, maps and overlays."""
 
 import csv
 import pickle
@@ -18,28 +18,27 @@ from bench.store import Store
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with parts/ (one category of oblong images) and runs/ with one calibrated and kept run of the floor."""
-    root, generator = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
-    folder = root / "parts" / "bolt"
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with parts/ (one category of non-square images) and runs/ (one calibrated run with a saved model)."""
+    root, generator = tmp_path_factory.mktemp("folder"), np.random.default_rng(0)
+    category = root / "parts" / "bolt"
 
     def save(name: str, *, spot: bool = False) -> None:
         pixels = generator.integers(90, 110, (60, 80, 3)).astype(np.uint8)
         if spot:
             pixels[20:30, 40:50] = 250
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / name)
+        (category / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(category / name)
 
     for i in range(12):
         save(f"train/good/{i:03}.png")
     for i in range(3):
         save(f"test/good/{i:03}.png")
         save(f"test/spot/{i:03}.png", spot=True)
-    known = load_config()
-    said = {"method": "meanmap", "dataset": "folder", "protocol": "one-for-one", "keep_model": True, "time": False,
-            "calibrate": 0.2}  # fmt: skip
+    options = {"method": "meanmap", "dataset": "folder", "protocol": "one-for-one", "keep_model": True, "time": False,
+               "calibrate": 0.2}  # fmt: skip
     paths = {"data": root / "parts", "runs": root / "runs", "cache": root / "cache"}
-    plan = make_plan(known, registry.names("methods"), options=said, profile="check", paths=paths)
+    plan = make_plan(load_config(), registry.names("methods"), options=options, profile="check", paths=paths)
     (record,) = schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None)
     assert record.failure == ""
     assert record.threshold is not None
@@ -47,13 +46,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def kept(place: Path) -> saved_model.SavedModel:
-    path = saved_model.find("folder-parts/one-for-one/meanmap", place / "runs")
-    return saved_model.load(path, device="cpu", weights=None, cache=place / "cache")
+def saved(folder: Path) -> saved_model.SavedModel:
+    path = saved_model.find("folder-parts/one-for-one/meanmap", folder / "runs")
+    return saved_model.load(path, device="cpu", weights=None, cache=folder / "cache")
 
 
-def test_a_run_is_found_by_its_file_its_folder_and_the_end_of_it(place: Path) -> None:
-    runs = place / "runs"
+def test_a_saved_model_is_found_by_file_folder_and_end_of_the_path(folder: Path) -> None:
+    runs = folder / "runs"
     (path,) = runs.rglob("bolt.json")
     names = ("folder-parts/one-for-one/meanmap", "folder-parts/one-for-one/meanmap/bolt", "folder-parts", str(path),
              str(path.parent), str(path.parent.parent))  # fmt: skip
@@ -62,20 +61,20 @@ def test_a_run_is_found_by_its_file_its_folder_and_the_end_of_it(place: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "category", "told"),
+    ("name", "category", "message"),
     [
         ("folder-parts/kshot/meanmap", None, "bench list runs"),
-        ("folder-parts/one-for-one/meanmap/nut", None, "no such record"),
-        ("folder-parts/one-for-one/meanmap", "nut", "has none of nut"),
+        ("folder-parts/one-for-one/meanmap/nut", None, "No record of category nut"),
+        ("folder-parts/one-for-one/meanmap", "nut", "No record of category nut"),
     ],
 )
-def test_a_run_that_is_not_there_is_refused_in_words(place: Path, name: str, category: str | None, told: str) -> None:
-    with pytest.raises(BenchError, match=told):
-        saved_model.find(name, place / "runs", category)
+def test_a_missing_run_is_an_error(folder: Path, name: str, category: str | None, message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        saved_model.find(name, folder / "runs", category)
 
 
-def test_several_kept_runs_are_listed_and_one_without_a_model_says_how_to_keep_it(place: Path, tmp_path: Path) -> None:
-    (path,) = (place / "runs").rglob("bolt.json")
+def test_several_saved_models_and_a_run_without_one_are_errors(folder: Path, tmp_path: Path) -> None:
+    (path,) = (folder / "runs").rglob("bolt.json")
     copied = {}
     for name in ("seed0", "seed1"):
         copied[name] = tmp_path / "demo" / name / "bolt.json"
@@ -85,92 +84,92 @@ def test_several_kept_runs_are_listed_and_one_without_a_model_says_how_to_keep_i
         saved_model.find("demo", tmp_path)
     for each in copied.values():
         each.with_suffix(".safetensors").write_bytes(b"")
-    with pytest.raises(BenchError, match=r"means 2: .*seed0.*seed1"):
+    with pytest.raises(BenchError, match=r"matches 2: .*seed0.*seed1"):
         saved_model.find("demo", tmp_path)
 
 
-def test_a_restored_method_answers_as_the_run_did(place: Path, kept: saved_model.SavedModel) -> None:
-    stored = Store(place / "runs").predictions(kept.record)
-    named = saved_model.images([place / "parts" / "bolt" / "test"])
-    found = predict.predict(kept, named, place / "same", lambda *_: None)
-    for verdict in found:
-        file = "/".join(Path(verdict.image).parts[-2:])
-        assert verdict.score == pytest.approx(stored.scores[stored.files.index(file)], rel=1e-6)
+def test_a_restored_method_predicts_as_in_the_run(folder: Path, saved: saved_model.SavedModel) -> None:
+    stored = Store(folder / "runs").predictions(saved.record)
+    images = saved_model.list_images([folder / "parts" / "bolt" / "test"])
+    for prediction in predict.predict_images(saved, images, folder / "same", lambda *_: None):
+        file = "/".join(("bolt", "test", *Path(prediction.image).parts[-2:]))
+        assert prediction.score == pytest.approx(stored.scores[stored.files.index(file)], rel=1e-6)
 
 
-def test_answers_are_a_table_maps_and_pictures_of_the_images_own_size(
-    place: Path, kept: saved_model.SavedModel
+def test_predictions_are_a_table_maps_and_overlays_of_the_size_of_the_image(
+    folder: Path, saved: saved_model.SavedModel
 ) -> None:
-    out, seen = place / "out", list[tuple[int, int]]()
-    found = predict.predict(kept, saved_model.images([place / "parts/bolt/test"]), out, lambda *told: seen.append(told))
-    assert seen[-1] == (12, 12)
+    out, calls = folder / "out", list[tuple[int, int]]()
+    images = saved_model.list_images([folder / "parts/bolt/test"])
+    predictions = predict.predict_images(saved, images, out, lambda *counts: calls.append(counts))
+    assert calls[-1] == (12, 12)
     with (out / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    called = {Path(row["image"]).parent.name: row["defective"] for row in rows}
-    assert called["spot"] == "True"
-    assert sum(row["defective"] == "True" for row in rows) <= 4
-    spot = next(verdict for verdict in found if "spot/000" in verdict.image)
+    decisions = {Path(row["image"]).parent.name: row["is_anomalous"] for row in rows}
+    assert decisions["spot"] == "True"
+    assert sum(row["is_anomalous"] == "True" for row in rows) <= 4
+    spot = next(prediction for prediction in predictions if "spot/000" in prediction.image)
     assert spot.map.endswith("maps/spot/000.png.npy")
     numbers = np.load(spot.map)
-    assert numbers.shape == kept.preprocessing.size
+    assert numbers.shape == saved.preprocessing.size
     assert float(numbers.max()) == spot.max_pixel_score
     assert 0 < spot.anomalous_fraction < 0.2
-    assert float((numbers > kept.record.pixel_threshold).mean()) == spot.anomalous_fraction
-    with Image.open(spot.overlay) as coloured, Image.open(spot.image) as given:
-        picture, plain = (np.asarray(image).astype(int) for image in (coloured, given))
-    assert picture.shape == (60, 80, 3)
-    changed = np.abs(picture - plain).max(axis=2) > 60
+    assert float((numbers > saved.record.pixel_threshold).mean()) == spot.anomalous_fraction
+    with Image.open(spot.overlay) as overlay_image, Image.open(spot.image) as original_image:
+        overlay, original = (np.asarray(image).astype(int) for image in (overlay_image, original_image))
+    assert overlay.shape == (60, 80, 3)
+    changed = np.abs(overlay - original).max(axis=2) > 60
     assert changed[15:35, 35:55].any()
-    assert not changed[:, :25].any()  # far from the defect the image is as it was
-    assert (picture == predict.CONTOUR).all(axis=2).any()
+    assert not changed[:, :25].any()  # far from the defect the image is unchanged
+    assert (overlay == predict.CONTOUR_COLOR).all(axis=2).any()
 
 
-def test_a_bad_image_is_a_verdict_with_an_error_and_the_others_go_on(
-    place: Path, kept: saved_model.SavedModel, tmp_path
+def test_an_unreadable_image_has_an_error_and_the_others_are_predicted(
+    folder: Path, saved: saved_model.SavedModel, tmp_path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     Image.new("L", (30, 200), 100).save(tmp_path / "tall.jpg")
-    bad, tall = predict.predict(kept, saved_model.images([tmp_path]), tmp_path / "out", lambda *_: None)
+    bad, tall = predict.predict_images(saved, saved_model.list_images([tmp_path]), tmp_path / "out", lambda *_: None)
     assert bad.score is None
     assert "bad.png is not" in bad.error
     assert tall.score is not None
-    with Image.open(tall.overlay) as picture:
-        assert picture.size == (30, 200)
+    with Image.open(tall.overlay) as overlay:
+        assert overlay.size == (30, 200)
 
 
-def test_images_are_those_of_folders_and_files_each_with_a_place_of_its_own(place: Path, tmp_path: Path) -> None:
-    test = place / "parts" / "bolt" / "test"
-    named = saved_model.images([test / "good", test / "spot" / "000.png", test / "good" / "000.png"])
-    assert [str(name) for _, name in named] == ["good/000.png", "good/001.png", "good/002.png", "spot/000.png"]
-    assert [str(name) for _, name in saved_model.images([test / "spot" / "000.png"])] == ["000.png"]
-    for wrong, told in ((tmp_path / "nowhere", "is neither"), (tmp_path, "holds none")):
-        with pytest.raises(BenchError, match=told):
-            saved_model.images([wrong])
+def test_images_are_listed_from_files_and_folders_with_relative_paths(folder: Path, tmp_path: Path) -> None:
+    test = folder / "parts" / "bolt" / "test"
+    images = saved_model.list_images([test / "good", test / "spot" / "000.png", test / "good" / "000.png"])
+    assert [str(name) for _, name in images] == ["good/000.png", "good/001.png", "good/002.png", "spot/000.png"]
+    assert [str(name) for _, name in saved_model.list_images([test / "spot" / "000.png"])] == ["000.png"]
+    for wrong, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "has none")):
+        with pytest.raises(BenchError, match=message):
+            saved_model.list_images([wrong])
 
 
 @pytest.fixture
-def copied(place: Path, tmp_path: Path) -> Path:
-    """The record in a store of its own, to be broken."""
-    (path,) = (place / "runs").rglob("bolt.json")
-    to = tmp_path / path.relative_to(place / "runs")
-    to.parent.mkdir(parents=True)
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the record in another store, to be damaged."""
+    (path,) = (folder / "runs").rglob("bolt.json")
+    target = tmp_path / path.relative_to(folder / "runs")
+    target.parent.mkdir(parents=True)
     for suffix in (".json", ".safetensors"):
-        to.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
-    return to
+        target.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
+    return target
 
 
-def test_a_model_is_safetensors_or_refused_and_a_pickle_is_never_opened(copied: Path, tmp_path: Path) -> None:
-    class Trap:
+def test_a_model_must_be_safetensors_and_a_pickle_is_never_loaded(copied: Path, tmp_path: Path) -> None:
+    class Payload:
         def __reduce__(self):
-            return (Path.touch, (tmp_path / "sprung",))
+            return (Path.touch, (tmp_path / "executed",))
 
-    copied.with_suffix(".safetensors").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(BenchError, match="must be what meanmap restores"):
+    copied.with_suffix(".safetensors").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(BenchError, match="must be a saved state of meanmap"):
         saved_model.load(copied, device="cpu", weights=None, cache=tmp_path)
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-def test_a_broken_record_is_refused_in_words(copied: Path, tmp_path: Path) -> None:
+def test_a_damaged_record_is_an_error(copied: Path, tmp_path: Path) -> None:
     copied.write_text("{}")
-    with pytest.raises(BenchError, match="is no record that can be read"):
+    with pytest.raises(BenchError, match="is not a readable record"):
         saved_model.load(copied, device="cpu", weights=None, cache=tmp_path)

@@ -1,4 +1,4 @@
-"""The metrics against hand-made cases, against scikit-learn, and against a threshold at every distinct value."""
+"""The metrics against cases computed by hand, scikit-learn, and a loop over every distinct threshold."""
 
 import tracemalloc
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ def best_f1(labels, scores):
 
 
 def brute_aupro(maps, masks, limit):
-    """A threshold at every distinct value of any pixel, and trapezoids between them, cut at the limit."""
+    """Compute AUPRO with a threshold at every distinct pixel value, and trapezoids between them up to the limit."""
     regions = []
-    for mask, scored in zip(masks, maps, strict=True):
+    for mask, score_map in zip(masks, maps, strict=True):
         labels, count = ndimage.label(mask, np.ones((3, 3)))
-        regions += [scored[labels == number] for number in range(1, count + 1)]
-    normals = np.concatenate([scored[~mask] for mask, scored in zip(masks, maps, strict=True)])
+        regions += [score_map[labels == number] for number in range(1, count + 1)]
+    normals = np.concatenate([score_map[~mask] for mask, score_map in zip(masks, maps, strict=True)])
     area, last = 0.0, (0.0, 0.0)
-    for threshold in np.unique(np.concatenate([scored.ravel() for scored in maps]))[::-1]:
+    for threshold in np.unique(np.concatenate([score_map.ravel() for score_map in maps]))[::-1]:
         x, y = np.mean(normals >= threshold), np.mean([np.mean(region >= threshold) for region in regions])
         if x > limit:
             cut = last[1] + (y - last[1]) * (limit - last[0]) / (x - last[0])
@@ -41,21 +41,21 @@ def brute_aupro(maps, masks, limit):
 
 
 def expected(maps, masks, limits=(0.05, 0.3)):
-    """What scikit-learn and the brute force say of the pixels."""
+    """Return the pixel metrics by scikit-learn and brute force."""
     labels = np.concatenate([mask.ravel() for mask in masks])
-    scores = np.concatenate([scored.ravel() for scored in maps]).astype(np.float64)
-    found = {
+    scores = np.concatenate([score_map.ravel() for score_map in maps]).astype(np.float64)
+    values = {
         "pixel_auroc": roc_auc_score(labels, scores),
         "pixel_ap": average_precision_score(labels, scores),
         "pixel_f1max": best_f1(labels, scores),
     }
-    return found | {f"aupro_{round(100 * limit):02d}": brute_aupro(maps, masks, limit) for limit in limits}
+    return values | {f"aupro_{round(100 * limit):02d}": brute_aupro(maps, masks, limit) for limit in limits}
 
 
 def pixels(maps, masks, **options):
-    """What judge says of the pixels; the images' own scores don't matter here."""
-    answer = evaluate(np.arange(len(maps)), np.arange(len(maps)) > 0, maps, masks, **options)
-    return {name: value for name, value in answer.values.items() if not name.startswith("image")}
+    """Return the pixel metrics of `evaluate`; the image scores don't matter here."""
+    evaluation = evaluate(np.arange(len(maps)), np.arange(len(maps)) > 0, maps, masks, **options)
+    return {name: value for name, value in evaluation.values.items() if not name.startswith("image")}
 
 
 # --- By hand --------------------------------------------------------------------------------------------------------
@@ -66,9 +66,9 @@ def test_auroc_counts_a_tie_as_half():
 
 
 def test_average_precision_adds_the_precision_at_each_step_of_recall():
-    # From the top: defect (1/1), good, defect (2/3), so (1 + 2/3) / 2.
-    found = average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
-    assert found == pytest.approx(5 / 6, abs=1e-15)
+    # By decreasing score: defect (1/1), good, defect (2/3), so (1 + 2/3) / 2.
+    value = average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+    assert value == pytest.approx(5 / 6, abs=1e-15)
 
 
 def test_f1_max_takes_the_best_threshold():
@@ -77,35 +77,35 @@ def test_f1_max_takes_the_best_threshold():
 
 
 def test_aupro_counts_a_small_region_as_much_as_a_large_one():
-    # The region of one pixel lies above all 5 normal pixels, the region of four below them: a half at any limit.
-    scored = np.array([[9.0, 5.0, 5.0, 5.0, 5.0], [5.0, 0.0, 0.0, 0.0, 0.0]])
+    # The region of one pixel is above all 5 normal pixels, the region of four below them: 0.5 at any limit.
+    score_map = np.array([[9.0, 5.0, 5.0, 5.0, 5.0], [5.0, 0.0, 0.0, 0.0, 0.0]])
     mask = np.array([[True, False, False, False, False], [False, True, True, True, True]])
-    mask[1, 1] = False  # else the corner would join both
+    mask[1, 1] = False  # otherwise the corner would connect both
     mask[0, 4] = True
-    scored[0, 4] = 0.0
-    scored[1, 1] = 5.0
-    found = pixels([scored, scored], [mask, mask])
-    assert found["aupro_30"] == pytest.approx(0.5, abs=1e-15)
-    assert found["pixel_auroc"] == pytest.approx(0.2, abs=1e-15)
+    score_map[0, 4] = 0.0
+    score_map[1, 1] = 5.0
+    values = pixels([score_map, score_map], [mask, mask])
+    assert values["aupro_30"] == pytest.approx(0.5, abs=1e-15)
+    assert values["pixel_auroc"] == pytest.approx(0.2, abs=1e-15)
 
 
 def test_regions_that_touch_at_a_corner_are_one():
-    # One region of two pixels and another of one; found in full: the pixel alone and one of the two, (1 + 1/2) / 2.
+    # A region of two pixels and one of one pixel; detected: the single pixel and one of the two, (1 + 1/2) / 2.
     mask = np.array([[True, False, False, False], [False, True, False, True]])
-    scored = np.array([[9.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 9.0]])
-    assert pixels([scored, scored], [mask, mask])["aupro_30"] == pytest.approx(0.75, abs=1e-15)
+    score_map = np.array([[9.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 9.0]])
+    assert pixels([score_map, score_map], [mask, mask])["aupro_30"] == pytest.approx(0.75, abs=1e-15)
 
 
-def test_the_limit_cuts_a_ramp_of_ties_where_it_lies():
-    # Everything ties, so the curve is the diagonal, and the mean height of a diagonal up to the limit is half of it.
+def test_the_limit_divides_a_segment_of_ties():
+    # All scores tie, so the curve is the diagonal, whose mean height up to the limit is half of the limit.
     mask = np.array([[True, False], [False, False]])
-    found = pixels([np.zeros((2, 2))] * 2, [mask] * 2, fpr_limits=(0.05, 0.3, 1.0))
-    assert found["aupro_05"] == pytest.approx(0.025, abs=1e-15)
-    assert found["aupro_30"] == pytest.approx(0.15, abs=1e-15)
-    assert found["aupro_100"] == pytest.approx(0.5, abs=1e-15)
+    values = pixels([np.zeros((2, 2))] * 2, [mask] * 2, fpr_limits=(0.05, 0.3, 1.0))
+    assert values["aupro_05"] == pytest.approx(0.025, abs=1e-15)
+    assert values["aupro_30"] == pytest.approx(0.15, abs=1e-15)
+    assert values["aupro_100"] == pytest.approx(0.5, abs=1e-15)
 
 
-def test_a_perfect_map_gives_one_and_its_negative_gives_nothing():
+def test_a_perfect_map_gives_one_and_its_negative_gives_zero():
     mask = np.zeros((8, 8), dtype=bool)
     mask[2:4, 2:5] = True
     assert list(pixels([mask * 1.0] * 2, [mask] * 2).values()) == [1.0] * 5
@@ -113,14 +113,14 @@ def test_a_perfect_map_gives_one_and_its_negative_gives_nothing():
     assert worst["pixel_auroc"] == worst["aupro_30"] == 0.0
 
 
-# --- Against slow oracles -------------------------------------------------------------------------------------------
+# --- Against slow references ----------------------------------------------------------------------------------------
 
 
 @st.composite
 def categories(draw):
-    """A few maps of mixed sizes with masks; continuous, heavily tied or constant; of each type that a map may have.
+    """Draw a few maps of different sizes with masks: continuous, with many ties or constant, of each float dtype.
 
-    The defects are scattered pixels, which join to regions, or a single pixel in the whole category.
+    The defects are random pixels, which form regions, or a single pixel in the whole category.
     """
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     levels = draw(st.sampled_from([1, 2, 5, 50, None]))
@@ -160,7 +160,7 @@ def test_image_metrics_equal_scikit_learn(pairs):
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("outlier", [None, 1e6, -1e6])
 def test_many_pixels_with_an_outlier_stay_exact(kind, outlier, monkeypatch):
-    monkeypatch.setattr(curves, "SORT_BUFFER", 1000)  # so that held pixels are sorted in several heaps
+    monkeypatch.setattr(curves, "SORT_BUFFER", 1000)  # so that the pixels are sorted in several steps
     random = np.random.default_rng(3)
     masks = np.zeros((6, 40, 30), dtype=bool)
     masks[2:, 5:15, 5:12] = masks[4:, 25:30, 20:28] = True
@@ -176,29 +176,29 @@ def test_many_pixels_with_an_outlier_stay_exact(kind, outlier, monkeypatch):
 def test_both_zeros_are_one_score():
     mask = np.array([[True, False], [False, False]])
     for kind in (np.float16, np.float32, np.float64):
-        scored = np.array([[0.0, -0.0], [-0.0, 0.0]], dtype=kind)
-        assert pixels([scored] * 2, [mask] * 2)["pixel_auroc"] == 0.5
+        score_map = np.array([[0.0, -0.0], [-0.0, 0.0]], dtype=kind)
+        assert pixels([score_map] * 2, [mask] * 2)["pixel_auroc"] == 0.5
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_the_largest_and_the_smallest_numbers_of_a_type_are_told_apart(kind):
+def test_the_largest_and_the_smallest_numbers_of_a_dtype_are_distinguished(kind):
     limits = np.finfo(kind)
     values = [limits.max, limits.max / 2, limits.tiny, limits.smallest_subnormal, 0.0, -limits.tiny, limits.min]
-    scored = np.array([values], dtype=kind)
+    score_map = np.array([values], dtype=kind)
     mask = np.array([[False, True, False, True, False, True, False]])
-    assert pixels([scored] * 2, [mask] * 2) == pytest.approx(expected([scored] * 2, [mask] * 2), abs=1e-12)
+    assert pixels([score_map] * 2, [mask] * 2) == pytest.approx(expected([score_map] * 2, [mask] * 2), abs=1e-12)
 
 
-# --- Laws -----------------------------------------------------------------------------------------------------------
+# --- Invariances ----------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
 @given(categories(), st.sampled_from([lambda x: 3 * x - 7, np.arctan, lambda x: np.sign(x) * np.sqrt(np.abs(x))]))
-def test_a_strictly_rising_map_of_the_scores_changes_nothing(category, rising):
+def test_a_strictly_increasing_function_of_the_scores_changes_nothing(category, rising):
     maps, masks = category
-    # The map is applied to ranks, since rounding may let two neighbouring floats coincide.
-    values = np.unique(np.concatenate([scored.ravel() for scored in maps]))
-    ranks = [np.searchsorted(values, scored).astype(np.float64) for scored in maps]
+    # The function is applied to ranks, because rounding may make two neighbouring floats equal.
+    values = np.unique(np.concatenate([score_map.ravel() for score_map in maps]))
+    ranks = [np.searchsorted(values, score_map).astype(np.float64) for score_map in maps]
     assert pixels([rising(rank) for rank in ranks], masks) == pytest.approx(pixels(maps, masks), abs=1e-12)
 
 
@@ -207,15 +207,15 @@ def test_a_strictly_rising_map_of_the_scores_changes_nothing(category, rising):
 def test_the_order_of_the_images_does_not_matter(category, random):
     order = list(range(len(category[0])))
     random.shuffle(order)
-    shuffled = pixels([category[0][place] for place in order], [category[1][place] for place in order])
+    shuffled = pixels([category[0][i] for i in order], [category[1][i] for i in order])
     assert shuffled == pytest.approx(pixels(*category), abs=1e-12)
 
 
-# --- Sets that don't fit --------------------------------------------------------------------------------------------
+# --- Large sets -----------------------------------------------------------------------------------------------------
 
 
-class Drawn(Sequence):
-    """Maps or masks that are drawn when asked for, and never kept: 3 % of the pixels are defects."""
+class GeneratedImages(Sequence):
+    """Maps or masks that are generated on access and not stored; 3 % of the pixels are defects."""
 
     def __init__(self, images, *, masks, levels=None):
         self.images, self.masks, self.levels = images, masks, levels
@@ -231,29 +231,31 @@ class Drawn(Sequence):
         if self.masks:
             return mask
         random = np.random.default_rng(number)
-        scored = random.standard_normal(mask.shape) + mask * random.uniform(0, 3)
-        return (scored if self.levels is None else np.round(scored * self.levels) / self.levels).astype(np.float32)
+        score_map = random.standard_normal(mask.shape) + mask * random.uniform(0, 3)
+        return (score_map if self.levels is None else np.round(score_map * self.levels) / self.levels).astype(
+            np.float32
+        )
 
 
-def thinned_and_exact(maps, masks, hold, monkeypatch):
-    """The judgement with `hold` defect scores at most, and how far its values lie from the exact ones."""
+def approximate_and_error(maps, masks, max_scores, monkeypatch):
+    """Evaluate with at most `max_scores` defect scores; also return the largest difference from the exact values."""
     labels = np.arange(len(maps)) > 0
     monkeypatch.setattr(curves, "MAX_EXACT_SCORES", 1 << 40)
     exact = evaluate(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
     assert exact.error_bound == 0.0
-    monkeypatch.setattr(curves, "MAX_EXACT_SCORES", hold)
-    thinned = evaluate(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
-    return thinned, max(abs(thinned.values[name] - value) for name, value in exact.values.items())
+    monkeypatch.setattr(curves, "MAX_EXACT_SCORES", max_scores)
+    approximate = evaluate(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
+    return approximate, max(abs(approximate.values[name] - value) for name, value in exact.values.items())
 
 
 @pytest.mark.parametrize("levels", [None, 3, 300])
-@pytest.mark.parametrize("hold", [100, 1000])
-def test_with_too_many_defect_scores_to_hold_the_error_is_bounded_and_told(levels, hold, monkeypatch):
-    maps, masks = Drawn(30, masks=False, levels=levels), Drawn(30, masks=True)
-    thinned, moved = thinned_and_exact(maps, masks, hold, monkeypatch)
-    assert moved <= thinned.error + 1e-12
-    assert thinned.error < 10 / hold
-    assert (thinned.error > 0) == (levels != 3)  # with a handful of distinct scores nothing is lost
+@pytest.mark.parametrize("max_scores", [100, 1000])
+def test_with_too_many_defect_scores_the_error_is_bounded_and_reported(levels, max_scores, monkeypatch):
+    maps, masks = GeneratedImages(30, masks=False, levels=levels), GeneratedImages(30, masks=True)
+    approximate, error = approximate_and_error(maps, masks, max_scores, monkeypatch)
+    assert error <= approximate.error_bound + 1e-12
+    assert approximate.error_bound < 10 / max_scores
+    assert (approximate.error_bound > 0) == (levels != 3)  # exact with a few distinct scores
 
 
 def test_the_error_of_a_large_set_is_below_a_hundred_thousandth(monkeypatch):
@@ -261,15 +263,15 @@ def test_the_error_of_a_large_set_is_below_a_hundred_thousandth(monkeypatch):
     masks = np.zeros((40, 512, 512), dtype=bool)
     masks[1:, 100:300, 100:400] = masks[1:, 400:403, 50] = True  # 2.34 million defect pixels of 10 million
     maps = (random.standard_normal(masks.shape) + masks * random.uniform(0, 3, size=(40, 1, 1))).astype(np.float32)
-    thinned, moved = thinned_and_exact(maps, masks, curves.MAX_EXACT_SCORES, monkeypatch)
-    assert 0 < moved <= thinned.error < 1e-5
+    approximate, error = approximate_and_error(maps, masks, curves.MAX_EXACT_SCORES, monkeypatch)
+    assert 0 < error <= approximate.error_bound < 1e-5
 
 
-def test_a_score_that_many_pixels_share_is_not_thinned_away(monkeypatch):
-    # Half of all pixels tie at zero: as one group with its neighbours they would move the AUROC by a lot.
+def test_a_score_that_many_pixels_share_stays_a_threshold(monkeypatch):
+    # Half of all pixels tie at zero: in one group with other scores they would change the AUROC a lot.
     monkeypatch.setattr(curves, "MAX_EXACT_SCORES", 500)
-    maps = [np.maximum(scored, 0) for scored in Drawn(30, masks=False)]
-    masks, labels = Drawn(30, masks=True), np.arange(30) > 0
+    maps = [np.maximum(score_map, 0) for score_map in GeneratedImages(30, masks=False)]
+    masks, labels = GeneratedImages(30, masks=True), np.arange(30) > 0
     assert 0 < evaluate(labels, labels, maps, masks).error_bound < 0.01
 
 
@@ -280,25 +282,25 @@ def test_memory_does_not_grow_with_the_number_of_maps(monkeypatch):
     def peak(images):
         labels = np.arange(images) > 0
         tracemalloc.start()
-        evaluate(labels, labels, Drawn(images, masks=False), Drawn(images, masks=True))
-        found = tracemalloc.get_traced_memory()[1]
+        evaluate(labels, labels, GeneratedImages(images, masks=False), GeneratedImages(images, masks=True))
+        memory = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return memory
 
-    assert peak(120) < 1.3 * peak(30)  # the maps alone would take four times as much
+    assert peak(120) < 1.3 * peak(30)  # the maps alone would need four times as much
 
 
 # --- A decision threshold -------------------------------------------------------------------------------------------
 
 
-def test_one_of_ten_good_images_lies_above_a_threshold_for_a_tenth():
-    # Of nine held-out images the highest is the threshold: a tenth image is the highest of ten with probability 1/10.
+def test_one_of_ten_good_images_is_above_a_threshold_for_a_rate_of_a_tenth():
+    # The threshold is the highest of nine calibration images; a tenth image exceeds it with probability 1/10.
     assert threshold_at(np.arange(9.0), 0.1) == 8.0
     assert threshold_at(np.arange(19.0), 0.1) == 17.0
     assert threshold_at(np.arange(99.0), 0.01) == 98.0
 
 
-def test_the_promised_rate_of_false_positives_holds():
+def test_the_false_positive_rate_is_as_requested():
     random = np.random.default_rng(0)
     for images, rate in ((9, 0.1), (25, 0.1), (40, 0.25)):
         draws = random.exponential(size=(4000, images + 1))
@@ -311,7 +313,7 @@ def test_the_promised_rate_of_false_positives_holds():
 
 @pytest.mark.parametrize(("images", "rate", "needed"), [(8, 0.1, 9), (1, 0.3, 3), (98, 0.01, 99)])
 def test_too_few_good_images_for_a_rate_are_refused(images, rate, needed):
-    with pytest.raises(BenchError, match=f"needs {needed} good images .* there are {images}"):
+    with pytest.raises(BenchError, match=f"needs {needed} good images .* got {images}"):
         threshold_at(np.arange(images), rate)
     threshold_at(np.arange(needed), rate)
 
@@ -324,62 +326,62 @@ def test_a_rate_outside_zero_to_one_is_refused(rate):
 
 def test_precision_recall_and_f1_at_a_threshold_by_hand():
     scores, labels = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([False, True, False, True, True])
-    # Above 2: goods 3, defects 4 and 5. The score at the threshold itself is not above it.
-    found = at_threshold(scores, labels, 2.0)
-    assert found == {"image_precision": 2 / 3, "image_recall": 2 / 3, "image_f1": 2 / 3, "image_fpr": 1 / 2}
+    # Above 2: good 3, defective 4 and 5. A score equal to the threshold is not above it.
+    values = at_threshold(scores, labels, 2.0)
+    assert values == {"image_precision": 2 / 3, "image_recall": 2 / 3, "image_f1": 2 / 3, "image_fpr": 1 / 2}
     assert set(at_threshold(scores, labels, 9.0).values()) == {0.0}
 
 
-# --- What does not exist, and what is refused -----------------------------------------------------------------------
+# --- Undefined metrics and invalid arguments ------------------------------------------------------------------------
 
 
-def test_a_category_without_masks_has_image_metrics_and_says_so():
-    answer = evaluate(SCORES, LABELS, [np.zeros((2, 2))] * 2, None)
-    assert answer.values == {"image_auroc": 1.0, "image_ap": 1.0, "image_f1max": 1.0}
-    assert answer.undefined == dict.fromkeys(PIXEL_NAMES, "no masks")
+def test_a_category_without_masks_has_image_metrics_and_a_reason():
+    evaluation = evaluate(SCORES, LABELS, [np.zeros((2, 2))] * 2, None)
+    assert evaluation.values == {"image_auroc": 1.0, "image_ap": 1.0, "image_f1max": 1.0}
+    assert evaluation.undefined == dict.fromkeys(PIXEL_NAMES, "no masks")
 
 
-def test_a_category_without_maps_says_so():
+def test_a_category_without_maps_has_a_reason():
     assert evaluate(SCORES, LABELS, None, None).undefined == dict.fromkeys(PIXEL_NAMES, "no maps")
 
 
-def test_a_category_without_defects_has_no_metric_and_says_why():
-    answer = evaluate(SCORES, LABELS & False, [np.zeros((2, 2))] * 2, [np.zeros((2, 2), dtype=bool)] * 2)
-    assert answer.values == {}
-    assert answer.undefined["image_auroc"] == "no defective images"
-    assert answer.undefined["aupro_30"] == "no defect pixels"
+def test_a_category_without_defects_has_no_metric_and_a_reason():
+    evaluation = evaluate(SCORES, LABELS & False, [np.zeros((2, 2))] * 2, [np.zeros((2, 2), dtype=bool)] * 2)
+    assert evaluation.values == {}
+    assert evaluation.undefined["image_auroc"] == "no defective images"
+    assert evaluation.undefined["aupro_30"] == "no defect pixels"
 
 
 def test_a_category_without_good_images_still_has_pixel_metrics():
     mask = np.array([[True, False]])
-    answer = evaluate(SCORES, LABELS | True, [np.array([[2.0, 1.0]])] * 2, [mask] * 2, fpr_limits=(0.05,))
-    assert answer.values == dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05"), 1.0)
-    assert answer.undefined == dict.fromkeys(("image_auroc", "image_ap", "image_f1max"), "no good images")
+    evaluation = evaluate(SCORES, LABELS | True, [np.array([[2.0, 1.0]])] * 2, [mask] * 2, fpr_limits=(0.05,))
+    assert evaluation.values == dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05"), 1.0)
+    assert evaluation.undefined == dict.fromkeys(("image_auroc", "image_ap", "image_f1max"), "no good images")
 
 
 def test_masks_that_cover_everything_leave_no_pixel_metrics():
-    answer = evaluate(SCORES, LABELS, [np.zeros((2, 2))] * 2, [np.ones((2, 2), dtype=bool)] * 2)
-    assert answer.undefined["pixel_ap"] == "no normal pixels"
+    evaluation = evaluate(SCORES, LABELS, [np.zeros((2, 2))] * 2, [np.ones((2, 2), dtype=bool)] * 2)
+    assert evaluation.undefined["pixel_ap"] == "no normal pixels"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_is_refused_in_one_line(bad):
+def test_a_value_that_is_not_finite_is_refused(bad):
     mask = np.zeros((2, 2), dtype=bool)
-    with pytest.raises(BenchError, match="that of image 1"):
+    with pytest.raises(BenchError, match="the score of image 1"):
         evaluate(np.array([0.0, bad]), LABELS, None, None)
     with pytest.raises(BenchError, match="the map of image 1"):
         evaluate(SCORES, LABELS, [np.zeros((2, 2)), np.full((2, 2), bad)], [mask, mask])
 
 
-def test_lengths_and_shapes_that_disagree_are_refused():
+def test_different_lengths_and_shapes_are_refused():
     mask = np.zeros((2, 2), dtype=bool)
-    with pytest.raises(BenchError, match="two lists of one length"):
+    with pytest.raises(BenchError, match="one shape"):
         auroc(np.zeros(3), LABELS)
-    with pytest.raises(BenchError, match="there are 2, 1 and 2"):
+    with pytest.raises(BenchError, match="got 2, 1 and 2"):
         evaluate(SCORES, LABELS, [np.zeros((2, 2))], [mask, mask])
-    with pytest.raises(BenchError, match="image 0 has"):
+    with pytest.raises(BenchError, match="for image 0"):
         evaluate(SCORES, LABELS, [np.zeros((3, 2))] * 2, [mask, mask])
-    with pytest.raises(BenchError, match="only one of the two"):
+    with pytest.raises(BenchError, match="one class only"):
         auroc(SCORES, LABELS & False)
     with pytest.raises(BenchError, match="whole percents"):
         evaluate(SCORES, LABELS, None, None, fpr_limits=(0.125,))

@@ -1,4 +1,4 @@
-"""Clocks: what is added and taken off, and what a latency measurement asks of a method. Nothing here waits for time."""
+"""Timers: which phases are added and subtracted, and which calls a latency measurement makes. No test waits."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,8 +16,8 @@ from bench.method import Method, Prediction, Setup
 CPU = torch.device("cpu")
 
 
-class Time:
-    """Stands for the module `time`; only what is told passes."""
+class FakeTime:
+    """Replacement of the module `time`, whose clock is set by the tests."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -27,18 +27,18 @@ class Time:
 
 
 @pytest.fixture
-def now(monkeypatch: pytest.MonkeyPatch) -> Time:
-    fake = Time()
+def now(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
     monkeypatch.setattr(timing, "time", fake)
     return fake
 
 
-class Counting(Method):
-    """Remembers which image it was asked for; each call takes so many seconds."""
+class RecordingMethod(Method):
+    """Record the images of all calls; each call takes the next of the given times in seconds."""
 
-    def __init__(self, now: Time, seconds: Iterator[float]) -> None:
+    def __init__(self, now: FakeTime, seconds: Iterator[float]) -> None:
         super().__init__(None, Setup((2, 2), CPU, 0))
-        self.asked: list[float] = []
+        self.images: list[float] = []
         self.shapes: set[tuple[int, ...]] = set()
         self.now, self.costs = now, seconds
 
@@ -51,12 +51,12 @@ class Counting(Method):
 
     def predict(self, images: Tensor) -> Prediction:
         self.shapes.add(tuple(images.shape))
-        self.asked.append(float(images[0, 0, 0, 0]))
+        self.images.append(float(images[0, 0, 0, 0]))
         self.now.now += next(self.costs)
         return Prediction(images[:, 0, 0, 0], images[:, 0])
 
 
-def steady(seconds: float) -> Iterator[float]:
+def constant(seconds: float) -> Iterator[float]:
     while True:
         yield seconds
 
@@ -68,7 +68,7 @@ def images(count: int) -> Tensor:
 # ---- the clock
 
 
-def test_a_phase_adds_up_over_its_blocks_and_others_do_not_touch_it(now: Time) -> None:
+def test_a_phase_adds_up_over_its_blocks_and_others_do_not_touch_it(now: FakeTime) -> None:
     clock = Clock(CPU)
     for seconds in (1.0, 2.5):
         with clock("fit"):
@@ -79,7 +79,7 @@ def test_a_phase_adds_up_over_its_blocks_and_others_do_not_touch_it(now: Time) -
     assert clock.seconds == {"fit": 3.5, "predict": 0.25}
 
 
-def test_a_stop_is_taken_off_the_phase_around_it(now: Time) -> None:
+def test_an_excluded_block_is_subtracted_from_the_phase_around_it(now: FakeTime) -> None:
     clock = Clock(CPU)
     with clock("fit"):
         now.now += 3
@@ -90,7 +90,7 @@ def test_a_stop_is_taken_off_the_phase_around_it(now: Time) -> None:
     assert clock.seconds == {"fit": 5.0}
 
 
-def test_a_block_that_raises_is_counted_until_then(now: Time) -> None:
+def test_a_block_that_raises_is_counted_until_then(now: FakeTime) -> None:
     clock = Clock(CPU)
     with suppress(RuntimeError), clock("fit"):
         now.now += 2
@@ -100,192 +100,192 @@ def test_a_block_that_raises_is_counted_until_then(now: Time) -> None:
     assert clock.seconds == {"fit": 2.0}
 
 
-def test_the_device_is_waited_for_at_both_ends(now: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_is_synchronized_at_both_ends(now: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = []
 
     def waiting(device: torch.device) -> None:
         waits.append(device)
-        now.now += 10  # what the device still had to do
+        now.now += 10  # queued work of the device
 
     monkeypatch.setattr(timing, "wait", waiting)
     clock = Clock(torch.device("cuda"))
     with clock("predict"):
         now.now += 1
     assert waits == [torch.device("cuda")] * 2
-    assert clock.seconds == {"predict": 11.0}  # work from before the block does not count, work begun in it does
+    assert clock.seconds == {"predict": 11.0}  # earlier work does not count, work of the block does
 
 
-def test_waiting_for_the_cpu_is_nothing() -> None:
+def test_waiting_for_the_cpu_does_nothing() -> None:
     timing.wait(CPU)
 
 
 # ---- latency
 
 
-def test_latency_asks_warmup_untimed_then_passes_timed_one_image_at_a_time_in_turn(now: Time) -> None:
+def test_latency_warms_up_and_then_times_single_images_in_turn(now: FakeTime) -> None:
     costs = iter([9.0, 9.0, *[0.010, 0.020, 0.030, 0.040, 0.050]])
-    method = Counting(now, costs)
-    found = latency(method, images(3), warmup=2, passes=5, budget=1000)
-    assert method.asked == [0, 1, *[0, 1, 2, 0, 1]]
+    method = RecordingMethod(now, costs)
+    result = latency(method, images(3), warmup=2, passes=5, budget=1000)
+    assert method.images == [0, 1, *[0, 1, 2, 0, 1]]
     assert method.shapes == {(1, 3, 2, 2)}
-    assert found["samples_ms"] == pytest.approx([10, 20, 30, 40, 50])
-    assert found["median_ms"] == pytest.approx(30)
-    assert found["p5_ms"] == pytest.approx(12)  # 10 + 0.05 * 4 * 10
-    assert found["p95_ms"] == pytest.approx(48)
+    assert result["samples_ms"] == pytest.approx([10, 20, 30, 40, 50])
+    assert result["median_ms"] == pytest.approx(30)
+    assert result["p5_ms"] == pytest.approx(12)  # 10 + 0.05 * 4 * 10
+    assert result["p95_ms"] == pytest.approx(48)
 
 
-def test_a_slow_method_is_asked_once_to_warm_up_and_three_times_timed(now: Time) -> None:
-    method = Counting(now, steady(60.0))
-    found = latency(method, images(8), warmup=10, passes=30, budget=10)
-    assert len(method.asked) == 4
-    assert found["samples_ms"] == pytest.approx([60_000.0] * 3)
+def test_a_slow_method_has_one_warm_up_and_three_timed_passes(now: FakeTime) -> None:
+    method = RecordingMethod(now, constant(60.0))
+    result = latency(method, images(8), warmup=10, passes=30, budget=10)
+    assert len(method.images) == 4
+    assert result["samples_ms"] == pytest.approx([60_000.0] * 3)
 
 
-def test_the_budget_ends_each_part_early(now: Time) -> None:
-    method = Counting(now, steady(1.0))
-    found = latency(method, images(8), warmup=10, passes=30, budget=4.5)
-    assert len(method.asked) == 5 + 5  # the fifth begins after 4 seconds, the sixth would begin after 5
-    assert len(found["samples_ms"]) == 5
+def test_the_budget_ends_each_part_early(now: FakeTime) -> None:
+    method = RecordingMethod(now, constant(1.0))
+    result = latency(method, images(8), warmup=10, passes=30, budget=4.5)
+    assert len(method.images) == 5 + 5  # the fifth call starts after 4 seconds, the sixth would start after 5
+    assert len(result["samples_ms"]) == 5
 
 
-# ---- one act
+# ---- one call
 
 
-def test_the_time_of_an_act_is_told_in_milliseconds(now: Time) -> None:
-    def act() -> None:
+def test_the_time_of_a_call_is_in_milliseconds(now: FakeTime) -> None:
+    def function() -> None:
         now.now += 0.25
 
-    assert milliseconds(act, CPU) == pytest.approx(250)
+    assert milliseconds(function, CPU) == pytest.approx(250)
 
 
-def test_a_gpu_is_timed_by_events_between_which_all_work_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+def test_a_gpu_is_timed_by_events_around_all_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
 
     class Event:
         def __init__(self, *, enable_timing: bool) -> None:
             assert enable_timing
 
         def record(self) -> None:
-            said.append("record")
+            calls.append("record")
 
         def synchronize(self) -> None:
-            said.append("synchronize")
+            calls.append("synchronize")
 
         def elapsed_time(self, last: "Event") -> float:
             assert last is not self
             return 7.5
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: said.append("idle"))
-    assert milliseconds(lambda: said.append("act"), torch.device("cuda")) == 7.5
-    assert said == ["idle", "record", "act", "record", "synchronize"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: calls.append("idle"))
+    assert milliseconds(lambda: calls.append("call"), torch.device("cuda")) == 7.5
+    assert calls == ["idle", "record", "call", "record", "synchronize"]
 
 
-def test_a_spread_is_median_and_percentiles_and_keeps_every_sample() -> None:
-    found = percentiles([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert (found["median_ms"], found["samples_ms"]) == (3.0, [5.0, 1.0, 2.0, 4.0, 3.0])
-    assert found["p5_ms"] == pytest.approx(1.2)
-    assert found["p95_ms"] == pytest.approx(4.8)
+def test_percentiles_contain_the_median_and_all_samples() -> None:
+    result = percentiles([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (result["median_ms"], result["samples_ms"]) == (3.0, [5.0, 1.0, 2.0, 4.0, 3.0])
+    assert result["p5_ms"] == pytest.approx(1.2)
+    assert result["p95_ms"] == pytest.approx(4.8)
 
 
-# ---- everything
+# ---- profile
 
 
-class Growing(Counting):
-    """A pass takes a second and another second an image; beyond `room` images it has no memory."""
+class BatchMethod(RecordingMethod):
+    """A pass takes one second plus one per image; more than `max_batch` images raise an out-of-memory error."""
 
-    def __init__(self, now: Time, room: int = 1000) -> None:
-        super().__init__(now, steady(0.0))
-        self.room = room
+    def __init__(self, now: FakeTime, max_batch: int = 1000) -> None:
+        super().__init__(now, constant(0.0))
+        self.max_batch = max_batch
 
     def predict(self, images: Tensor) -> Prediction:
-        if len(images) > self.room:
+        if len(images) > self.max_batch:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         self.now.now += 1 + len(images)
         return super().predict(images)
 
 
-def test_throughput_grows_the_batch_until_the_largest(now: Time) -> None:
-    method = Growing(now)
-    found = throughput(method, images(3), budget=1000, largest=8)
-    assert [row["batch"] for row in found["batches"]] == [1, 2, 4, 8]
-    assert [row["images_per_second"] for row in found["batches"]] == pytest.approx([1 / 2, 2 / 3, 4 / 5, 8 / 9])
-    assert found["ended"] == "largest"
+def test_throughput_doubles_the_batch_size_up_to_the_largest(now: FakeTime) -> None:
+    method = BatchMethod(now)
+    result = throughput(method, images(3), budget=1000, largest=8)
+    assert [row["batch"] for row in result["batches"]] == [1, 2, 4, 8]
+    assert [row["images_per_second"] for row in result["batches"]] == pytest.approx([1 / 2, 2 / 3, 4 / 5, 8 / 9])
+    assert result["ended"] == "largest"
 
 
-def test_throughput_ends_where_memory_or_time_does(now: Time, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = throughput(Growing(now, room=4), images(3), budget=1000)
-    assert ([row["batch"] for row in found["batches"]], found["ended"]) == ([1, 2, 4], "memory")
-    found = throughput(Growing(now), images(3), budget=15)  # 3 passes of 4 images take 15 s
-    assert ([row["batch"] for row in found["batches"]], found["ended"]) == ([1, 2, 4, 8], "time")
+def test_throughput_ends_if_memory_or_time_runs_out(now: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = throughput(BatchMethod(now, max_batch=4), images(3), budget=1000)
+    assert ([row["batch"] for row in result["batches"]], result["ended"]) == ([1, 2, 4], "memory")
+    result = throughput(BatchMethod(now), images(3), budget=15)  # 3 passes of 4 images take 15 s
+    assert ([row["batch"] for row in result["batches"]], result["ended"]) == ([1, 2, 4, 8], "time")
     monkeypatch.setattr(environment, "free_memory", lambda: -1)  # less than the next batch would need
-    found = throughput(Growing(now), images(3), budget=1000)
-    assert ([row["batch"] for row in found["batches"]], found["ended"]) == ([1], "memory")
+    result = throughput(BatchMethod(now), images(3), budget=1000)
+    assert ([row["batch"] for row in result["batches"]], result["ended"]) == ([1], "memory")
 
 
-def test_an_error_that_is_not_of_memory_is_not_hidden(now: Time) -> None:
-    class Broken(Growing):
+def test_an_error_other_than_out_of_memory_is_raised(now: FakeTime) -> None:
+    class BrokenMethod(BatchMethod):
         def predict(self, images: Tensor) -> Prediction:
             raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        throughput(Broken(now), images(3))
+        throughput(BrokenMethod(now), images(3))
 
 
-def test_a_warm_up_lasts_until_two_windows_agree(now: Time) -> None:
-    # 5 slow passes, 5 half as slow, 5 at full speed, 5 more that agree with them, then 4 that are timed
+def test_the_warm_up_lasts_until_two_windows_agree(now: FakeTime) -> None:
+    # 5 slow passes, 5 twice as fast, 5 at full speed, 5 that agree with them, then 4 timed passes
     costs = iter([*[4.0] * 5, *[2.0] * 5, *[1.0] * 5, *[1.02] * 5, *[1.0] * 4])
-    method = Counting(now, costs)
-    found = timing._steady(lambda i: method.predict(images(3)[i % 3][None]), CPU, passes=4, budget=1000)
-    assert (found["warmup"], found["settled"]) == (20, True)
-    assert found["samples_ms"] == pytest.approx([1000.0] * 4)
+    method = RecordingMethod(now, costs)
+    result = timing.warm_up_and_measure(lambda i: method.predict(images(3)[i % 3][None]), CPU, passes=4, budget=1000)
+    assert (result["warmup"], result["settled"]) == (20, True)
+    assert result["samples_ms"] == pytest.approx([1000.0] * 4)
 
 
-def test_a_warm_up_that_never_settles_ends_with_its_budget_and_says_so(now: Time) -> None:
+def test_a_warm_up_that_does_not_settle_ends_with_its_budget_and_is_marked(now: FakeTime) -> None:
     def halving() -> Iterator[float]:
         cost = 512.0  # windows of 2560, 1280 and 640 seconds
         while True:
             yield from [cost] * timing.WINDOW
             cost /= 2
 
-    method = Counting(now, halving())
-    found = timing._steady(lambda _: method.predict(images(1)), CPU, passes=10, budget=4000)
-    assert (found["warmup"], found["settled"]) == (15, False)
+    method = RecordingMethod(now, halving())
+    result = timing.warm_up_and_measure(lambda _: method.predict(images(1)), CPU, passes=10, budget=4000)
+    assert (result["warmup"], result["settled"]) == (15, False)
 
 
-def test_all_three_latencies_are_told_apart_and_the_networks_stands_at_the_top(now: Time) -> None:
-    method = Counting(now, steady(0.010))
+def test_all_three_latencies_are_separate_and_the_network_latency_is_at_the_top_level(now: FakeTime) -> None:
+    method = RecordingMethod(now, constant(0.010))
 
     def read() -> Tensor:
         now.now += 0.003
         return images(1)
 
-    found = profile(method, [read, read], CPU, passes=6, budget=1000, largest=2)
-    assert found["network"]["median_ms"] == pytest.approx(10)
-    assert found["loader"]["median_ms"] == pytest.approx(3)
-    assert found["end_to_end"]["median_ms"] == pytest.approx(13)
-    assert found["median_ms"] == found["network"]["median_ms"]
-    assert len(found["samples_ms"]) == 6
-    assert found["memory"]["host"] > 0
-    assert (found["flops"], found["parameters"], found["state"]) == (0, 0, 0)
+    result = profile(method, [read, read], CPU, passes=6, budget=1000, largest=2)
+    assert result["network"]["median_ms"] == pytest.approx(10)
+    assert result["loader"]["median_ms"] == pytest.approx(3)
+    assert result["end_to_end"]["median_ms"] == pytest.approx(13)
+    assert result["median_ms"] == result["network"]["median_ms"]
+    assert len(result["samples_ms"]) == 6
+    assert result["memory"]["host"] > 0
+    assert (result["flops"], result["parameters"], result["state"]) == (0, 0, 0)
 
 
-def test_flops_are_those_of_one_image_with_a_multiply_add_as_two(now: Time) -> None:
-    class Multiplying(Counting):
+def test_flops_are_those_of_one_image_and_a_multiply_add_is_two(now: FakeTime) -> None:
+    class MatrixMethod(RecordingMethod):
         def predict(self, images: Tensor) -> Prediction:
-            images[:, 0] @ torch.ones(2, 5)  # (b, 2, 2) by (2, 5): 2 * 2 * 5 multiply-adds an image
-            tokens = torch.ones(len(images), 1, 3, 4)  # each of 3 asks 3 others by 4 numbers, and mixes 4 of each
+            images[:, 0] @ torch.ones(2, 5)  # (b, 2, 2) by (2, 5): 2 * 2 * 5 multiply-adds per image
+            tokens = torch.ones(len(images), 1, 3, 4)  # 3 queries, 3 keys, 4 channels
             scaled_dot_product_attention(tokens, tokens, tokens)
             return super().predict(images)
 
-    found = profile(Multiplying(now, steady(0.01)), [lambda: images(1)], CPU, passes=3, largest=1)
-    assert found["flops"] == 2 * (2 * 2 * 5 + 3 * 3 * 4 + 3 * 3 * 4)
+    result = profile(MatrixMethod(now, constant(0.01)), [lambda: images(1)], CPU, passes=3, largest=1)
+    assert result["flops"] == 2 * (2 * 2 * 5 + 3 * 3 * 4 + 3 * 3 * 4)
 
 
-def test_parameters_are_counted_once_and_those_without_memory_not_at_all(now: Time) -> None:
-    method = Counting(now, steady(0.01))
+def test_shared_parameters_count_once_and_parameters_on_meta_do_not_count(now: FakeTime) -> None:
+    method = RecordingMethod(now, constant(0.01))
     method.one = torch.nn.Linear(3, 2)  # 6 weights and 2 biases
-    method.again = method.one
+    method.same = method.one
     with torch.device("meta"):
         method.shapes_only = torch.nn.Linear(100, 100)
     assert parameters(method) == 8

@@ -1,31 +1,24 @@
-"""Jobs on a Ray cluster of two nodes on this machine: the same records as here, whatever happens to a worker."""
+"""Jobs on a Ray cluster of two nodes on this machine: the same records as locally, also if a worker is killed."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bench import registry
-from bench.config.bench_toml import load_config
-from bench.config.plan import Plan, make_plan
+from bench.config.options import ExecutionOptions
 from bench.errors import BenchError
-from bench.execution import ray_executor, schedule
+from bench.execution.image_shipping import check_local_files, job_files, write_images
 from bench.execution.job import Job, run_locally
+from bench.execution.ray_executor import resolve_resources, run_on_ray
+from bench.execution.schedule import make_schedule
 from bench.record import Record
 from bench.store import Store
 
-ODD = Path(__file__).resolve().parents[1] / "plugins"
-
-
-@pytest.fixture(autouse=True)
-def _odd() -> Iterator[None]:
-    """The odd method is found, and forgotten again."""
-    registry.add_folder("methods", ODD)
-    yield
-    registry.import_module("bench.methods").__path__ = [str(registry.plugin_folders("methods")[0])]
+pytestmark = pytest.mark.usefixtures("plugin_methods")
 
 
 @pytest.fixture(scope="module")
@@ -34,128 +27,127 @@ def two_nodes() -> Iterator[str]:
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'maskbench[ray]'")
     from ray.cluster_utils import Cluster
 
-    def started(tries: int = 3) -> Cluster:
-        nodes = Cluster()
+    def start(attempts: int = 3) -> Cluster:
+        cluster = Cluster()
         try:
-            nodes.add_node(num_cpus=1, include_dashboard=False)
-            nodes.add_node(num_cpus=1)
-        except Exception:  # Ray gives a node 30 seconds, which a busy machine may not have
-            nodes.shutdown()
-            if tries == 1:
+            cluster.add_node(num_cpus=1, include_dashboard=False)
+            cluster.add_node(num_cpus=1)
+        except Exception:  # Ray waits 30 seconds for a node, which may be too short on a busy machine
+            cluster.shutdown()
+            if attempts == 1:
                 raise
-            return started(tries - 1)
-        return nodes
+            return start(attempts - 1)
+        return cluster
 
-    nodes = started()
-    yield nodes.address
+    cluster = start()
+    yield cluster.address
     ray.shutdown()
-    nodes.shutdown()
+    cluster.shutdown()
 
 
-def planned(parts: Path, runs: str, *, settings: dict[str, str] | None = None, **said: object) -> Plan:
-    given = {"dataset": "folder", "protocol": "kshot", "k": "2", "threads": 1, "time": False} | said
-    paths = {"data": parts, "runs": parts.parent / runs, "cache": parts.parent / "cache"}
-    return make_plan(
-        load_config(), registry.names("methods"), options=given, settings=settings, profile="check", paths=paths
-    )
+@pytest.fixture
+def make_job(plan_parts) -> Callable[..., Job]:
+    """Return a function that makes the job of a faulty method on the bolts."""
+
+    def make(fault: str = "none", **options: Any) -> Job:
+        plan = plan_parts(method="faulty", category="bolt", settings={"fault": fault}, **options)
+        return make_schedule(plan, force=True).jobs[0]
+
+    return make
 
 
-def ran(plan: Plan) -> list[Record]:
-    return list(schedule.run_schedule(plan, schedule.make_schedule(plan), lambda *_: None))
-
-
-def alike(record: Record) -> Record:
-    """Without what tells of the time, and of the executor that was asked for."""
-    origin = {name: where for name, where in record.origin.items() if name not in {"executor", "address", "ship_data"}}
+def comparable(record: Record) -> Record:
+    """Return the record without times and without the options of the executor."""
+    origin = {key: value for key, value in record.origin.items() if key not in {"executor", "address", "ship_data"}}
     return replace(record, seconds={}, latency={}, memory={}, started="", origin=origin)
 
 
-def bolt(parts: Path, *hows: str, **settings: str) -> list[Job]:
-    """The job on the bolt, done so by the odd method, once for each how."""
-    (job,) = schedule.make_schedule(planned(parts, "runs", method="odd", category="bolt", settings=settings)).jobs
-    return [replace(job, run=replace(job.run, settings=job.run.settings | {"how": how})) for how in hows]
+def sort_records(records: list[Record]) -> list[Record]:
+    return sorted(map(comparable, records), key=lambda record: (record.run.name, record.category))
 
 
 # ---- on two nodes
 
 
-@pytest.mark.slow  # starts a cluster and a worker a node
-@pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_two_nodes_make_the_records_that_this_process_makes_and_a_killed_worker_loses_none(
-    two_nodes: str, parts: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.slow  # starts a cluster and a worker per node
+@pytest.mark.filterwarnings("ignore")  # Ray's
+def test_two_nodes_give_the_records_of_this_process_even_if_a_worker_is_killed(
+    two_nodes: str, tmp_path: Path, plan_parts, run_plan, caplog: pytest.LogCaptureFixture
 ) -> None:
-    flag = parts.parent / "killed"
-    settings = {"odd.how": "is killed once", "odd.flag": str(flag)}
-    methods = {"method": "meanmap,patchcore,odd", "settings": settings}
-    there = ran(planned(parts, "there", executor="ray", address=two_nodes, **methods))
-    assert flag.exists()  # a worker was killed in the middle of its fit
-    assert sum("its worker died and it begins again" in message for message in caplog.messages) == 1
-    here = ran(planned(parts, "here", **methods))
-    assert [record.failure for record in there] == [""] * 6
-    one, other = (list(Store(parts.parent / runs).records()) for runs in ("here", "there"))
-    assert len(one) == len(here) == len(there) == 6
-    assert list(map(alike, one)) == list(map(alike, other))  # the hash of the answers' file is in each of them
+    file = tmp_path / "killed"
+    settings = {"faulty.fault": "is killed once", "faulty.file": str(file)}
+    options = {"method": "meanmap,patchcore,faulty", "settings": settings, "protocol": "kshot", "k": "2"}
+    remote_plan = plan_parts(runs="remote", executor="ray", address=two_nodes, **options)
+    remote = run_plan(remote_plan)
+    assert file.exists()  # a worker was killed during its fit
+    assert "its worker died; it is started again" in caplog.text
+    local_plan = plan_parts(runs="local", **options)
+    local = run_plan(local_plan)
+    assert [record.failure for record in remote] == [""] * 6
+    stored = list(Store(local_plan.runs).records()), list(Store(remote_plan.runs).records())
+    assert len(stored[0]) == len(local) == len(remote) == 6
+    assert sort_records(stored[0]) == sort_records(stored[1])  # with the hash of the predictions' file
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_task_that_hangs_or_kills_every_worker_fails_alone(two_nodes: str, parts: Path) -> None:
-    told: list[tuple] = []
-    watch = lambda *words: told.append(words)
-    done = ray_executor.run_on_ray(bolt(parts, "hangs", "is killed", "well"), watch, address=two_nodes, timeout=10)
-    found = {job.run.settings["how"]: outcomes[0].record for job, outcomes in done}
-    assert found["hangs"].failure == "Stopped after --timeout 10 seconds. Raise it."
-    assert found["is killed"].failure.startswith("Its worker failed, 3 times in all: ")
-    assert not found["well"].failure
-    assert any(words[1] == "fit" for words in told)
+def test_a_task_that_hangs_or_kills_every_worker_fails_alone(two_nodes: str, make_job) -> None:
+    updates: list[tuple] = []
+    jobs = [make_job(fault) for fault in ("hangs", "is killed", "none")]
+    execution = ExecutionOptions(address=two_nodes, timeout=10)
+    results = run_on_ray(jobs, lambda *update: updates.append(update), execution)
+    records = {job.run.settings["fault"]: outcomes[0].record for job, outcomes in results}
+    assert records["hangs"].failure == "Stopped after --timeout 10 seconds. Raise it."
+    assert records["is killed"].failure.startswith("Its worker failed after 3 attempt(s): ")
+    assert not records["none"].failure
+    assert any(update[1] == "fit" for update in updates)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_data_can_be_shipped_and_what_no_node_has_is_refused(two_nodes: str, parts: Path) -> None:
-    plan = planned(parts, "runs", method="meanmap", executor="ray", address=two_nodes, ship_data=True)
-    shipped = ran(plan)
+def test_images_can_be_shipped_and_a_task_that_fits_no_node_is_an_error(
+    two_nodes: str, plan_parts, run_plan, make_job
+) -> None:
+    plan = plan_parts(executor="ray", address=two_nodes, ship_data=True)
+    shipped = run_plan(plan)
     assert list((plan.cache / "shipped").rglob("*.png"))
-    here = ran(planned(parts, "here", method="meanmap"))
-    assert sorted(map(repr, map(alike, shipped))) == sorted(map(repr, map(alike, here)))
-    with pytest.raises(BenchError, match="A task asks for 64 CPU of one node; no node of the cluster has that"):
-        list(
-            ray_executor.run_on_ray([replace(job, threads=64) for job in bolt(parts, "well")], print, address=two_nodes)
-        )
+    assert sort_records(shipped) == sort_records(run_plan(plan_parts(runs="local")))
+    with pytest.raises(BenchError, match="A task needs 64 CPU on one node; no node of the cluster has that"):
+        list(run_on_ray([make_job(threads=64)], print, ExecutionOptions(address=two_nodes)))
 
 
 # ---- without Ray
 
 
-def test_without_ray_one_line_says_what_to_install(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_ray_says_what_to_install(make_job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BenchError, match=r"--executor ray needs Ray.*pip install 'maskbench\[ray\]'"):
-        list(ray_executor.run_on_ray(bolt(parts, "well"), lambda *_: None))
+        list(run_on_ray([make_job()], lambda *_: None, ExecutionOptions()))
 
 
-def test_a_task_asks_for_the_threads_that_it_was_told_or_one(parts: Path) -> None:
-    (job,) = bolt(parts, "well")
-    assert ray_executor.resolve_resources(replace(job, threads=0)).threads == 1
-    assert ray_executor.resolve_resources(replace(job, threads=3, device="cpu")).threads == 3
-    assert ray_executor.resolve_resources(replace(job, device="cuda:1")).device == "cuda"  # Ray says which one
+def test_a_task_needs_one_thread_unless_the_call_gives_another_number(make_job) -> None:
+    assert resolve_resources(make_job(threads=0)).compute.threads == 1
+    assert resolve_resources(make_job(threads=3, device="cpu")).compute.threads == 3
+    job = make_job(device="cpu")
+    on_gpu = replace(job, compute=replace(job.compute, device="cuda:1"))
+    assert resolve_resources(on_gpu).compute.device == "cuda"  # Ray chooses the GPU
 
 
-def test_shipped_images_are_judged_as_the_callers_are(parts: Path) -> None:
-    (job,) = bolt(parts, "well")
-    (here,) = next(run_locally([job], lambda *_: None))[1]
-    files = {str(path): path.read_bytes() for path in ray_executor._files(job)}
-    moved = ray_executor._unpacked(job, files)
-    parts.rename(parts.parent / "away")
-    with pytest.raises(BenchError, match=r"this one has no .*\.png\. Put the data there, or give --ship-data"):
-        ray_executor._at_hand(job)
-    (there,) = next(run_locally([ray_executor._at_hand(moved)], lambda *_: None))[1]
-    assert alike(here.record) == alike(there.record)
-    assert np.array_equal(here.predictions.maps, there.predictions.maps)
-    assert ray_executor._unpacked(job, {}) == moved  # what is there is not written again
+def test_shipped_images_give_the_same_predictions(parts: Path, make_job) -> None:
+    job = make_job()
+    (local,) = next(run_locally([job], lambda *_: None))[1]
+    shipped = write_images(job, {str(path): path.read_bytes() for path in job_files(job)})
+    parts.rename(parts.parent / "moved")
+    with pytest.raises(BenchError, match=r"this node has no .*\.png\. Copy the data there, or pass --ship-data"):
+        check_local_files(job)
+    (remote,) = next(run_locally([check_local_files(shipped)], lambda *_: None))[1]
+    assert comparable(local.record) == comparable(remote.record)
+    assert np.array_equal(local.predictions.maps, remote.predictions.maps)
+    assert write_images(job, {}) == shipped  # existing files are not written again
 
 
 @pytest.mark.parametrize(
-    ("said", "timed"),
+    ("options", "measured"),
     [
         ({}, True),
         ({"executor": "process"}, True),
@@ -165,13 +157,15 @@ def test_shipped_images_are_judged_as_the_callers_are(parts: Path) -> None:
     ],
     ids=str,
 )
-def test_latency_is_measured_only_where_a_fit_has_its_device_alone(parts: Path, said: dict, timed: bool) -> None:
-    given = {"method": "meanmap", "time": True, "device": "cpu"} | said
-    assert {job.time for job in schedule.make_schedule(planned(parts, "runs", **given)).jobs} == {timed}
+def test_latency_is_measured_only_if_a_fit_has_its_device_exclusively(
+    plan_parts, options: dict[str, Any], measured: bool
+) -> None:
+    jobs = make_schedule(plan_parts(**({"time": True, "device": "cpu"} | options))).jobs
+    assert {job.evaluation.time for job in jobs} == {measured}
 
 
-def test_what_was_made_on_a_cluster_without_latency_is_not_made_again_there(parts: Path) -> None:
-    ran(planned(parts, "runs", method="meanmap"))
-    again = {"method": "meanmap", "time": True, "device": "cpu"}
-    assert not schedule.make_schedule(planned(parts, "runs", executor="ray", **again)).jobs
-    assert len(schedule.make_schedule(planned(parts, "runs", **again)).jobs) == 2
+def test_records_without_latency_are_complete_on_a_cluster_that_measures_none(plan_parts, run_plan) -> None:
+    run_plan(plan_parts())
+    options = {"time": True, "device": "cpu"}
+    assert not make_schedule(plan_parts(executor="ray", **options)).jobs
+    assert len(make_schedule(plan_parts(**options)).jobs) == 2

@@ -1,4 +1,4 @@
-"""Other libraries' models under one colon: their names, what they answer, and what is refused in words."""
+"""Models of other libraries: their names, predictions and errors."""
 
 from pathlib import Path
 
@@ -20,53 +20,53 @@ from bench.store import Store
 CPU = torch.device("cpu")
 
 
-def planned(*methods: str, **said: object) -> Plan:
-    return make_plan(load_config(), registry.names("methods"), options={"method": ",".join(methods), **said})
+def plan_of(*methods: str) -> Plan:
+    return make_plan(load_config(), registry.names("methods"), options={"method": ",".join(methods)})
 
 
-def test_a_name_with_a_colon_is_a_model_of_a_host() -> None:
-    (choice,) = planned("sklearn:PCA").method_specs
-    assert (choice.name, choice.method, choice.title) == ("sklearn:PCA", "sklearn", "PCA (scikit-learn)")
-    assert choice.settings["model"] == ("PCA", "alias sklearn:PCA")
+def test_a_name_with_a_colon_is_a_model_of_a_library() -> None:
+    (spec,) = plan_of("sklearn:PCA").method_specs
+    assert (spec.name, spec.method, spec.title) == ("sklearn:PCA", "sklearn", "PCA (scikit-learn)")
+    assert spec.settings["model"] == ("PCA", "--method sklearn:PCA")
 
 
-def test_a_setting_reaches_one_hosted_model_by_its_name() -> None:
-    given = make_plan(
+def test_a_setting_can_be_given_to_one_hosted_model_by_its_name() -> None:
+    plan = make_plan(
         load_config(),
         registry.names("methods"),
         options={"method": "sklearn:PCA,sklearn:IsolationForest"},
         settings={"sklearn:PCA.grid": "2"},
     )
-    assert [choice.method_overrides for choice in given.method_specs] == [{"grid": ("2", "--set")}, {}]
+    assert [spec.method_overrides for spec in plan.method_specs] == [{"grid": ("2", "--set")}, {}]
 
 
-def test_all_leaves_the_hosts_out() -> None:
-    names = [choice.name for choice in planned("all").method_specs]
+def test_all_does_not_include_hosted_methods() -> None:
+    names = [spec.name for spec in plan_of("all").method_specs]
     assert "aminet" in names
     assert not [name for name in names if name.startswith(("sklearn", "anomalib"))]
 
 
-def test_an_unknown_host_is_refused_with_those_there_are() -> None:
-    with pytest.raises(BenchError, match=r"'sklern' is not a host .* Did you mean 'sklearn'\?"):
-        planned("sklern:PCA")
+def test_an_unknown_library_raises_an_error_with_a_suggestion() -> None:
+    with pytest.raises(BenchError, match=r"'sklern' is not a method that hosts .* Did you mean 'sklearn'\?"):
+        plan_of("sklern:PCA")
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({}, "one is named, as sklearn:IsolationForest"),
-        ({"model": "RandomForestClassifier"}, "'RandomForestClassifier' is none"),
-        ({"model": "PCA", "options": "{"}, "options is a JSON object"),
-        ({"model": "PCA", "options": '{"trees": 3}'}, "scikit-learn's PCA is not made so"),
+        ({}, "sklearn needs the name of a model, as sklearn:IsolationForest"),
+        ({"model": "RandomForestClassifier"}, "got 'RandomForestClassifier'"),
+        ({"model": "PCA", "options": "{"}, "options must be a JSON object"),
+        ({"model": "PCA", "options": '{"trees": 3}'}, "options must be arguments of scikit-learn's PCA"),
     ],
 )
-def test_what_scikit_learn_has_not_is_refused_in_words(settings: dict[str, str], told: str) -> None:
+def test_a_wrong_model_or_option_raises_an_error(settings: dict[str, str], message: str) -> None:
     module = registry.load("methods", "sklearn")
-    with pytest.raises(BenchError, match=told):
+    with pytest.raises(BenchError, match=message):
         module.METHOD(module.Settings(**settings, backbone="tf_efficientnet_lite0"), Setup((64, 64), CPU, 0))
 
 
-def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors() -> None:
+def test_a_hosted_density_gives_the_scores_of_scikit_learn_for_the_same_vectors() -> None:
     module, images = registry.load("methods", "sklearn"), method_checks.SyntheticImages()
     settings = module.Settings(
         "PCA", '{"n_components": 4, "svd_solver": "full"}', "tf_efficientnet_lite0", grid=2, smoothing=0.0
@@ -81,26 +81,27 @@ def test_a_hosted_density_answers_what_scikit_learn_answers_for_the_same_vectors
     np.testing.assert_allclose(corners.numpy(), expected, rtol=1e-4)
 
 
-def test_a_hosted_detector_takes_its_backbone_in_the_precision_that_is_asked_for() -> None:
+def test_the_backbone_of_a_hosted_detector_has_the_precision_of_the_setup() -> None:
     module, images = registry.load("methods", "sklearn"), method_checks.SyntheticImages()
     settings = module.Settings("PCA", backbone="tf_efficientnet_lite0", grid=2)
-    whole, half = (module.METHOD(settings, Setup((64, 64), CPU, 0, precision=one)) for one in ("float32", "bfloat16"))
+    setups = [Setup((64, 64), CPU, 0, precision=precision) for precision in ("float32", "bfloat16")]
+    whole, half = (module.METHOD(settings, setup) for setup in setups)
     for method in (whole, half):
         method.fit(images, lambda *_: None)
-    one, other = whole.state()["vectors"], half.state()["vectors"]
-    assert other.dtype == torch.float32
-    assert not torch.equal(one, other)
-    torch.testing.assert_close(one, other, rtol=0.1, atol=0.05 * float(one.abs().max()))
+    vectors, rounded = whole.state()["vectors"], half.state()["vectors"]
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(vectors, rounded)
+    torch.testing.assert_close(vectors, rounded, rtol=0.1, atol=0.05 * float(vectors.abs().max()))
 
 
-def test_a_run_of_a_hosted_model_stands_in_the_store_under_its_own_name(parts: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_hosted_model_is_stored_with_its_name(parts: Path, tmp_path: Path) -> None:
     from bench.execution import schedule
 
-    said = {"dataset": "folder", "protocol": "one-for-one", "time": False, "category": "bolt", "threads": 1}
+    options = {"dataset": "folder", "protocol": "one-for-one", "time": False, "category": "bolt", "threads": 1}
     plan = make_plan(
         load_config(),
         registry.names("methods"),
-        options={"method": "sklearn:IsolationForest", **said},
+        options={"method": "sklearn:IsolationForest", **options},
         settings={"grid": "4"},
         paths={"data": parts, "runs": tmp_path / "runs"},
     )
@@ -112,7 +113,7 @@ def test_a_run_of_a_hosted_model_stands_in_the_store_under_its_own_name(parts: P
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the library's own
+@pytest.mark.filterwarnings("ignore")  # warnings of the library
 @pytest.mark.parametrize(
     ("model", "options"),
     [
@@ -120,20 +121,20 @@ def test_a_run_of_a_hosted_model_stands_in_the_store_under_its_own_name(parts: P
         ("Stfpm", '{"layers": ["blocks.1", "blocks.2"]}'),
     ],
 )
-def test_anomalibs_models_keep_what_every_method_promises(model: str, options: str) -> None:
+def test_the_models_of_anomalib_satisfy_the_contract(model: str, options: str) -> None:
     pytest.importorskip("anomalib", reason="needs the extra maskbench[anomalib]")
     module = registry.load("methods", "anomalib")
     settings = module.Settings(model, "tf_efficientnet_lite0", epochs=2, batch=4, options=options)
-    found = method_checks.check_method(module, settings)
-    assert len(found) == 15
-    assert not [f"{finding.requirement} {finding.problem}" for finding in found if finding.problem]
+    results = method_checks.check_method(module, settings)
+    assert len(results) == 17
+    assert not [f"{result.requirement} {result.problem}" for result in results if result.problem]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_model_that_needs_a_trainer_is_refused_in_words() -> None:
+def test_a_model_that_needs_a_trainer_raises_an_error() -> None:
     pytest.importorskip("anomalib", reason="needs the extra maskbench[anomalib]")
     module = registry.load("methods", "anomalib")
     method = module.METHOD(module.Settings("Ganomaly", epochs=1), Setup((64, 64), CPU, 0))
-    with pytest.raises(BenchError, match="only inside a Lightning trainer"):
+    with pytest.raises(BenchError, match="only with a Lightning trainer"):
         method.fit(method_checks.SyntheticImages(), lambda *_: None)

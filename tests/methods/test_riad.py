@@ -1,4 +1,4 @@
-"""RIAD: its U-Net by the numbers, the joined passes against a slow loop, its map by the definition, and its fitting."""
+"""RIAD: the size of its U-Net, inpainting compared with a slow loop, its map by the definition, and its training."""
 
 import math
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from bench.methods.riad import RIAD, Settings
 
 CPU = torch.device("cpu")
 SETUP = Setup((32, 32), CPU, seed=0)
-TINY = Settings(width=2, cells=(2, 4), epochs=2, batch=2, mean_filter=5, lr=1e-3)
+TINY = Settings(width=2, cell_sizes=(2, 4), epochs=2, batch=2, mean_filter=5, lr=1e-3)
 
 
-class Pictures:
+class ImageList:
     """Good images in memory."""
 
-    digest = "pictures"
+    digest = "images"
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -41,13 +41,13 @@ class Pictures:
         yield from (self.images if order is None else self.images[order]).split(size)
 
 
-def pictures(count: int = 3, size: tuple[int, int] = (32, 32), seed: int = 1) -> Tensor:
+def random_images(count: int = 3, size: tuple[int, int] = (32, 32), seed: int = 1) -> Tensor:
     return torch.rand(count, 3, *size, generator=Generator().manual_seed(seed))
 
 
 def fitted(settings: Settings = TINY, setup: Setup = SETUP, images: Tensor | None = None) -> RIAD:
     method = RIAD(settings, setup)
-    method.fit(Pictures(pictures(size=setup.size) if images is None else images), lambda *_: None)
+    method.fit(ImageList(random_images(size=setup.size) if images is None else images), lambda *_: None)
     return method
 
 
@@ -60,210 +60,216 @@ def tiny() -> RIAD:
 # ---- The U-Net ----
 
 
-def test_the_stages_are_those_of_the_table() -> None:
+def test_the_stages_have_the_shapes_of_the_table() -> None:
     with torch.device("meta"):
         network = UNet(64)
     shapes: list[tuple[int, ...]] = []
-    for stage in [*network.down, *network.enlarge, *network.up, network.colour]:
-        stage.register_forward_hook(lambda _stage, _given, gave: shapes.append(tuple(gave.shape[1:])))
+    for stage in [*network.down, *network.upsample, *network.up, network.head]:
+        stage.register_forward_hook(lambda _stage, _inputs, output: shapes.append(tuple(output.shape[1:])))
     assert network(torch.empty(1, 3, 256, 256, device="meta")).shape == (1, 3, 256, 256)
     down = [(64, 256, 256), (128, 128, 128), (256, 64, 64), (512, 32, 32), (512, 16, 16)]
-    up = [shape for shape in down[-2::-1] for _ in range(2)]  # enlarged, then joined and convolved
+    up = [shape for shape in down[-2::-1] for _ in range(2)]  # upsampled, then concatenated and convolved
     assert shapes == [*down, *up, (3, 256, 256)]
 
 
-def test_width_64_has_as_many_weights_as_a_sum_by_hand() -> None:
+def test_width_64_has_the_number_of_parameters_computed_by_hand() -> None:
     widths = [64, 128, 256, 512, 512]
-    convolution = lambda before, after, side: before * after * side**2 + 2 * after  # no bias, but batch norm's two
+    convolution = lambda before, after, side: before * after * side**2 + 2 * after  # no bias, batch norm has two values
     down = convolution(3, 64, 3) + sum(convolution(a, b, 4) for a, b in pairwise(widths))
     down += sum(convolution(width, width, 3) for width in widths)
-    enlarge = sum(a * b * 16 + b for a, b in pairwise(widths[::-1]))
+    upsample = sum(a * b * 16 + b for a, b in pairwise(widths[::-1]))
     up = sum(convolution(2 * width, width, 3) + convolution(width, width, 3) for width in widths[:-1])
-    colour = 64 * 3 * 9 + 3
-    expected = down + enlarge + up + colour
-    assert riad._weights(64) == expected == 28_800_835
-    assert RIAD(Settings(), Setup((256, 256), CPU, 0)).facts() == {"trainable_parameters": expected, "passes": 12}
+    head = 64 * 3 * 9 + 3
+    expected = down + upsample + up + head
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in UNet(64).parameters()) == expected == 28_800_835
 
 
-def test_what_the_way_down_had_reaches_the_way_up_and_values_stay_within_1() -> None:
+def test_skip_connections_reach_the_output_and_values_are_in_the_range_of_tanh() -> None:
     network, images = UNet(2).eval(), torch.randn(1, 3, 32, 32)
-    for module in network.enlarge:  # nothing comes from below, so all that differs came across
+    for module in network.upsample:  # then the only path to the output is that of the skip connections
         nn.init.zeros_(module.weight)
     one, other = network(images), network(images + 1)
     assert (one - other).abs().max() > 1e-4
     assert one.abs().max() <= 1
 
 
-def test_what_a_pass_remembers_is_about_what_it_is_told_to() -> None:
-    network, kept = UNet(8).train(), dict[int, int]()
+def test_activation_bytes_are_close_to_what_a_pass_keeps() -> None:
+    network, saved = UNet(8).train(), dict[int, int]()
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    def save(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         network(torch.randn(1, 3, 64, 64))
-    found = sum(size for place, size in kept.items() if place not in weights)
-    assert 0.8 * found < UNet.remembered(8, (64, 64)) < 1.25 * found
+    saved_bytes = sum(size for pointer, size in saved.items() if pointer not in weights)
+    assert 0.8 * saved_bytes < UNet.activation_bytes(8, (64, 64)) < 1.25 * saved_bytes
 
 
-# ---- Twelve passes, joined ----
+# ---- Inpainting by twelve passes ----
 
 
-def slow_paint(method: RIAD, images: Tensor) -> Tensor:
-    """(cells, b, 3, h, w): image by image, cell size by cell size, pass by pass, as the paper is told to do it."""
-    network, drawn = method._network, Generator().manual_seed(method.settings.test_seed)
-    painted = torch.zeros(len(method.settings.cells), *images.shape)
-    for number, cell in enumerate(method.settings.cells):
-        masks = complementary_masks(*images.shape[2:], cell=cell, subsets=method.settings.subsets, generator=drawn)
-        for place, image in enumerate(images):
+def slow_inpaint(method: RIAD, images: Tensor) -> Tensor:
+    """Return (cells, b, 3, h, w), computed image by image, cell size by cell size and pass by pass."""
+    network, generator = method.network, Generator().manual_seed(method.settings.test_seed)
+    restored = torch.zeros(len(method.settings.cell_sizes), *images.shape)
+    for number, cell in enumerate(method.settings.cell_sizes):
+        masks = complementary_masks(*images.shape[2:], cell=cell, subsets=method.settings.subsets, generator=generator)
+        for index, image in enumerate(images):
             for mask in masks:
                 visible = (~mask).float()
-                painted[number, place] += (1 - visible) * network((image * visible)[None])[0]
-    return painted
+                restored[number, index] += (1 - visible) * network((image * visible)[None])[0]
+    return restored
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("at_once", [1, 5, 12, 100])
-def test_passes_in_any_batches_are_joined_as_a_slow_loop_joins_them(tiny: RIAD, at_once: int) -> None:
-    images = tiny._scaled(pictures(2, seed=4))
-    painted = tiny._painted(tiny._network, images, tiny._test_masks, at_once)
-    assert_close(painted, slow_paint(tiny, images), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("batch", [1, 5, 12, 100])
+def test_inpainting_equals_a_slow_loop_for_every_batch_size(tiny: RIAD, batch: int) -> None:
+    images = tiny.scale(random_images(2, seed=4))
+    restored = tiny.inpaint(tiny.network, images, tiny.test_masks, batch)
+    assert_close(restored, slow_inpaint(tiny, images), rtol=1e-4, atol=1e-5)
 
 
-def test_passes_come_in_as_few_batches_as_memory_allows(tiny: RIAD, monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 passes of 2 images are 12 to paint; each takes a third of what it would remember for its gradients."""
-    remembered, sizes = UNet.remembered(2, (32, 32)), list[int]()
-    usual = tiny.predict(pictures(2)).maps
-    watched = copy(tiny)
-    watched._network, watched._asked = copy(tiny._network), None
-    watched._network.forward = lambda given: (sizes.append(len(given)), tiny._network(given))[1]
+def test_passes_are_in_as_few_batches_as_the_memory_allows(tiny: RIAD, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 passes of 2 images are 12 inputs; each needs a third of the memory that it would need with gradients."""
+    activation_bytes, sizes = UNet.activation_bytes(2, (32, 32)), list[int]()
+    expected_maps = tiny.predict(random_images(2)).maps
+    method = copy(tiny)
+    method.network = copy(tiny.network)
+    method.network.forward = lambda images: (sizes.append(len(images)), tiny.network(images))[1]
     for passes, expected in ((12, [12]), (11, [11, 1]), (5, [5, 5, 2]), (0, [1] * 12)):
-        monkeypatch.setattr(riad, "room", lambda _device, passes=passes: passes * remembered // 3 + 1)
+        monkeypatch.setattr(
+            riad, "batch_memory_budget", lambda _device, passes=passes: passes * activation_bytes // 3 + 1
+        )
         sizes.clear()
-        assert_close(watched.predict(pictures(2)).maps, usual, rtol=1e-4, atol=1e-6)
+        assert_close(method.predict(random_images(2)).maps, expected_maps, rtol=1e-4, atol=1e-6)
         assert sizes == expected
 
 
-def test_no_pixel_is_painted_from_what_it_holds_itself(tiny: RIAD) -> None:
-    images = tiny._scaled(pictures(1)).requires_grad_()
-    masks = tiny._test_masks[:1]
-    painted = tiny._painted(tiny._network, images, masks, 3)
+def test_a_restored_pixel_does_not_depend_on_its_own_value(tiny: RIAD) -> None:
+    images = tiny.scale(random_images(1)).requires_grad_()
+    masks = tiny.test_masks[:1]
+    restored = tiny.inpaint(tiny.network, images, masks, 3)
     for mask in masks[0]:
-        told = torch.autograd.grad(painted[0, 0, :, mask].sum(), images, retain_graph=True)[0]
-        assert told[0, :, mask].abs().max() == 0
-        assert told[0, :, ~mask].abs().max() > 0
+        gradient = torch.autograd.grad(restored[0, 0, :, mask].sum(), images, retain_graph=True)[0]
+        assert gradient[0, :, mask].abs().max() == 0
+        assert gradient[0, :, ~mask].abs().max() > 0
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 32)])
 def test_test_masks_hide_every_pixel_once_in_cells_of_each_size(size: tuple[int, int]) -> None:
-    method = RIAD(replace(TINY, cells=(2, 4, 8, 16)), replace(SETUP, size=size))
-    masks = method._test_masks
+    method = RIAD(replace(TINY, cell_sizes=(2, 4, 8, 16)), replace(SETUP, size=size))
+    masks = method.test_masks
     assert masks.shape == (4, 3, *size)
     assert (masks.sum(dim=1) == 1).all()
-    for cell, some in zip((2, 4, 8, 16), masks, strict=True):
-        blown = some[:, ::cell, ::cell].repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-        assert torch.equal(some, blown)
-        counts = some[:, ::cell, ::cell].sum(dim=(1, 2))
+    for cell, subsets in zip((2, 4, 8, 16), masks, strict=True):
+        expected = subsets[:, ::cell, ::cell].repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+        assert torch.equal(subsets, expected)
+        counts = subsets[:, ::cell, ::cell].sum(dim=(1, 2))
         assert counts.max() - counts.min() <= 1
 
 
-def test_test_masks_come_from_their_own_seed_alone(tiny: RIAD) -> None:
+def test_test_masks_depend_on_test_seed_only(tiny: RIAD) -> None:
     other = RIAD(replace(TINY, test_seed=1), tiny.setup)
     other.restore(tiny.state())
     torch.manual_seed(99)
-    assert torch.equal(tiny._test_masks, RIAD(TINY, tiny.setup)._test_masks)
-    assert (tiny._test_masks != other._test_masks).float().mean() > 0.3  # of two random thirds 4 / 9 differ
-    maps, moved = (method.predict(pictures()).maps for method in (tiny, other))
-    assert not torch.equal(maps, moved)
-    assert_close(moved.mean(), maps.mean(), rtol=0.1, atol=0)  # what they see is the same kind of thing
+    assert torch.equal(tiny.test_masks, RIAD(TINY, tiny.setup).test_masks)
+    assert (tiny.test_masks != other.test_masks).float().mean() > 0.3  # two random thirds differ in 4 / 9
+    maps, other_maps = (method.predict(random_images()).maps for method in (tiny, other))
+    assert not torch.equal(maps, other_maps)
+    assert_close(other_maps.mean(), maps.mean(), rtol=0.1, atol=0)
     refitted = fitted(replace(TINY, test_seed=1)).state()
-    assert all(torch.equal(refitted[name], value) for name, value in tiny.state().items())  # learned alike
+    assert all(torch.equal(refitted[name], value) for name, value in tiny.state().items())  # the training is the same
 
 
 # ---- Loss and map ----
 
 
-def test_the_map_is_the_mean_over_cell_sizes_of_1_minus_msgms_under_a_mean_filter(tiny: RIAD) -> None:
-    images = pictures(2, seed=4)
-    wanted = images * 2 - 1
+def test_the_map_is_the_filtered_mean_over_cell_sizes_of_1_minus_msgms(tiny: RIAD) -> None:
+    images = random_images(2, seed=4)
+    original = images * 2 - 1
     with torch.no_grad():
-        painted = slow_paint(tiny, wanted)
-    unlike = torch.stack([1 - msgms(wanted, one).mean(dim=1) for one in painted]).mean(dim=0)
-    found = tiny.predict(images)
-    assert_close(found.maps, mean_filter(unlike, 5), rtol=1e-3, atol=1e-5)
-    assert torch.equal(found.scores, found.maps.amax(dim=(1, 2)))
+        restored = slow_inpaint(tiny, original)
+    expected = torch.stack([1 - msgms(original, part).mean(dim=1) for part in restored]).mean(dim=0)
+    prediction = tiny.predict(images)
+    assert_close(prediction.maps, mean_filter(expected, 5), rtol=1e-3, atol=1e-5)
+    assert torch.equal(prediction.scores, prediction.maps.amax(dim=(1, 2)))
 
 
-def test_grey_takes_the_gradients_of_the_mean_of_the_colours(tiny: RIAD) -> None:
-    one, other = pictures(1, seed=2), pictures(1, seed=3)
-    grey = copy(tiny)
-    grey.settings = replace(TINY, grey=True)
-    assert_close(tiny._unlike(one, other), 1 - msgms(one, other).mean(dim=1))
-    assert_close(grey._unlike(one, other), 1 - msgms(one.mean(1, keepdim=True), other.mean(1, keepdim=True))[:, 0])
+def test_grayscale_uses_the_gradients_of_the_mean_color(tiny: RIAD) -> None:
+    one, other = random_images(1, seed=2), random_images(1, seed=3)
+    grayscale = copy(tiny)
+    grayscale.settings = replace(TINY, grayscale=True)
+    assert_close(tiny.gms_dissimilarity(one, other), 1 - msgms(one, other).mean(dim=1))
+    assert_close(
+        grayscale.gms_dissimilarity(one, other), 1 - msgms(one.mean(1, keepdim=True), other.mean(1, keepdim=True))[:, 0]
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"gms_weight": 0.5, "ssim_weight": 2.0}, {"grey": True}], ids=str)
-def test_the_loss_is_l2_and_msgms_and_ssim_by_their_weights(tiny: RIAD, changes: dict[str, object]) -> None:
-    method, images = copy(tiny), pictures(2)
-    method.settings = replace(TINY, cells=(4,), **changes)
+@pytest.mark.parametrize("changes", [{}, {"gms_weight": 0.5, "ssim_weight": 2.0}, {"grayscale": True}], ids=str)
+def test_the_loss_is_the_weighted_sum_of_l2_msgms_and_ssim(tiny: RIAD, changes: dict[str, object]) -> None:
+    method, images = copy(tiny), random_images(2)
+    method.settings = replace(TINY, cell_sizes=(4,), **changes)
     network = UNet(2).eval()
-    loss = method._loss(network, images, Generator().manual_seed(3))
-    drawn = Generator().manual_seed(3)
-    torch.randint(1, (), generator=drawn)  # the cell's size was drawn first
-    masks = complementary_masks(32, 32, cell=4, subsets=3, generator=drawn)
-    wanted = images * 2 - 1
-    painted = sum(mask * network(wanted * ~mask) for mask in masks)
-    shown = [wanted.mean(1, keepdim=True), painted.mean(1, keepdim=True)] if method.settings.grey else [wanted, painted]
+    loss = method.loss(network, images, Generator().manual_seed(3))
+    generator = Generator().manual_seed(3)
+    torch.randint(1, (), generator=generator)  # the size of the cells is drawn first
+    masks = complementary_masks(32, 32, cell=4, subsets=3, generator=generator)
+    original = images * 2 - 1
+    restored = sum(mask * network(original * ~mask) for mask in masks)
+    pair = [original, restored]
+    if method.settings.grayscale:
+        pair = [part.mean(1, keepdim=True) for part in pair]
     scales = []
     for _ in range(4):
-        scales.append((1 - gms(*shown)).mean())
-        shown = [F.avg_pool2d(one, 2) for one in shown]
-    parts = (wanted - painted).square().mean(), torch.stack(scales).mean(), 1 - ssim(wanted, painted).mean()
+        scales.append((1 - gms(*pair)).mean())
+        pair = [F.avg_pool2d(part, 2) for part in pair]
+    parts = (original - restored).square().mean(), torch.stack(scales).mean(), 1 - ssim(original, restored).mean()
     weights = 1, method.settings.gms_weight, method.settings.ssim_weight
     expected = sum(weight * part for weight, part in zip(weights, parts, strict=True))
     assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_training_draws_every_cell_size_and_other_masks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, Tensor]] = []
+def test_training_uses_every_cell_size_and_new_masks_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, Tensor]] = []
 
-    def watched(height: int, width: int, *, cell: int, subsets: int, generator: Generator) -> Tensor:
-        seen.append((cell, complementary_masks(height, width, cell=cell, subsets=subsets, generator=generator)))
-        return seen[-1][1]
+    def recorded(height: int, width: int, *, cell: int, subsets: int, generator: Generator) -> Tensor:
+        calls.append((cell, complementary_masks(height, width, cell=cell, subsets=subsets, generator=generator)))
+        return calls[-1][1]
 
-    monkeypatch.setattr(riad, "complementary_masks", watched)
+    monkeypatch.setattr(riad, "complementary_masks", recorded)
     fitted(replace(TINY, epochs=6, batch=1))
-    trained = seen[2:]  # the first two are of the check before fitting
-    assert len(trained) == 18
-    assert {cell for cell, _ in trained} == {2, 4}
-    assert len({mask.numpy().tobytes() for _, mask in trained}) == 18
+    steps = calls[2:]  # the first two are the test masks
+    assert len(steps) == 18
+    assert {cell for cell, _ in steps} == {2, 4}
+    assert len({mask.numpy().tobytes() for _, mask in steps}) == 18
 
 
-# ---- Fitting ----
+# ---- Training ----
 
 
 def stripes(count: int, seed: int) -> Tensor:
-    """Stripes of a random phase: each pixel is as often light as dark, so a mean image tells nothing of them."""
+    """Return stripes with a random phase: every pixel has the same mean, so the mean image has no information."""
     generator = Generator().manual_seed(seed)
     phase = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)
     waves = 0.5 + 0.3 * torch.sin(2 * math.pi * torch.arange(32) / 8 + phase)  # (count, 1, 1, 32)
     return waves.expand(-1, 3, 32, -1) + 0.02 * torch.randn(count, 3, 32, 32, generator=generator)
 
 
-def test_it_learns_to_paint_unseen_stripes_from_what_lies_around() -> None:
+def test_it_learns_to_inpaint_new_stripes() -> None:
     losses: list[float] = []
     method, test = RIAD(replace(TINY, width=8, epochs=20, lr=3e-3), SETUP), stripes(4, seed=2)
-    method.fit(Pictures(stripes(6, seed=1)), lambda _done, _total, loss: losses.append(loss or math.nan))
+    method.fit(ImageList(stripes(6, seed=1)), lambda _done, _total, loss: losses.append(loss or math.nan))
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad():
-        wanted, painted = method._restored(test)
-    assert (painted - wanted).square().mean() < 0.2 * wanted.var()
+        original, restored = method.restore_images(test)
+    assert (restored - original).square().mean() < 0.2 * original.var()
 
 
-def test_the_seed_decides_all_and_the_global_generator_nothing(tiny: RIAD) -> None:
-    images = pictures(seed=5)
+def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(tiny: RIAD) -> None:
+    images = random_images(seed=5)
     torch.manual_seed(123)
     assert torch.equal(fitted().predict(images).maps, tiny.predict(images).maps)
     assert not torch.equal(fitted(setup=replace(SETUP, seed=1)).predict(images).maps, tiny.predict(images).maps)
@@ -271,116 +277,126 @@ def test_the_seed_decides_all_and_the_global_generator_nothing(tiny: RIAD) -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"cells": (8,)}, {"subsets": 2}, {"grey": True}, {"mean_filter": 1}, {"reduce": 2}, {"weight_decay": 0.1},
-     {"gms_weight": 0.0}, {"lr_drop": 2}],
+    [{"cell_sizes": (8,)}, {"subsets": 2}, {"grayscale": True}, {"mean_filter": 1}, {"downsample": 2},
+     {"weight_decay": 0.1},     {"gms_weight": 0.0}, {"lr_drop_epoch": 2}],
     ids=str,
 )  # fmt: skip
-def test_every_alternative_fits_and_answers_otherwise(tiny: RIAD, changes: dict[str, object]) -> None:
-    found, usual = fitted(replace(TINY, **changes)).predict(pictures()), tiny.predict(pictures())
-    assert torch.isfinite(found.maps).all()
-    assert found.maps.shape == (3, 32, 32)
-    assert not torch.equal(found.maps, usual.maps)
+def test_every_alternative_setting_changes_the_predictions(tiny: RIAD, changes: dict[str, object]) -> None:
+    prediction = fitted(replace(TINY, **changes)).predict(random_images())
+    assert torch.isfinite(prediction.maps).all()
+    assert prediction.maps.shape == (3, 32, 32)
+    assert not torch.equal(prediction.maps, tiny.predict(random_images()).maps)
 
 
-def test_from_lr_drop_on_the_rate_is_a_tenth() -> None:
-    low, dropped = (fitted(replace(TINY, lr=lr, lr_drop=drop)) for lr, drop in ((1e-3, 0), (1e-2, 1)))
-    assert torch.equal(low.predict(pictures()).maps, dropped.predict(pictures()).maps)
+def test_from_lr_drop_epoch_the_rate_is_one_tenth() -> None:
+    low, dropped = (fitted(replace(TINY, lr=lr, lr_drop_epoch=drop)) for lr, drop in ((1e-3, 0), (1e-2, 1)))
+    assert torch.equal(low.predict(random_images()).maps, dropped.predict(random_images()).maps)
 
 
-def test_the_epoch_that_is_best_on_held_out_images_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_epoch_with_the_lowest_validation_loss_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     method = RIAD(replace(TINY, epochs=9, patience=2), SETUP)
-    script, held_out = iter([3.0, 1.0, 2.0, 1.0]), []
+    losses, splits = iter([3.0, 1.0, 2.0, 1.0]), []
 
-    def scripted(_network: UNet, _train: object, held: Tensor) -> float:
-        held_out.append(sorted(held.tolist()))
-        return next(script)
+    def validation_loss(_network: UNet, _train: object, validation: Tensor) -> float:
+        splits.append(sorted(validation.tolist()))
+        return next(losses)
 
-    monkeypatch.setattr(method, "_held_loss", scripted)
-    told, maps = [], []
+    monkeypatch.setattr(method, "validation_loss", validation_loss)
+    calls, maps = [], []
 
     def progress(done: int, total: int, _loss: float | None) -> None:
-        told.append((done, total))
-        maps.append(method.predict(pictures()).maps)
+        calls.append((done, total))
+        maps.append(method.predict(random_images()).maps)
 
-    method.fit(Pictures(pictures(10)), progress)
-    assert told == [(1, 9), (2, 9), (3, 9), (4, 4)]  # two epochs without a better loss end the fit
-    assert len(held_out[0]) == 2  # a fifth of ten
-    assert all(held == held_out[0] for held in held_out)
-    assert method.facts()["kept_epoch"] == 2
+    method.fit(ImageList(random_images(10)), progress)
+    assert calls == [(1, 9), (2, 9), (3, 9), (4, 4)]  # two epochs without a lower loss end the training
+    assert len(splits[0]) == 2  # a fifth of ten
+    assert all(split == splits[0] for split in splits)
+    assert method.info()["best_epoch"] == 2
     assert torch.equal(maps[1], maps[3])
     assert not torch.equal(maps[0], maps[1])
 
 
-def test_held_out_images_are_judged_alike_after_every_epoch_and_teach_nothing() -> None:
-    method, images = fitted(replace(TINY, epochs=1), images=pictures(10)), Pictures(pictures(10))
+def test_the_validation_loss_is_deterministic_and_does_not_change_the_network() -> None:
+    method, images = fitted(replace(TINY, epochs=1), images=random_images(10)), ImageList(random_images(10))
     before = method.state()
-    first, again = (method._held_loss(method._network, images, torch.arange(4)) for _ in range(2))
-    assert first == again
-    assert all(torch.equal(before[name], value) for name, value in method.state().items())  # batch norm's among them
+    first, second = (method.validation_loss(method.network, images, torch.arange(4)) for _ in range(2))
+    assert first == second
+    assert all(torch.equal(before[name], value) for name, value in method.state().items())  # including batch norm
 
 
-def test_fewer_than_ten_images_hold_none_out() -> None:
-    told = []
+def test_with_fewer_than_ten_images_there_is_no_validation() -> None:
+    calls = []
     method = RIAD(replace(TINY, patience=1, epochs=3), SETUP)
-    method.fit(Pictures(pictures(9)), lambda done, total, _loss: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
-    assert method.facts()["kept_epoch"] == 3
+    method.fit(ImageList(random_images(9)), lambda done, total, _loss: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert method.info()["best_epoch"] == 3
 
 
-# ---- What it tells of itself, and what it refuses ----
+# ---- Explanation, information, errors ----
 
 
-def test_explain_shows_what_was_painted_hidden_and_unlike_for_each_cell_size(tiny: RIAD) -> None:
-    told, images = tiny.explain(pictures(2)), pictures(2)
-    assert list(told) == [
+def test_explain_returns_reconstruction_mask_and_difference_for_each_cell_size(tiny: RIAD) -> None:
+    pictures, images = tiny.explain(random_images(2)), random_images(2)
+    assert list(pictures) == [
         f"{name}, cells of {cell}" for cell in (2, 4) for name in ("reconstruction", "mask", "gradient difference")
     ]
     with torch.no_grad():
-        painted = (slow_paint(tiny, images * 2 - 1) + 1) / 2
-    assert_close(told["reconstruction, cells of 4"], painted[1], rtol=1e-4, atol=1e-5)
-    assert torch.equal(told["mask, cells of 4"][0].bool(), tiny._test_masks[1, 0])
-    mean = (told["gradient difference, cells of 2"] + told["gradient difference, cells of 4"]) / 2
+        restored = (slow_inpaint(tiny, images * 2 - 1) + 1) / 2
+    assert_close(pictures["reconstruction, cells of 4"], restored[1], rtol=1e-4, atol=1e-5)
+    assert torch.equal(pictures["mask, cells of 4"][0].bool(), tiny.test_masks[1, 0])
+    mean = (pictures["gradient difference, cells of 2"] + pictures["gradient difference, cells of 4"]) / 2
     assert_close(mean_filter(mean, 5), tiny.predict(images).maps)
-    halved = fitted(replace(TINY, reduce=2)).explain(images)
-    assert {picture.shape[-2:] for picture in halved.values()} == {(32, 32)}
+    downsampled = fitted(replace(TINY, downsample=2)).explain(images)
+    assert {picture.shape[-2:] for picture in downsampled.values()} == {(32, 32)}
 
 
-def test_state_gives_the_same_answers_back_and_other_settings_are_refused(tiny: RIAD) -> None:
+def test_info_has_the_size_of_the_network_and_the_passes(tiny: RIAD) -> None:
+    n_parameters = sum(parameter.numel() for parameter in tiny.network.parameters())
+    assert tiny.info() == {"trainable_parameters": n_parameters, "passes": 6, "best_epoch": 2}
+
+
+def test_a_restored_method_gives_the_same_predictions_and_other_settings_raise_an_error(tiny: RIAD) -> None:
     other = RIAD(TINY, SETUP)
     other.restore(tiny.state())
-    assert torch.equal(other.predict(pictures()).maps, tiny.predict(pictures()).maps)
-    with pytest.raises(BenchError, match="needs the settings that it was fitted with"):
+    assert torch.equal(other.predict(random_images()).maps, tiny.predict(random_images()).maps)
+    with pytest.raises(BenchError, match="Use the settings that it was fitted with"):
         RIAD(replace(TINY, width=3), SETUP).restore(tiny.state())
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_answers_much_the_same_in_float32(tiny: RIAD, precision: str) -> None:
-    found, usual = fitted(setup=replace(SETUP, precision=precision)).predict(pictures()), tiny.predict(pictures())
-    assert found.maps.dtype == found.scores.dtype == torch.float32
-    assert_close(found.maps, usual.maps, rtol=0.2, atol=0.1 * float(usual.maps.max()))
+def test_half_precision_gives_similar_float32_maps(tiny: RIAD, precision: str) -> None:
+    prediction = fitted(setup=replace(SETUP, precision=precision)).predict(random_images())
+    expected = tiny.predict(random_images())
+    assert prediction.maps.dtype == prediction.scores.dtype == torch.float32
+    assert_close(prediction.maps, expected.maps, rtol=0.2, atol=0.1 * float(expected.maps.max()))
 
 
 @pytest.mark.parametrize(
-    ("changes", "rule"),
+    ("changes", "message"),
     [
-        ({"width": 0}, "1 or more"), ({"cells": ()}, "one or more"), ({"cells": (4, 0)}, "one or more"),
-        ({"subsets": 1}, "must see something"), ({"holdout": 1.0}, "below 1"), ({"mean_filter": 4}, "odd"),
+        ({"width": 0}, "width must be >= 1, got 0"),
+        ({"cell_sizes": ()}, "one or more"),
+        ({"cell_sizes": (4, 0)}, "one or more"),
+        ({"subsets": 1}, "subsets must be >= 2"),
+        ({"validation_fraction": 1.0}, r"in \[0, 1\), got 1.0"),
+        ({"mean_filter": 4}, "odd integer"),
     ],
     ids=str,
 )  # fmt: skip
-def test_settings_that_make_no_sense_are_refused(changes: dict[str, object], rule: str) -> None:
-    with pytest.raises(BenchError, match=rule):
+def test_invalid_settings_raise_an_error(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
         replace(TINY, **changes)
 
 
-def test_before_fit_at_other_sizes_and_at_a_loss_without_end_it_says_so(tiny: RIAD) -> None:
+def test_an_unfitted_method_wrong_sizes_and_a_loss_of_nan_raise_errors(tiny: RIAD) -> None:
     with pytest.raises(BenchError, match=NOT_FITTED):
-        RIAD(TINY, SETUP).predict(pictures())
-    with pytest.raises(BenchError, match=r"\(32, 32\) pixels; \(64, 64\) came"):
-        tiny.predict(pictures(1, (64, 64)))
-    with pytest.raises(BenchError, match=r"16 divides its height and width .*; 40 x 32 came"):
+        RIAD(TINY, SETUP).predict(random_images())
+    with pytest.raises(BenchError, match="must be 32 x 32 pixels as in training, got 64 x 64"):
+        tiny.predict(random_images(1, (64, 64)))
+    with pytest.raises(BenchError, match=r"multiples of 16 .*, got 40 x 32"):
         RIAD(TINY, replace(SETUP, size=(40, 32)))
     with pytest.raises(BenchError, match="3 subsets of 1 x 1 cells"):
-        RIAD(replace(TINY, cells=(32,)), SETUP)
-    with pytest.raises(BenchError, match=r"A loss must be finite; RIAD's is nan"):
-        fitted(images=pictures() * math.nan)
+        RIAD(replace(TINY, cell_sizes=(32,)), SETUP)
+    with pytest.raises(BenchError, match="The loss must be finite, got nan in epoch 1"):
+        fitted(images=random_images() * math.nan)

@@ -1,10 +1,11 @@
-"""Figures of simulated records: what is drawn where, that lines are the metrics' own, and that text stays text."""
+"""Figures of simulated records: which are drawn, that curves have the area of the metrics, and that text is escaped."""
 
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,54 +13,44 @@ import pytest
 from PIL import Image
 
 from bench import registry
-from bench.evaluation.summary import groups, unique_names
-from bench.record import Record, Run
+from bench.evaluation.summary import groups
+from bench.record import Record
 from bench.report import Figure
-from bench.reports.parts import cases, comparisons, curves, drawing, evidence, style
+from bench.reports.parts import (
+    ablations,
+    comparison_figures,
+    curve_figures,
+    example_sheets,
+    prediction_data,
+    style,
+)
 from bench.store import Store
 
 Simulate = Callable[..., Store]
-RUN = Run(
-    dataset="parts",
-    synthetic=True,
-    protocol="one-for-one",
-    k=0,
-    seed=0,
-    limit=0,
-    name="a",
-    method="a",
-    title="A",
-    settings={},
-    preprocessing={},
-    precision="float32",
-    file_hashes={},
-    profile="code",
-    profile_note="",
-)
+MakeRecord = Callable[..., Record]
 
 
 def figures(store: Store) -> list[Figure]:
-    drawn: list[Figure] = registry.load("reports", "figures").draw(list(store.records()), store)
-    return drawn
+    return registry.report_content().draw_figures(list(store.records()), store, "")
 
 
-# ---- what is drawn where
+# ---- which figures are drawn
 
 
 @pytest.mark.slow
-def test_every_figure_is_drawn_in_three_formats_and_sheets_as_photographs(simulate: Simulate) -> None:
+def test_every_figure_has_three_formats_and_sheets_are_photographs(simulate: Simulate) -> None:
     simulate(("bolt", "cap", "disc"), ("A", "B", "C"), (0, 1), protocol="kshot", k=2)
     simulate(("bolt", "cap", "disc"), ("A", "B", "C"), (0, 1), protocol="kshot", k=4)
     store = simulate(
         ("bolt", "cap", "disc"), ("A",), (0, 1), protocol="kshot", k=4, settings={"width": 9}, group_hash="w"
     )
-    found = figures(store)
-    kinds = {figure.kind for figure in found if figure.files}
-    assert kinds == {"speed", "k", "heat", "ranks", "ablation", "epochs", "roc", "pro", "scores", "sheet"}
-    assert {figure.kind for figure in found if not figure.files} == {"ablation"}  # of k = 2
-    assert len({figure.name for figure in found}) == len(found)
-    for figure in found:
-        if figure.kind == "sheet":
+    drawn = figures(store)
+    kinds = {figure.kind for figure in drawn if figure.files}
+    assert kinds == {"speed", "k", "heatmap", "ranks", "ablation", "epochs", "roc", "pro", "scores", "examples"}
+    assert {figure.kind for figure in drawn if not figure.files} == {"ablation"}  # of k = 2
+    assert len({figure.name for figure in drawn}) == len(drawn)
+    for figure in drawn:
+        if figure.kind == "examples":
             assert set(figure.files) == {"jpg"}
         elif figure.files:
             assert set(figure.files) == {"png", "svg", "pdf"}
@@ -67,184 +58,223 @@ def test_every_figure_is_drawn_in_three_formats_and_sheets_as_photographs(simula
                 assert image.width > 400
             ET.fromstring(figure.files["svg"])
             assert figure.files["pdf"].startswith(b"%PDF")
-    assert sum(figure.kind == "sheet" for figure in found) == 3 * 7
+    assert sum(figure.kind == "examples" for figure in drawn) == 3 * 7
 
 
-def test_what_cannot_be_drawn_says_which_command_would_give_it(tmp_path: Path, simulate: Simulate) -> None:
+def test_a_figure_without_data_names_the_command_that_produces_them(tmp_path: Path, simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A",), protocol="kshot", k=4)
     (record,) = store.records()
     bare = Store(tmp_path / "bare")
     bare.save(replace(record, latency={}, losses=[], metrics_by_epoch=[], artifacts={}), None)
-    found = {figure.kind: figure for figure in figures(bare)}
-    assert set(found) == {"k", "speed", "heat", "ranks", "ablation", "epochs", "roc", "pro"}
-    assert not any(figure.files for figure in found.values())
-    assert "`bench run --method a --dataset parts --k 2,4,8`" in found["k"].caption
-    assert "`bench run --dataset parts --method meanmap,patchcore,aminet`" in found["ranks"].caption
-    assert "--over a.width=VALUE,VALUE`" in found["ablation"].caption
-    assert all("`bench run" in figure.caption for figure in found.values())
+    by_kind = {figure.kind: figure for figure in figures(bare)}
+    assert set(by_kind) == {"k", "speed", "heatmap", "ranks", "ablation", "epochs", "roc", "pro"}
+    assert not any(figure.files for figure in by_kind.values())
+    assert "`bench run --method a --dataset parts --k 2,4,8`" in by_kind["k"].caption
+    assert "`bench run --dataset parts --method meanmap,patchcore,aminet`" in by_kind["ranks"].caption
+    assert "--sweep a.width=VALUE,VALUE`" in by_kind["ablation"].caption
+    assert all("`bench run" in figure.caption for figure in by_kind.values())
 
 
-def test_a_command_asked_again_has_each_option_once() -> None:
-    record = Record(
-        run=replace(RUN, name="a"),
-        category="bolt",
-        data_digest="",
-        command="bench run --k 4 --time --method a --set x=1",
+def test_a_rerun_command_has_each_option_once(make_record: MakeRecord) -> None:
+    record = make_record(name="a", command="bench run --k 4 --time --method a --set x=1")
+    assert style.rerun_command(record, "--k", "2,4,8") == "`bench run --time --method a --set x=1 --k 2,4,8`"
+    assert style.rerun_command(record, "--time", "--force") == "`bench run --k 4 --method a --set x=1 --time --force`"
+    assert style.rerun_command(replace(record, command="bench run --k=4"), "--k", "2") == "`bench run --k 2`"
+    assert (
+        style.rerun_command(replace(record, command="a 'b"), "--force")
+        == "`bench run --method a --dataset parts --force`"
     )
-    assert drawing.again(record, "--k", "2,4,8") == "`bench run --time --method a --set x=1 --k 2,4,8`"
-    assert drawing.again(record, "--time", "--force") == "`bench run --k 4 --method a --set x=1 --time --force`"
-    assert drawing.again(replace(record, command="bench run --k=4"), "--k", "2") == "`bench run --k 2`"
-    assert drawing.again(replace(record, command="a 'b"), "--force") == "`bench run --method a --dataset parts --force`"
-    assert drawing.again(replace(record, command=""), "--force") == "`bench run --method a --dataset parts --force`"
+    assert (
+        style.rerun_command(replace(record, command=""), "--force") == "`bench run --method a --dataset parts --force`"
+    )
 
 
-def test_an_ablation_needs_runs_that_differ_in_one_setting_alone(simulate: Simulate) -> None:
+def test_an_ablation_needs_runs_that_differ_in_one_setting_only(simulate: Simulate) -> None:
     simulate(("bolt",), ("A",), settings={"width": 8, "depth": 1}, group_hash="1")
     simulate(("bolt",), ("A",), settings={"width": 4, "depth": 1}, group_hash="2")
     store = simulate(("bolt",), ("A",), settings={"width": 2, "depth": 3}, group_hash="3")
     simulate(("bolt",), ("A",), settings={"width": 16, "depth": 1}, calibrate=0.1, group_hash="4")
-    panels = comparisons._swept(groups(store.records()))
-    assert [(setting, [value for value, _ in own]) for _, setting, own in panels] == [("width", [4, 8])]
+    assert ablations_of(list(store.records())) == {("A", "width"): [4, 8]}
 
 
-def test_an_ablation_by_the_oracle_says_so() -> None:
-    runs = [replace(RUN, settings={"width": width}, group_hash=f"{width}") for width in (4, 8)]
-    both = [
-        Record(run=run, category="bolt", data_digest="", selection=rule) for run in runs for rule in ("last", "oracle")
+def test_tables_and_figure_use_the_same_rule_for_ablations(simulate: Simulate) -> None:
+    # The most frequent settings are width 8 and depth 1; a rule that compares with these finds two ablations of three.
+    simulate(("bolt",), ("A",), settings={"width": 8, "depth": 1}, group_hash="1")
+    simulate(("bolt",), ("A",), settings={"width": 8, "depth": 2}, group_hash="2")
+    simulate(("bolt",), ("A",), settings={"width": 4, "depth": 1}, group_hash="3")
+    store = simulate(("bolt",), ("A",), settings={"width": 4, "depth": 2}, group_hash="4")
+    members = groups(store.records())
+    titles = [table.title for table in ablations.ablation_tables(members)]
+    assert titles == ["A, depth=1: width", "A, depth=2: width", "A, width=4: depth", "A, width=8: depth"]
+    assert "Each panel varies one setting" in comparison_figures.ablation_figure("parts", members).caption
+
+
+def test_runs_on_different_categories_are_no_ablation_in_tables_and_figure(simulate: Simulate) -> None:
+    simulate(("bolt", "cap"), ("A",), settings={"width": 8}, group_hash="1")
+    members = groups(simulate(("bolt",), ("A",), settings={"width": 4}, group_hash="2").records())
+    assert ablations.ablation_tables(members) == []
+    assert not comparison_figures.ablation_figure("parts", members).files
+
+
+def test_runs_with_different_backbones_are_an_ablation_and_with_different_weights_are_not(
+    make_record: MakeRecord,
+) -> None:
+    def run_of(backbone: str, **hashes: str) -> Record:
+        return make_record(settings={"backbone": backbone, "width": 8}, file_hashes=hashes, group_hash=str(hashes))
+
+    assert ablations_of([run_of("small", small="1"), run_of("large", large="2")]) == {
+        ("Simulated", "backbone"): ["large", "small"]
+    }
+    assert ablations_of([run_of("small", small="1"), run_of("large", large="random")]) == {}
+    assert ablations_of([run_of("small", small="1"), run_of("small", small="2")]) == {}
+
+
+def test_an_ablation_of_oracle_epochs_has_oracle_in_its_title(make_record: MakeRecord) -> None:
+    records = [
+        make_record(settings={"width": width}, group_hash=f"{width}", selection=selection)
+        for width in (4, 8)
+        for selection in ("last", "oracle")
     ]
-    assert [title for title, _, _ in comparisons._swept(groups(both))] == ["A", "A (oracle)"]
+    assert ablations_of(records) == {("Simulated", "width"): [4, 8], ("Simulated (oracle)", "width"): [4, 8]}
 
 
-def test_panels_of_a_product_tell_where_they_were_held() -> None:
+def test_the_titles_of_a_grid_contain_the_fixed_values(make_record: MakeRecord) -> None:
     points = [{"width": width, "depth": depth} for width in (4, 8) for depth in (1, 2)]
-    runs = [replace(RUN, settings=point, group_hash=f"{point}") for point in points]
-    product = groups([Record(run=run, category="bolt", data_digest="") for run in runs])
-    found = {(title, setting) for title, setting, _ in comparisons._swept(product)}
-    assert found == {("A, width=4", "depth"), ("A, width=8", "depth"), ("A, depth=1", "width"), ("A, depth=2", "width")}
-    one_at_a_time = comparisons._swept(product[:3])
-    assert {(title, setting) for title, setting, _ in one_at_a_time} == {("A", "depth"), ("A", "width")}
+    records = [make_record(settings=point, group_hash=f"{point}", title="A") for point in points]
+    expected = {("A, width=4", "depth"), ("A, width=8", "depth"), ("A, depth=1", "width"), ("A, depth=2", "width")}
+    assert set(ablations_of(records)) == expected
+    assert set(ablations_of(records[:3])) == {("A", "depth"), ("A", "width")}
 
 
-def test_the_front_holds_what_nothing_beats_in_both() -> None:
+def ablations_of(records: list[Record]) -> dict[tuple[str, str], list[Any]]:
+    """Return the values of each ablation by (title, setting)."""
+    return {
+        (each.title, each.setting): [value for value, _ in each.points]
+        for each in ablations.find_ablations(groups(records))
+    }
+
+
+def test_the_pareto_front_contains_the_points_that_no_other_point_beats() -> None:
     points = [(10.0, 90.0), (20.0, 80.0), (5.0, 70.0), (30.0, 95.0), (10.0, 60.0)]
-    assert comparisons._front(points) == [(5.0, 70.0), (10.0, 90.0), (30.0, 95.0)]
+    assert comparison_figures.pareto_front(points) == [(5.0, 70.0), (10.0, 90.0), (30.0, 95.0)]
 
 
-# ---- the lines are the metrics' own
+# ---- curves
 
 
-def test_the_area_below_a_drawn_curve_is_the_metric(simulate: Simulate) -> None:
+def test_the_area_below_a_curve_is_the_metric(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A", "B", "C"))
-    found = evidence.gathered(groups(store.records()), store)
-    assert len(found) == 3
-    for each in found.values():
+    data = prediction_data.collect_figure_data(groups(store.records()), store)
+    assert len(data) == 3
+    for each in data.values():
         assert each.roc
-        assert each.overlap
+        assert each.pro
         rates, shares = each.roc
         assert np.trapezoid(shares, rates) == pytest.approx(each.record.metrics["image_auroc"], abs=1e-12)
-        rates, shares = each.overlap
-        aupro = np.trapezoid(shares, rates) / evidence.LIMIT
+        rates, shares = each.pro
+        aupro = np.trapezoid(shares, rates) / prediction_data.MAX_FPR
         assert aupro == pytest.approx(each.record.metrics["aupro_30"], abs=2e-3)  # at 601 points
 
 
-def test_the_evidence_is_of_the_lowest_seed_and_of_last_epochs(simulate: Simulate) -> None:
+def test_figures_show_the_lowest_seed_and_the_last_epoch(simulate: Simulate) -> None:
     store = simulate(("bolt", "cap"), ("A",), (3, 1))
     (group,) = groups(store.records())
-    assert [record.run.seed for record in evidence.first_seed(group)] == [1, 1]
+    assert [record.run.seed for record in prediction_data.first_seed_records(group)] == [1, 1]
     for record in list(store.records()):
         store.save(replace(record, selection="oracle", eval_every=5), store.predictions(record))
     assert {
-        key[2]: each.record.selection for key, each in evidence.gathered(groups(store.records()), store).items()
+        key[-1]: each.record.selection
+        for key, each in prediction_data.collect_figure_data(groups(store.records()), store).items()
     } == {
         "bolt": "last",
         "cap": "last",
     }
 
 
-def test_cases_have_the_rank_of_their_score_and_a_hundredth_of_normal_pixels_lies_within_the_dots(
+def test_examples_have_the_rank_of_their_score_and_a_hundredth_of_normal_pixels_is_in_the_dotted_contour(
     simulate: Simulate,
 ) -> None:
     store = simulate(("bolt",), ("A",))
-    (each,) = evidence.gathered(groups(store.records()), store).values()
-    by_name = {case.name: case for case in each.cases}
+    (each,) = prediction_data.collect_figure_data(groups(store.records()), store).values()
+    by_name = {example.name: example for example in each.examples}
     assert list(by_name) == ["best", "median", "worst", "good"]
     assert by_name["best"].score == each.scores[each.is_anomalous].max()
-    assert by_name["worst"].place == 1 + int((each.scores > by_name["worst"].score).sum())
+    assert by_name["worst"].rank == 1 + int((each.scores > by_name["worst"].score).sum())
     assert by_name["good"].mask is not None
     assert not by_name["good"].mask.any()
-    given = store.predictions(each.record)
-    assert given.maps is not None
-    assert np.mean(given.maps[~given.masks] > each.threshold) == pytest.approx(evidence.RATE, abs=1e-3)
+    predictions = store.predictions(each.record)
+    assert predictions.maps is not None
+    above = np.mean(predictions.maps[~predictions.masks] > each.contour_threshold)
+    assert above == pytest.approx(prediction_data.CONTOUR_FPR, abs=1e-3)
 
 
-def test_the_star_stands_where_the_sum_of_both_aurocs_is_highest() -> None:
+def test_the_star_marks_the_highest_sum_of_both_aurocs() -> None:
     points = [
         {"image_auroc": 0.9, "pixel_auroc": 0.5, "image_ap": 0.9},
         {"image_auroc": 0.7, "pixel_auroc": 0.8, "image_ap": 0.1},
         {"image_auroc": 0.8, "pixel_auroc": 0.7, "image_ap": 0.2},
     ]
-    merits = [curves._merit(point) for point in points]
-    assert max(range(3), key=merits.__getitem__) == 2  # 1.5 twice; the second has the higher APs
+    assert curve_figures.best_epoch_index(points) == 2  # 1.5 twice; the last has the higher AP
 
 
-# ---- sheets
+# ---- example sheets
 
 
-def test_a_sheet_has_a_row_a_case_and_a_column_a_picture(simulate: Simulate) -> None:
+def test_a_sheet_has_one_row_per_example_and_one_column_per_image(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A",))
     members = groups(store.records())
-    found = evidence.gathered(members, store)
-    rows = list(cases.pictures(next(iter(found.values())), store, 48))
-    assert [case.name for case, _ in rows] == ["best", "median", "worst", "good"]
-    assert all(list(shown) == ["image", "ground truth", "anomaly map", "overlay", "distance"] for _, shown in rows)
-    assert all(picture.size == (48, 48) for _, shown in rows for picture in shown.values())
-    (sheet,) = cases.sheets("parts · one-for-one", members, found, store)
+    data = prediction_data.collect_figure_data(members, store)
+    rows = list(example_sheets.example_rows(next(iter(data.values())), store, 48))
+    assert [example.name for example, _ in rows] == ["best", "median", "worst", "good"]
+    assert all(list(images) == ["image", "ground truth", "anomaly map", "overlay", "distance"] for _, images in rows)
+    assert all(image.size == (48, 48) for _, images in rows for image in images.values())
+    (sheet,) = example_sheets.example_sheets("parts · one-for-one", members, data, store)
     with Image.open(io.BytesIO(sheet.files["jpg"])) as image:
-        assert image.height > 4 * cases.SHEET
+        assert image.height > 4 * example_sheets.IMAGE_SIZE
 
 
-def test_a_picture_that_is_gone_or_broken_is_left_out(simulate: Simulate) -> None:
+def test_a_missing_or_broken_image_is_omitted(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A",))
     (record,) = store.records()
     views = store.views(record)
-    views["best.image"].write_bytes(b"no picture")
+    views["best.image"].write_bytes(b"no image")
     views["good.distance"].unlink()
-    (found,) = evidence.gathered(groups(store.records()), store).values()
-    rows = {case.name: list(shown) for case, shown in cases.pictures(found, store, 48)}
-    assert rows["best"] == ["ground truth", "anomaly map", "distance"]  # and nothing to lay the map over
+    (data,) = prediction_data.collect_figure_data(groups(store.records()), store).values()
+    rows = {example.name: list(images) for example, images in example_sheets.example_rows(data, store, 48)}
+    assert rows["best"] == ["ground truth", "anomaly map", "distance"]  # there is no image for the overlay
     assert rows["good"] == ["image", "ground truth", "anomaly map", "overlay"]
 
 
-# ---- text and looks
+# ---- text and style
 
 
-def test_what_a_reader_must_know_stands_within_the_figure(simulate: Simulate) -> None:
+def test_the_caveats_are_inside_the_figure(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A", "B"))
     for record in list(store.records()):
         if record.run.title == "B":
             store.save(replace(record, selection="oracle", eval_every=5), store.predictions(record))
-    told = style.notes(groups(store.records()))
-    assert told == ["synthetic data", "B (oracle): oracle: epoch chosen on the test set"]
-    with style.themed():
-        canvas, _ = style.canvas(3, 2)
-        style.files(canvas, "title", told)
-        assert canvas.get_supxlabel() == "\n".join(told)
+    notes = style.shared_and_own_caveats(groups(store.records()))
+    assert notes == ["synthetic data", "B (oracle): oracle: epoch chosen on the test set"]
+    with style.theme():
+        canvas, _ = style.new_figure(3, 2)
+        style.render_files(canvas, "title", notes)
+        assert canvas.get_supxlabel() == "\n".join(notes)
 
 
-def test_odd_names_neither_break_a_figure_nor_hide_in_its_legend(simulate: Simulate) -> None:
+def test_unusual_names_neither_break_a_figure_nor_disappear_from_its_legend(simulate: Simulate) -> None:
     name = "_$a_b$ <b>&\x01\u5b57"
     store = simulate((name, "cap"), (name,), name="a", method="a")
     members = groups(store.records())
-    figure = comparisons.heat("parts", members)
+    figure = comparison_figures.category_heatmap("parts", members)
     ET.fromstring(figure.files["svg"])
     assert style.label(name) == " _$a_b$ <b>& \u5b57"
-    assert drawing.named("Speed parts · kshot k=4 <b>/..") == "speed-parts-kshot-k-4-b"
+    assert style.slug("Speed parts · kshot k=4 <b>/..") == "speed-parts-kshot-k-4-b"
 
 
-def test_drawing_leaves_no_state_behind(simulate: Simulate) -> None:
+def test_drawing_does_not_change_global_state(simulate: Simulate) -> None:
     store = simulate(("bolt", "cap"), ("A",))
     before = dict(mpl.rcParams)
-    comparisons.heat("parts", groups(store.records()))
+    comparison_figures.category_heatmap("parts", groups(store.records()))
     assert dict(mpl.rcParams) == before
     from matplotlib import pyplot as plt
 
@@ -253,37 +283,36 @@ def test_drawing_leaves_no_state_behind(simulate: Simulate) -> None:
 
 def test_the_same_records_give_the_same_bytes(simulate: Simulate) -> None:
     members = groups(simulate(("bolt", "cap"), ("A",)).records())
-    first, second = (comparisons.heat("parts", members).files for _ in range(2))
+    first, second = (comparison_figures.category_heatmap("parts", members).files for _ in range(2))
     assert first == second
 
 
-def test_methods_are_told_apart_without_colour() -> None:
-    looks = style.looks([f"m{i}" for i in range(20)])
-    assert len({look.marker for look in list(looks.values())[:10]}) == 10
-    assert len({look.dash for look in list(looks.values())[:10]}) == 10
-    assert len({(look.colour, look.marker) for look in looks.values()}) == 20
+def test_methods_are_distinguishable_without_colour() -> None:
+    styles = list(style.method_styles([f"m{i}" for i in range(20)]).values())
+    assert len({each.marker for each in styles[:10]}) == 10
+    assert len({each.dash for each in styles[:10]}) == 10
+    assert len({(each.colour, each.marker) for each in styles}) == 20
 
 
-def test_of_many_categories_the_hardest_are_drawn_and_the_rest_is_told(simulate: Simulate) -> None:
-    categories = [f"c{i:02}" for i in range(curves.PANELS + 2)]
+def test_of_many_categories_the_hardest_are_drawn(simulate: Simulate) -> None:
+    categories = [f"c{i:02}" for i in range(curve_figures.MAX_PANELS + 2)]
     members = groups(simulate(categories, ("A",)).records())
-    chosen, told = curves._hardest(members, categories)
+    chosen, note = curve_figures.hardest_categories(members, categories)
     values = {category: members[0].records[category, 0].metrics["image_auroc"] for category in categories}
-    assert len(chosen) == curves.PANELS
+    assert len(chosen) == curve_figures.MAX_PANELS
     assert max(values[category] for category in chosen) <= min(values[c] for c in categories if c not in chosen)
-    assert "15 categories of lowest mean image AUROC, of 17" in told
-    assert unique_names(members)
+    assert note == "The 15 of 17 categories with the lowest mean image AUROC."
 
 
-def test_a_figure_is_written_only_as_the_files_that_are_asked_for() -> None:
-    with style.themed():
-        canvas, _ = style.canvas(2, 2)
-        drawn = style.files(canvas, "title", [])
-    asked: list[str] = []
+def test_a_figure_is_rendered_only_in_the_formats_that_are_used() -> None:
+    with style.theme():
+        canvas, _ = style.new_figure(2, 2)
+        drawn = style.render_files(canvas, "title", [])
+    formats: list[str] = []
     save = canvas.savefig
-    canvas.savefig = lambda *args, **more: (asked.append(more["format"]), save(*args, **more))  # type: ignore[method-assign]
+    canvas.savefig = lambda *args, **more: (formats.append(more["format"]), save(*args, **more))  # type: ignore[method-assign]
     assert set(drawn) == {"png", "svg", "pdf"}
     assert drawn["svg"] == drawn["svg"]
-    assert asked == ["svg"]
+    assert formats == ["svg"]
     assert b"/TrueType" in drawn["pdf"] or b"/CIDFontType2" in drawn["pdf"]
-    assert b"/Type3" not in drawn["pdf"]  # publishers refuse such fonts
+    assert b"/Type3" not in drawn["pdf"]  # publishers do not accept such fonts

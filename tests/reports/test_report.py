@@ -1,7 +1,9 @@
-"""Reports of a store of simulated records: which sections appear, that numbers are right, and that text is text."""
+"""Reports of simulated records: which sections appear, that the values are right, and that text is escaped."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -11,62 +13,15 @@ from typer.testing import CliRunner
 from bench import registry
 from bench.cli import app
 from bench.errors import BenchError
+from bench.evaluation.bootstrap import bootstrap, differences, intervals, mean_over_categories
 from bench.evaluation.metric_variants import exact
-from bench.evaluation.statistics import bootstrap, differences, intervals, mean_over_categories
 from bench.evaluation.summary import METRICS
-from bench.record import Predictions, Record, Run
-from bench.reports.parts import drawn
+from bench.record import Predictions, Record
+from bench.reports.parts import prediction_data
 from bench.store import Store
 
-RUN = Run(
-    dataset="parts",
-    synthetic=True,
-    protocol="one-for-one",
-    k=0,
-    seed=0,
-    limit=0,
-    name="a",
-    method="a",
-    title="A",
-    settings={},
-    preprocessing={},
-    precision="float32",
-    file_hashes={},
-    profile="code",
-    profile_note="",
-    group_hash="v",
-)
 CATEGORIES = ("bolt", "cap", "disc", "gear", "hook", "nut")
-
-
-def answers(category: str, merit: float, seed: int = 0, count: int = 24) -> Predictions:
-    """Half good, half defective; the noise hangs on the category and the seed, `merit` parts the two classes."""
-    random = np.random.default_rng([*category.encode(), seed])
-    bad = np.arange(count) % 2 == 1
-    masks = np.zeros((count, 12, 12), dtype=bool)
-    masks[bad, 3:7, 4:8] = True
-    maps = (random.normal(0, 1, masks.shape) + merit * masks).astype(np.float32)
-    return Predictions(
-        files=tuple(f"{i:03}.png" for i in range(count)),
-        defects=tuple("dent" if each else "good" for each in bad),
-        scores=random.normal(0, 1, count) + merit * bad,
-        maps=maps,
-        masks=masks,
-        has_pixel_labels=np.ones(count, dtype=bool),
-    )
-
-
-def save(store: Store, title: str, category: str, merit: float, seed: int = 0, **changed: object) -> Record:
-    """A record with its answers, as a run leaves them; further arguments are fields of the run or of the record."""
-    given = answers(category, merit, seed).rounded("float16")
-    mine = {key: changed.pop(key) for key in list(changed) if key in Record.__dataclass_fields__}
-    run = replace(RUN, **{"name": title.lower(), "title": title, "seed": seed, **changed})
-    made = {"metrics": exact(given), "tests": list(given.files), "started": "2025-01-01", **mine}
-    return store.save(Record(run=run, category=category, data_digest=category, **made), given)
-
-
-def rendered(store: Store, form: str = "markdown") -> str:
-    return registry.load("reports", form).render(list(store.records()), store)
+Save = Callable[..., Record]
 
 
 @pytest.fixture
@@ -74,8 +29,33 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
+@pytest.fixture
+def save(store: Store, make_record: Callable[..., Record], make_predictions: Callable[..., Predictions]) -> Save:
+    """Return a function of title, category, merit and seed that stores a record with predictions."""
+
+    def build(title: str, category: str, merit: float, seed: int = 0, **changes: Any) -> Record:
+        predictions = make_predictions([*category.encode(), seed], merit, count=24).rounded("float16")
+        values = {"metrics": exact(predictions), "test_files": list(predictions.files), "seed": seed}
+        names = {"title": title, "name": title.lower(), "category": category, "data_digest": category}
+        return store.save(make_record(**(names | values | changes)), predictions)
+
+    return build
+
+
+def rendered(store: Store, name: str = "markdown") -> str:
+    """Return the report of all records in one format."""
+    content = registry.report_content()
+    return str(registry.load("reports", name).render(content.results(list(store.records()), store, [], "")))
+
+
+def audited(store: Store) -> str:
+    """Return the audit of all records as Markdown."""
+    content = registry.report_content()
+    return str(registry.load("reports", "markdown").render(content.audit(list(store.records()), store, "")))
+
+
 def rows(text: str, first: str) -> list[list[str]]:
-    """The cells of each table row whose first cell is `first`, put together where the table was folded."""
+    """Return the cells of each row whose first cell is `first`, with the parts of divided tables joined."""
     tables: list[list[list[str]]] = []
     for block in text.split("\n\n"):
         lines = [line for line in block.splitlines() if line.startswith("| ")]
@@ -88,7 +68,7 @@ def rows(text: str, first: str) -> list[list[str]]:
 
 
 def pair(text: str, names: str) -> list[list[str]]:
-    """The rows of the table that compares two methods, without its head."""
+    """Return the rows of the table that compares two methods, without its header."""
     if f"**{names}**" not in text:
         return []
     lines = text.split(f"**{names}**\n\n")[1].split("\n\n", maxsplit=1)[0].splitlines()
@@ -98,8 +78,8 @@ def pair(text: str, names: str) -> list[list[str]]:
 # ---- which sections appear
 
 
-def test_one_method_with_one_seed_has_nothing_to_compare(store: Store) -> None:
-    save(store, "A", "bolt", 1)
+def test_one_method_with_one_seed_has_nothing_to_compare(store: Store, save: Save) -> None:
+    save("A", "bolt", 1)
     text = rendered(store)
     assert "## parts · one-for-one\n" in text
     assert "### A · parts · one-for-one" in text
@@ -107,163 +87,173 @@ def test_one_method_with_one_seed_has_nothing_to_compare(store: Store) -> None:
     assert "### Selection gap" not in text
 
 
-def test_two_methods_with_the_same_runs_are_compared_in_numbers_and_words(store: Store) -> None:
-    first = [save(store, "A", category, 2.5) for category in CATEGORIES]
-    second = [save(store, "B", category, 0.5) for category in CATEGORIES]
+def test_two_methods_with_the_same_runs_are_compared_in_tables_and_sentences(store: Store, save: Save) -> None:
+    first = [save("A", category, 2.5) for category in CATEGORIES]
+    second = [save("B", category, 0.5) for category in CATEGORIES]
     text = rendered(store)
     assert "categories: 6, seeds: 1" in text
-    found = pair(text, "A − B")
-    assert [row[0] for row in found] == list(METRICS.values())
-    for metric, row in zip(METRICS, found, strict=True):
+    result = pair(text, "A − B")
+    assert [row[0] for row in result] == list(METRICS.values())
+    for metric, row in zip(METRICS, result, strict=True):
         gap = np.mean([a.metrics[metric] - b.metrics[metric] for a, b in zip(first, second, strict=True)])
         assert row[1] == f"{100 * gap:+.2f}"
-    assert found[0][3:] == ["6", "0", "0.031", "0.031"]  # the exact test's least p of 6 categories is 2 / 2^6
-    assert "- image AUROC: A lies" in text
-    assert "- pixel AUROC: A lies" in text
-    assert "That is more than chance among categories explains." in text
-    assert "they would not turn it round" in text
-    assert "One seed each" in text
+    assert result[0][3:] == ["6", "0", "0.031", "0.031"]  # the smallest exact p of 6 categories is 2 / 2^6
+    assert "- image AUROC: A is on average" in text
+    assert "- pixel AUROC: A is on average" in text
+    assert "The difference over categories is significant." in text
+    assert "which excludes zero." in text
+    assert "Only one seed per method" in text
     assert "Mean ranks" not in text
 
 
-def test_the_interval_pairs_both_methods_on_the_same_drawn_images(store: Store) -> None:
-    drawn: dict[str, list] = {"A": [], "B": []}
+def test_the_interval_pairs_both_methods_on_the_same_sampled_images(store: Store, save: Save) -> None:
+    samples: dict[str, list] = {"A": [], "B": []}
     for name, merit in (("A", 1.5), ("B", 1.0)):
         for category in CATEGORIES:
-            given = store.predictions(save(store, name, category, merit))
+            predictions = store.predictions(save(name, category, merit))
             seed = [0, crc32(category.encode())]
-            drawn[name].append(bootstrap(given.scores, given.is_anomalous, given.maps, given.masks, seed=seed))
-    found = differences(mean_over_categories(drawn["A"]), mean_over_categories(drawn["B"]))
+            arguments = (predictions.scores, predictions.is_anomalous, predictions.maps, predictions.masks)
+            samples[name].append(bootstrap(*arguments, seed=seed))
+    result = differences(mean_over_categories(samples["A"]), mean_over_categories(samples["B"]))
     for metric, row in zip(METRICS, pair(rendered(store), "A − B"), strict=True):
-        assert row[2] == f"{100 * found[metric].low:+.2f} to {100 * found[metric].high:+.2f}"
+        assert row[2] == f"{100 * result[metric].low:+.2f} to {100 * result[metric].high:+.2f}"
 
 
-def test_the_same_answers_under_two_names_differ_by_nothing(store: Store) -> None:
+def test_the_same_predictions_under_two_names_do_not_differ(store: Store, save: Save) -> None:
     for name in "AB":
         for category in CATEGORIES:
-            save(store, name, category, 1)
-    found = pair(rendered(store), "A − B")
-    assert len(found) == len(METRICS)
-    assert all(row[1:] == ["0.00", "0.00 to 0.00", "0", "0", "1", "1"] for row in found)
+            save(name, category, 1)
+    result = pair(rendered(store), "A − B")
+    assert len(result) == len(METRICS)
+    assert all(row[1:] == ["0.00", "0.00 to 0.00", "0", "0", "1", "1"] for row in result)
 
 
-def test_three_methods_are_ranked(store: Store) -> None:
+def test_three_methods_are_ranked(store: Store, save: Save) -> None:
     for name, merit in (("A", 3.0), ("B", 1.0), ("C", 0.0)):
         for category in CATEGORIES:
-            save(store, name, category, merit)
+            save(name, category, merit)
     text = rendered(store)
     assert "**Mean ranks (1 is best; critical difference by Nemenyi at 5%)**" in text
     assert rows(text, "critical difference") == [["critical difference", *["1.35"] * 6]]  # 2.343 sqrt(3 * 4 / (6 * 6))
     assert rows(text, "A")[-1][:2] == ["A", "1.00"]
     assert "image AUROC: Friedman's test of 3 methods on 6 categories" in text
-    assert len([line for line in text.splitlines() if "after Holm's correction for 3" in line]) == 3 * 2
+    assert len([line for line in text.splitlines() if "number of tests: 3" in line]) == 3 * 2
 
 
-def test_a_method_with_other_runs_is_named_and_left_out(store: Store) -> None:
+def test_methods_with_other_runs_are_named_and_not_compared(store: Store, save: Save) -> None:
     for name in "AB":
         for category in CATEGORIES[:2]:
-            save(store, name, category, 1)
-    save(store, "C", "bolt", 1)
-    save(store, "D", "bolt", 1, tests=["other.png"])
+            save(name, category, 1)
+    save("C", "bolt", 1)
+    save("D", "bolt", 1, test_files=["other.png"])
     text = rendered(store)
-    assert "resolution or selection: C, D." in text
+    assert "evaluation options or selection differ: C, D." in text
     assert pair(text, "A − B")
     assert not pair(text, "A − C")
     assert not pair(text, "C − D")
 
 
-def test_last_and_best_on_the_test_set_are_never_compared_as_two_methods(store: Store) -> None:
-    save(store, "A", "bolt", 1)
-    save(store, "B", "bolt", 1, selection="oracle", every=10)
+def test_last_and_best_on_the_test_set_are_never_compared_as_two_methods(store: Store, save: Save) -> None:
+    save("A", "bolt", 1)
+    save("B", "bolt", 1, selection="oracle", eval_every=10)
     assert "### Statistics" not in rendered(store)
 
 
-def test_without_raw_answers_the_interval_is_unknown_and_told(store: Store) -> None:
+def test_without_predictions_the_interval_is_unknown_and_the_report_says_so(store: Store, save: Save) -> None:
     for name in "AB":
         for category in CATEGORIES:
-            record = save(store, name, category, 1)
+            record = save(name, category, 1)
     place = store.path(record.run, record.data_digest, record.category, record.selection)
     place.with_suffix(".npz").unlink()
     text = rendered(store)
     assert pair(text, "A − B")[0][2] == "–"
-    assert "what other test images would change is not known" in text
+    assert "the variation over test images is unknown" in text
 
 
-def test_several_formats_draw_the_images_of_each_record_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_formats_bootstrap_each_record_once(store: Store, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "AB":
-        save(store, name, "bolt", 1)
-    asked: list[object] = []
-    monkeypatch.setattr(drawn, "resample", lambda *args, **more: (asked.append(args), bootstrap(*args, **more))[1])
-    for form in ("markdown", "latex", "html"):
-        rendered(store, form)
-    assert len(asked) == 2
+        save(name, "bolt", 1)
+    calls: list[object] = []
+
+    def counted(*args: Any, **kwargs: Any) -> object:
+        calls.append(args)
+        return bootstrap(*args, **kwargs)
+
+    monkeypatch.setattr(prediction_data, "bootstrap", counted)
+    for name in ("markdown", "latex", "html"):
+        rendered(store, name)
+    assert len(calls) == 2
 
 
-def test_two_settings_of_one_method_have_names_of_their_own(store: Store) -> None:
-    save(store, "A", "bolt", 1)
-    save(store, "A", "bolt", 2, variant="w", settings={"size": 2})
-    save(store, "A", "bolt", 0, name="alias")
+def test_two_settings_of_one_method_have_unique_names(store: Store, save: Save) -> None:
+    save("A", "bolt", 1)
+    save("A", "bolt", 2, group_hash="w", settings={"size": 2})
+    save("A", "bolt", 0, name="alias")
     text = rendered(store)
     assert pair(text, "A [a v] − A [a w]")
     assert pair(text, "A [a v] − A [alias]")
 
 
-def test_the_spread_over_draws_is_of_the_means_over_categories(store: Store) -> None:
+def test_the_variation_over_seeds_is_that_of_the_means_over_categories(store: Store, save: Save) -> None:
     values = {0: (0.5, 0.7), 1: (0.7, 0.9), 2: (0.9, 1.0)}  # means 0.6, 0.8, 0.95
-    for seed, own in values.items():
-        for category, value in zip(("bolt", "cap"), own, strict=True):
-            save(store, "A", category, 1, seed, protocol="kshot", k=2, metrics={"image_auroc": value})
+    for seed, by_category in values.items():
+        for category, value in zip(("bolt", "cap"), by_category, strict=True):
+            save("A", category, 1, seed, protocol="kshot", k=2, metrics={"image_auroc": value})
     text = rendered(store)
-    assert "a seed is a fit and a draw of the training images" in text
+    assert "a seed is a training run and a draw of the training images" in text
     row = next(row for row in rows(text, "A") if row[1] == "image AUROC")
     # mean 0.78333, deviations -.18333, .01667, .16667: std 0.17559; t(2) 4.3027 * 0.17559 / sqrt(3) = 0.4362
-    assert row[2:] == ["3", "78.3", "17.56", "34.7 to 100.0"]  # 122 can not be, so it ends at 100
+    assert row[2:] == ["3", "78.3", "17.56", "34.7 to 100.0"]  # the upper end of 122 is limited to 100
 
 
-def test_each_category_has_an_interval_for_every_metric(store: Store) -> None:
+def test_each_category_has_an_interval_for_every_metric(store: Store, save: Save) -> None:
     for category in CATEGORIES[:2]:
-        record = save(store, "A", category, 1, threshold=0.5, calibrate=0.1)
+        record = save("A", category, 1, threshold=0.5, calibrate=0.1)
     text = rendered(store)
     section = text[text.index("95 % intervals over test images") :]
-    given = store.predictions(record)
+    predictions = store.predictions(record)
     seed = [0, crc32(b"cap")]
-    drawn = bootstrap(given.scores, given.is_anomalous, given.maps, given.masks, threshold=0.5, seed=seed)
-    found = intervals(drawn)
+    samples = bootstrap(
+        predictions.scores, predictions.is_anomalous, predictions.maps, predictions.masks, threshold=0.5, seed=seed
+    )
+    result = intervals(samples)
     (row,) = rows(section, "cap")
-    assert len(row) == 1 + len(found) == 1 + 8 + 4
-    interval = found["image_auroc"]
+    assert len(row) == 1 + len(result) == 1 + 8 + 4
+    interval = result["image_auroc"]
     expected = f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
     assert row[1] == f"{100 * record.metrics['image_auroc']:.1f} ({expected})"
     assert len(rows(section, "mean")) == 1
-    assert "### Statistics" not in text  # of one method there is nothing to compare
+    assert "### Statistics" not in text  # a single method has nothing to compare with
 
 
-def test_pixels_at_original_resolution_have_no_interval_and_the_report_says_why(store: Store) -> None:
-    save(store, "A", "bolt", 1, resolution="original")
+def test_pixel_metrics_at_original_resolution_have_no_interval_and_the_report_says_why(
+    store: Store, save: Save
+) -> None:
+    save("A", "bolt", 1, resolution="original")
     section = rendered(store).split("95 % intervals over test images")[1]
     assert len(rows(section, "bolt")[0]) == 1 + 3
-    assert "the maps are stored at input size" in section
+    assert "maps are stored at input size" in section
 
 
-def test_methods_fitted_on_other_images_are_not_compared(store: Store) -> None:
+def test_methods_with_other_training_images_are_not_compared(store: Store, save: Save) -> None:
     for name, train in (("A", ["x.png"]), ("B", ["y.png"])):
-        save(store, name, "bolt", 1, train=train)
+        save(name, "bolt", 1, train_files=train)
     assert not pair(rendered(store), "A − B")
 
 
 # ---- the selection gap
 
 
-def test_the_selection_gap_has_epochs_both_values_and_the_curve(store: Store) -> None:
+def test_the_selection_gap_has_epochs_both_values_and_the_curve(store: Store, save: Save) -> None:
     curve = [
         {"epoch": 10.0, "image_auroc": 0.75, "pixel_auroc": 0.5},
         {"epoch": 20.0, "image_auroc": 0.625},
     ]
     for category, last, best in (("bolt", 0.625, 0.75), ("cap", 0.875, 0.875)):
         metrics = {"image_auroc": last, "pixel_auroc": 0.5}
-        save(store, "A", category, 1, epoch=20, metrics=metrics, curve=curve)
+        save("A", category, 1, epoch=20, metrics=metrics, metrics_by_epoch=curve)
         metrics = {"image_auroc": best, "pixel_auroc": 0.5}
-        save(store, "A", category, 1, epoch=10, metrics=metrics, curve=curve, selection="oracle", every=10)
+        save("A", category, 1, epoch=10, metrics=metrics, metrics_by_epoch=curve, selection="oracle", eval_every=10)
     text = rendered(store)
     section = text[text.index("### Selection gap") : text.index("### A · parts")]
     assert rows(section, "bolt") == [["bolt", "20", "10", "62.5, 75.0, +12.50", "50.0, 50.0, 0.00"]]
@@ -271,20 +261,20 @@ def test_the_selection_gap_has_epochs_both_values_and_the_curve(store: Store) ->
     assert "- bolt, seed 0: 10: 75.0 / 50.0, 20: 62.5 / –" in section
 
 
-def test_a_metric_that_a_category_lacks_has_no_mean_gap(store: Store) -> None:
+def test_a_metric_that_a_category_lacks_has_no_mean_gap(store: Store, save: Save) -> None:
     for category, metrics in (("bolt", {"image_auroc": 0.5, "pixel_auroc": 0.5}), ("cap", {"image_auroc": 0.5})):
         for selection, every in (("last", 0), ("oracle", 10)):
-            save(store, "A", category, 1, metrics=metrics, selection=selection, every=every)
+            save("A", category, 1, metrics=metrics, selection=selection, eval_every=every)
     text = rendered(store)
     section = text[text.index("### Selection gap") : text.index("### A · parts")]
     assert rows(section, "mean") == [["mean", "", "", "50.0, 50.0, 0.00", "–"]]
 
 
-def test_in_a_sweep_each_gap_is_of_a_point_that_is_named(store: Store) -> None:
+def test_in_a_sweep_each_gap_names_its_point(store: Store, save: Save) -> None:
     for clusters in (2, 3):
-        point = {"settings": {"clusters": clusters}, "swept": ("clusters",), "group_hash": f"v{clusters}"}
+        point = {"settings": {"clusters": clusters}, "sweep_keys": ["clusters"], "group_hash": f"v{clusters}"}
         for selection, every in (("last", 0), ("oracle", 10)):
-            save(store, "A", "bolt", 1, selection=selection, every=every, **point)
+            save("A", "bolt", 1, selection=selection, eval_every=every, **point)
     text = rendered(store)
     section = text[text.index("### Selection gap") : text.index("### A · parts")]
     assert "**A [clusters=2], mean over seeds**" in section
@@ -294,83 +284,83 @@ def test_in_a_sweep_each_gap_is_of_a_point_that_is_named(store: Store) -> None:
 # ---- the audit
 
 
-def test_the_audit_tells_how_far_each_dialect_moves_the_mean_and_one_category(store: Store) -> None:
-    records = [save(store, "A", category, 1) for category in CATEGORIES]
-    text = rendered(store, "audit")
+def test_the_audit_shows_how_much_each_variant_changes_the_mean_and_one_category(store: Store, save: Save) -> None:
+    records = [save("A", category, 1) for category in CATEGORIES]
+    text = audited(store)
     assert "## A · parts · one-for-one" in text
-    ours = np.array([record.metrics["image_auroc"] for record in records])
-    row = next(row for row in rows(text, "flipped below 0.5") if row[1] == "image AUROC")
-    assert row[2] == f"{100 * ours.mean():.2f}"
-    theirs = []
+    exact_values = np.array([record.metrics["image_auroc"] for record in records])
+    row = next(row for row in rows(text, "AUROC flipped below 0.5") if row[1] == "image AUROC")
+    assert row[2] == f"{100 * exact_values.mean():.2f}"
+    variant_values = []
     for record in records:
-        given = store.predictions(record)
-        assert given.maps is not None
-        peaks = given.maps.max(axis=(1, 2))
-        bad = given.is_anomalous
-        theirs.append(np.mean(np.sign(peaks[bad][:, None] - peaks[~bad]) / 2 + 0.5))
-    moves = np.array(theirs) - ours
-    most = int(np.argmax(np.abs(moves)))
+        predictions = store.predictions(record)
+        assert predictions.maps is not None
+        peaks = predictions.maps.max(axis=(1, 2))
+        bad = predictions.is_anomalous
+        variant_values.append(np.mean(np.sign(peaks[bad][:, None] - peaks[~bad]) / 2 + 0.5))
+    changes = np.array(variant_values) - exact_values
+    most = int(np.argmax(np.abs(changes)))
     row = next(row for row in rows(text, "image score max") if row[1] == "image AUROC")
-    mean, largest = f"{100 * moves.mean():+.2f}", f"{100 * moves[most]:+.2f} ({CATEGORIES[most]})"
-    assert row[3:] == [f"{100 * np.mean(theirs):.2f}", mean, largest]
+    mean, largest = f"{100 * changes.mean():+.2f}", f"{100 * changes[most]:+.2f} ({CATEGORIES[most]})"
+    assert row[3:] == [f"{100 * np.mean(variant_values):.2f}", mean, largest]
 
 
-def test_the_audit_shows_that_the_reference_and_min_max_move_nothing(store: Store) -> None:
+def test_the_audit_shows_that_the_reference_and_min_max_change_nothing(store: Store, save: Save) -> None:
     for category in CATEGORIES[:2]:
-        save(store, "A", category, 1)
-    text = rendered(store, "audit")
-    for dialect in ("scikit-learn", "min-max over the test set"):
-        found = [row for row in rows(text, dialect) if len(row) == 6]
-        assert len(found) == 4
-        assert all(row[4:] == ["0.00", "0.00"] for row in found)
+        save("A", category, 1)
+    text = audited(store)
+    for variant in ("scikit-learn", "min-max over the test set"):
+        result = [row for row in rows(text, variant) if len(row) == 6]
+        assert len(result) == 4
+        assert all(row[4:] == ["0.00", "0.00"] for row in result)
 
 
-def test_the_audit_says_what_it_can_not_know(store: Store) -> None:
-    record = save(store, "A", "bolt", 1)
+def test_the_audit_names_missing_predictions(store: Store, save: Save) -> None:
+    record = save("A", "bolt", 1)
     place = store.path(record.run, record.data_digest, record.category, record.selection)
     place.with_suffix(".npz").unlink()
-    text = rendered(store, "audit")
-    assert "No raw answers: bolt, seed 0." in text
+    text = audited(store)
+    assert "No stored predictions: bolt, seed 0." in text
 
 
-def test_the_audit_judges_masks_by_another_filter_or_says_that_they_were_not_kept(store: Store) -> None:
-    record = save(store, "A", "bolt", 1)
-    assert "no masks by another filter; --force keeps them: bolt, seed 0." in rendered(store, "audit")
-    given = store.predictions(record)
-    soft = given.masks * np.uint8(255)
-    soft[given.is_anomalous, 7, 4:8] = 200  # a fifth row that a bilinear filter half touches
-    store.save(record, replace(given, soft_masks=soft))
-    text = rendered(store, "audit")
-    assert "another filter" not in text
-    wider = given.masks.copy()
-    wider[given.is_anomalous, 7, 4:8] = True
-    (row,) = (row for row in rows(text, "bilinear masks, cut at 0.5") if row[1:2] == ["pixel AP"])
-    theirs = exact(replace(given, masks=wider))["pixel_ap"]
-    assert row[2:4] == [f"{100 * record.metrics['pixel_ap']:.2f}", f"{100 * theirs:.2f}"]
-    assert [row[5] for row in rows(text, "bilinear masks, cut at 1") if len(row) == 6] == ["0.00"] * 4
+def test_the_audit_uses_bilinear_masks_or_says_that_they_are_not_stored(store: Store, save: Save) -> None:
+    record = save("A", "bolt", 1)
+    assert "No bilinearly resized masks are stored for: bolt, seed 0." in audited(store)
+    predictions = store.predictions(record)
+    soft = predictions.masks * np.uint8(255)
+    soft[predictions.is_anomalous, 12, 8:14] = 200  # one more row with intermediate values of a bilinear filter
+    store.save(record, replace(predictions, soft_masks=soft))
+    text = audited(store)
+    assert "No bilinearly" not in text
+    wider = predictions.masks.copy()
+    wider[predictions.is_anomalous, 12, 8:14] = True
+    (row,) = (row for row in rows(text, "bilinear masks, threshold 0.5") if row[1:2] == ["pixel AP"])
+    value = exact(replace(predictions, masks=wider))["pixel_ap"]
+    assert row[2:4] == [f"{100 * record.metrics['pixel_ap']:.2f}", f"{100 * value:.2f}"]
+    assert [row[5] for row in rows(text, "bilinear masks, threshold 1") if len(row) == 6] == ["0.00"] * 4
 
 
-def test_a_dialect_without_a_value_in_some_category_says_in_how_many_it_has_one(store: Store) -> None:
-    save(store, "A", "bolt", 1)
-    record = save(store, "A", "cap", 1)
-    given = store.predictions(record)
-    assert given.maps is not None
-    given.maps[0, 0, 0] = 1e6  # one outlier, and linear thresholds have nothing to integrate
-    store.save(record, given)
-    (row,) = [row for row in rows(rendered(store, "audit"), "200 linear thresholds") if len(row) == 6]
-    assert row[1] == "AUPRO@0.3 (1 of 2 categories have it)"
+def test_a_variant_that_is_undefined_in_some_category_says_in_how_many_it_is_defined(store: Store, save: Save) -> None:
+    save("A", "bolt", 1)
+    record = save("A", "cap", 1)
+    predictions = store.predictions(record)
+    assert predictions.maps is not None
+    predictions.maps[0, 0, 0] = 1e6  # with one outlier, linear thresholds give no value
+    store.save(record, predictions)
+    (row,) = [row for row in rows(audited(store), "200 linear thresholds") if len(row) == 6]
+    assert row[1] == "AUPRO@0.3 (defined in 1 of 2 categories)"
 
 
-# ---- text stays text
+# ---- escaped text
 
 
-@pytest.mark.parametrize("form", ["markdown", "audit"])
-def test_names_become_neither_html_nor_cells(store: Store, form: str) -> None:
+@pytest.mark.parametrize("render", [rendered, audited])
+def test_names_become_neither_html_nor_table_cells(store: Store, save: Save, render: Callable[[Store], str]) -> None:
     for title in ("<script>x</script>", "B|C"):
         for category in ("bolt", "c<b>|d"):
             for selection in ("last", "oracle"):
-                save(store, title, category, 1, name=f"n{len(title)}", selection=selection, every=10)
-    text = rendered(store, form)
+                save(title, category, 1, name=f"n{len(title)}", selection=selection, eval_every=10)
+    text = render(store)
     assert "<script>" not in text
     assert "<b>" not in text
     assert "&lt;script&gt;" in text
@@ -384,18 +374,44 @@ def test_names_become_neither_html_nor_cells(store: Store, form: str) -> None:
 # ---- the command
 
 
-def test_the_command_prints_the_audit_or_writes_it_beside_the_report(store: Store, tmp_path: Path) -> None:
-    save(store, "A", "bolt", 1)
+def test_the_command_prints_the_audit_or_writes_it_to_a_file(store: Store, save: Save, tmp_path: Path) -> None:
+    save("A", "bolt", 1)
     words = ["report", "--runs", str(store.root), "--audit"]
-    told = CliRunner().invoke(app.app, words)
-    assert told.exit_code == 0, told.output
-    assert len([row for row in rows(told.stdout, "scikit-learn") if len(row) == 6]) == 4
+    result = CliRunner().invoke(app.app, words)
+    assert result.exit_code == 0, result.output
+    assert len([row for row in rows(result.stdout, "scikit-learn") if len(row) == 6]) == 4
     CliRunner().invoke(app.app, [*words, "--out", str(tmp_path / "out")])
     CliRunner().invoke(app.app, [*words[:-1], "--out", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.md", "figures", "report.md"]
 
 
-def test_an_audit_in_another_format_is_refused(store: Store) -> None:
-    told = CliRunner().invoke(app.app, ["report", "--runs", str(store.root), "--audit", "--format", "html"])
-    assert isinstance(told.exception, BenchError)
-    assert "--format html" in str(told.exception)
+def test_an_audit_has_every_format_except_csv(store: Store, save: Save, tmp_path: Path) -> None:
+    save("A", "bolt", 1)
+    words = ["report", "--runs", str(store.root), "--audit", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app.app, [*words, "--format", "html,latex"])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.html", "audit.tex"}
+    result = CliRunner().invoke(app.app, [*words, "--format", "csv"])
+    assert isinstance(result.exception, BenchError)
+    assert "Use --format markdown, html or latex" in str(result.exception)
+
+
+def test_the_figures_alone_are_a_report(store: Store, save: Save, tmp_path: Path) -> None:
+    save("A", "bolt", 1)
+    result = CliRunner().invoke(app.app, ["report", "--runs", str(store.root), "--figures", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "figures.md").read_text("utf-8")
+    assert text.startswith("# maskbench: figures\n\n## ")
+    assert "|" not in text
+    result = CliRunner().invoke(app.app, ["report", "--runs", str(store.root), "--figures"])
+    assert "Figures are drawn with `--out DIR`." in result.stdout
+
+
+def test_a_report_separates_two_data_sets_of_one_name(store: Store, save: Save) -> None:
+    save("A", "nut", 1, data_fingerprints={"bolt": "a1", "nut": "a2"}, started="2026-01-01")
+    save("A", "bolt", 1, data_fingerprints={"bolt": "b1"}, started="2026-01-02", group_hash="w")
+    text = rendered(store)
+    assert "## parts (1 of 2) · one-for-one\n" in text
+    assert "### A · parts (2 of 2) · one-for-one" in text
+    assert "one of several data sets named parts" in text
+    assert len(rows(text, "nut")) == len(rows(text, "bolt")) == 2  # values and intervals, each in its own table
