@@ -91,7 +91,7 @@ def _print_tables(out: Console, first_column: str, rows: list[tuple[str, Group, 
     """
     group = rows[0][1]
     is_sweep = first_column == "settings"
-    notes = [note for note in summary.table_notes(group) if not (is_sweep and note.startswith(SWEEP_NOTE))]
+    notes = [note for note in summary.table_notes(group) if not (is_sweep and note.startswith(summary.SWEEP_NOTE))]
     unit = "in percent, means over categories" if is_sweep else "in percent"
     parts = [summary.METRICS]
     seeds = sorted({seed for _, each, _ in rows for _, seed in each.records})
@@ -105,10 +105,6 @@ def _print_tables(out: Console, first_column: str, rows: list[tuple[str, Group, 
         title = "at the threshold" if metrics is summary.CALIBRATED else "" if number else summary.heading(group)
         out.print(_build_table(title, first_column, rows, columns))
     out.print(f"[dim italic]{escape('; '.join([unit, seed_text, *notes, summary.latency_device(group)]))}[/]")
-
-
-SWEEP_NOTE = "over: "
-"""Start of the note with the swept settings, which a table of a sweep shows as its first column."""
 
 
 def _build_table(title: str, first_column: str, rows: list[tuple[str, Group, str]], columns: dict[str, str]) -> Table:
@@ -173,8 +169,7 @@ def _with_method(command: str, method: str) -> str:
 
 
 def _record_line(record: Record) -> str:
-    sweep = f", {record.run.sweep_label}" if record.run.sweep_label else ""
-    label = f"{record.run.title} {record.category}, seed {record.run.seed}{sweep}"
+    label = record.run.label(record.category)
     if record.failure:
         return f"[red]{escape(label)} failed:[/red] {escape(record.failure)}"
     metrics = [
