@@ -38,14 +38,19 @@ def cost_key(run: Run) -> str:
 
 
 def sweep_key(run: Run) -> str:
-    """Return a key that is equal for the runs of one sweep: everything except seed, names, swept settings and weights' hashes."""
+    """Return a key that is equal for the runs of one sweep.
+
+    It has everything except seed, names, swept settings and the hashes of weights.
+    """
     values = _project(run, _LABELS | {"seed", "name", "file_hashes"})
     values["settings"] = {key: value for key, value in run.settings.items() if key not in run.sweep_keys}
     return _short_hash(values)
 
 
 def comparison_key(run: Run) -> str:
-    """Return a key that is equal for runs whose metrics may be compared: protocol, images and evaluation, but not the method.
+    """Return a key that is equal for runs whose metrics may be compared.
+
+    It has protocol, images and evaluation, but not the method.
 
     It has only the name of the data set; `dataset_numbers` distinguishes data sets of the same name.
     """
