@@ -295,7 +295,7 @@ def _error_bound_note(group: Group) -> list[str]:
 
 def _preprocessing_note(run: Run) -> str:
     values = run.preprocessing
-    crop = f", centre crop {values['crop']}" if values.get("crop") else ""
+    crop = f", center crop {values['crop']}" if values.get("crop") else ""
     return f"preprocessing: {values.get('height')} x {values.get('width')}, {values.get('resample')}{crop}"
 
 
