@@ -276,6 +276,27 @@ def test_the_inter_cluster_distance_includes_both_orders_of_each_pair() -> None:
     assert inter_cluster_distance(centers[:, :1], squared=False).tolist() == [0]
 
 
+def test_the_discrepancy_of_long_almost_parallel_tokens_has_the_digits_of_float64() -> None:
+    """Tokens of norm 800 at angles of about 0.01 to the centers: 1 - cos is about 5e-5."""
+    generator = Generator().manual_seed(0)
+    direction = F.normalize(torch.randn(1, 1, 128, generator=generator), dim=2)
+    noise = F.normalize(torch.randn(2, 64, 128, generator=generator), dim=2)
+    tokens, centers = 800 * (direction + 0.01 * noise), 13 * direction.expand(2, 1, 128)
+    exact = discrepancy_in_float64(tokens, centers)
+    assert 1e-5 < float((exact / (tokens.double() - centers.double()).norm(dim=2, keepdim=True)).median()) < 1e-4
+    assert_close(discrepancy(tokens, centers, squared=False).double(), exact, rtol=1e-5, atol=0)
+
+    from_dot_product = 1 - F.normalize(tokens, dim=2) @ F.normalize(centers, dim=2).mT
+    cancelled = torch.cdist(tokens, centers) * from_dot_product
+    assert float(((cancelled - exact) / exact).abs().max()) > 1e-4  # the form of the authors' code
+
+
+def discrepancy_in_float64(tokens: Tensor, centers: Tensor) -> Tensor:
+    tokens, centers = tokens.double(), centers.double()
+    distance = (tokens[:, :, None] - centers[:, None]).norm(dim=3)
+    return distance * (1 - F.cosine_similarity(tokens[:, :, None], centers[:, None], dim=3))
+
+
 def test_equal_centers_have_a_finite_gradient() -> None:
     centers = torch.ones(1, 3, 4, requires_grad=True)
     inter_cluster_distance(centers, squared=False).sum().backward()
