@@ -107,7 +107,7 @@ def _print_tables(out: Console, first_column: str, rows: list[tuple[str, Group, 
     out.print(f"[dim italic]{escape('; '.join([unit, seed_text, *notes, summary.latency_device(group)]))}[/]")
 
 
-SWEEP_NOTE = "over: "
+SWEEP_NOTE = "sweep: "
 """Start of the note with the swept settings, which a table of a sweep shows as its first column."""
 
 
