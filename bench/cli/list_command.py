@@ -81,7 +81,7 @@ def _method_row(name: str, alias: Alias) -> tuple[str, str]:
 
 
 def _stored_runs(folder: Path) -> list[tuple[str, str]]:
-    from bench.evaluation.summary import MEAN, count_label, groups, percent
+    from bench.evaluation.summary import MEAN, count_label, format_percent, groups
     from bench.store import Store
 
     rows = []
@@ -89,7 +89,7 @@ def _stored_runs(folder: Path) -> list[tuple[str, str]]:
         run = group.first.run
         k = f"-{run.k}" if run.k else ""
         counts = f"{count_label(group.records)}, {len(group.failed)} failed"
-        auroc = percent(group.mean_std(MEAN, "image_auroc"))
+        auroc = format_percent(group.mean_std(MEAN, "image_auroc"))
         about = f"{run.title}, {group.selection}, {counts}, image AUROC {auroc}"
         rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", about))
     return rows
