@@ -175,9 +175,9 @@ def _groups_by_name_over_k(members: Sequence[Group]) -> dict[str, list[Group]]:
 def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
     """Draw the image AUROC of each method on each category, hardest category first."""
     title = "Image AUROC by category"
-    names = {name: group for name, group in groups_by_unique_name(members).items() if group.records}
-    categories = sorted({category for group in names.values() for category, _ in group.records})
-    results = [[group.mean_std(category, METRIC) for category in categories] for group in names.values()]
+    groups_by_name = {name: group for name, group in groups_by_unique_name(members).items() if group.records}
+    categories = sorted({category for group in groups_by_name.values() for category, _ in group.records})
+    results = [[group.mean_std(category, METRIC) for category in categories] for group in groups_by_name.values()]
     values = np.array([[np.nan if cell is None else 100 * cell.mean for cell in row] for row in results])
     if len(categories) < 2 or np.isnan(values).all():
         command = rerun_command(members[0].first, "--category", "all").replace(" --category all", "")
@@ -186,7 +186,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
     values, categories = values[:, order], [categories[i] for i in order]
     with theme():
         width = max(6.0, 2.6 + 0.52 * len(categories))
-        figure, (axes,) = new_figure(width, 1.9 + 0.32 * len(names))
+        figure, (axes,) = new_figure(width, 1.9 + 0.32 * len(groups_by_name))
         sns.heatmap(
             values,
             ax=axes,
@@ -198,7 +198,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
             annot_kws={"fontsize": 7.5},
             linewidths=0.6,
             xticklabels=[label(name) for name in categories],
-            yticklabels=[label(name) for name in names],
+            yticklabels=[label(name) for name in groups_by_name],
             cbar_kws={"label": "%", "aspect": 12},
         )
         axes.set_facecolor("#f2f2f2")
@@ -209,7 +209,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
         axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
         axes.grid(visible=False)
         caption = "Mean over seeds in percent; hardest category on the left. – marks a category without a value."
-        return finish_figure("heatmap", benchmark, title, caption, figure, groups=list(names.values()))
+        return finish_figure("heatmap", benchmark, title, caption, figure, groups=list(groups_by_name.values()))
 
 
 # --- Mean ranks ------------------------------------------------------------------------------------------------------

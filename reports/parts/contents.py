@@ -143,12 +143,12 @@ def _all_sections(members: Sequence[Group], store: Store, figures: Sequence[Figu
     sections += [compare_with_published(published, members) for published in tables_with_records]
     benchmarks = by_benchmark(members)
     for benchmark, benchmark_groups in benchmarks.items():
-        names = groups_by_unique_name(benchmark_groups)
-        samples = {name: bootstrap_by_category(group, store, pixels=pixels) for name, group in names.items()}
+        groups_by_name = groups_by_unique_name(benchmark_groups)
+        samples = {name: bootstrap_by_category(group, store, pixels=pixels) for name, group in groups_by_name.items()}
         sections.append(Section(benchmark, _benchmark_tables(benchmark_groups)))
         sections += [*statistics_section(benchmark_groups, samples), *selection_gap(benchmark_groups)]
         sections += _figure_sections([figure for figure in figures if figure.benchmark == benchmark])
-        sections += [_category_section(group, samples[name]) for name, group in names.items()]
+        sections += [_category_section(group, samples[name]) for name, group in groups_by_name.items()]
     across = _figure_sections([figure for figure in figures if figure.benchmark not in benchmarks])
     return [*sections, *([Section("Across protocols", ()), *across] if across else [])]
 
@@ -167,10 +167,14 @@ def _comparison_table(members: Sequence[Group]) -> Table:
     rows: list[tuple[str | TableCell, ...]] = []
     rules_after = []
     for selection in ("last", "oracle"):
-        names = {name: group for name, group in groups_by_unique_name(members).items() if group.selection == selection}
-        columns = [rank_cells([value_cell(group, MEAN, metric) for group in names.values()]) for metric in METRICS]
-        columns.append(rank_cells([value_cell(group, MEAN, LATENCY) for group in names.values()], lowest=True))
-        rows += [(name, *(column[i] for column in columns)) for i, name in enumerate(names)]
+        groups_by_name = {
+            name: group for name, group in groups_by_unique_name(members).items() if group.selection == selection
+        }
+        columns = [
+            rank_cells([value_cell(group, MEAN, metric) for group in groups_by_name.values()]) for metric in METRICS
+        ]
+        columns.append(rank_cells([value_cell(group, MEAN, LATENCY) for group in groups_by_name.values()], lowest=True))
+        rows += [(name, *(column[i] for column in columns)) for i, name in enumerate(groups_by_name)]
         rules_after.append(len(rows) - 1)
     return Table.from_rows("", ("method", *METRICS.values(), "latency"), rows, rules_after=rules_after)
 

@@ -52,8 +52,13 @@ _LOWEST_SEED = "Results of the lowest seed."
 def epochs_figure(benchmark: str, members: Sequence[Group]) -> Figure:
     """Draw image AUROC and loss over epochs: one column per method, one line per category."""
     title = "Over epochs"
-    names = {name: group for name, group in groups_by_unique_name(members).items() if group.selection == "last"}
-    fits = {name: [record for record in first_seed_records(group) if record.losses] for name, group in names.items()}
+    groups_by_name = {
+        name: group for name, group in groups_by_unique_name(members).items() if group.selection == "last"
+    }
+    fits = {
+        name: [record for record in first_seed_records(group) if record.losses]
+        for name, group in groups_by_name.items()
+    }
     fits = {name: records for name, records in fits.items() if records}
     if not fits:
         command = rerun_command(members[0].first, "--method", "aminet", "--selection", "both")
@@ -79,7 +84,7 @@ def epochs_figure(benchmark: str, members: Sequence[Group]) -> Figure:
             + ("" if styles else f"Each gray line is one of {len(categories)} categories. ")
             + (f"{len(shown)} of {len(fits)} methods. " if len(fits) > len(shown) else "")
         )
-        groups = [names[name] for name in shown]
+        groups = [groups_by_name[name] for name in shown]
         return finish_figure("epochs", benchmark, title, caption, figure, groups=groups)
 
 
@@ -167,10 +172,12 @@ def _curve_figure(
     max_rate: float,
 ) -> Figure:
     kind, title = kind_and_title
-    names = {name: group for name, group in groups_by_unique_name(members).items() if group.selection == "last"}
+    groups_by_name = {
+        name: group for name, group in groups_by_unique_name(members).items() if group.selection == "last"
+    }
     lines = {
         (name, category): points
-        for name, group in names.items()
+        for name, group in groups_by_name.items()
         for category in group.categories
         if (figure_data := data.get(figure_key(group, category))) and (points := line(figure_data)) is not None
     }
@@ -194,7 +201,7 @@ def _curve_figure(
         first_of_row[0].set_ylabel("true positive rate" if max_rate == 1 else "detected share of a region")
         first_of_row[-1].set_xlabel("false positive rate")
         legend(figure, axes)
-        groups = [group for name, group in names.items() if any(name == line_name for line_name, _ in lines)]
+        groups = [group for name, group in groups_by_name.items() if any(name == line_name for line_name, _ in lines)]
         text = f"{_LOWEST_SEED} {caption} {selection_note}"
         return finish_figure(kind, benchmark, title, text, figure, groups=groups)
 

@@ -30,20 +30,20 @@ _FIGURE8 = "Fig. 8: speed against image AUROC, MVTec AD"
 
 def resource_tables(groups: Sequence[Group]) -> list[Table]:
     """Return the tables of time and memory of one benchmark."""
-    names = {
+    groups_by_name = {
         name: group
         for name, group in groups_by_unique_name(groups).items()
         if group.selection == "last" and group.records
     }
-    return [table for table in (_speed_table(names), _memory_table(names)) if table]
+    return [table for table in (_speed_table(groups_by_name), _memory_table(groups_by_name)) if table]
 
 
-def _speed_table(names: dict[str, Group]) -> Table | None:
-    if not names:
+def _speed_table(groups_by_name: dict[str, Group]) -> Table | None:
+    if not groups_by_name:
         return None
-    latencies = rank_cells([value_cell(group, MEAN, LATENCY) for group in names.values()], lowest=True)
+    latencies = rank_cells([value_cell(group, MEAN, LATENCY) for group in groups_by_name.values()], lowest=True)
     rows = []
-    for (name, group), latency in zip(names.items(), latencies, strict=True):
+    for (name, group), latency in zip(groups_by_name.items(), latencies, strict=True):
         records = list(group.records.values())
         low, high = (_mean(record.latency.get(name) for record in records) for name in ("p5_ms", "p95_ms"))
         rows.append(
@@ -65,8 +65,8 @@ def _speed_table(names: dict[str, Group]) -> Table | None:
     return Table.from_rows("Speed", header, rows, remarks=[remark])
 
 
-def _memory_table(names: dict[str, Group]) -> Table | None:
-    records = {name: list(group.records.values()) for name, group in names.items()}
+def _memory_table(groups_by_name: dict[str, Group]) -> Table | None:
+    records = {name: list(group.records.values()) for name, group in groups_by_name.items()}
     columns = [
         rank_cells([_peak(members, place) for members in records.values()], lowest=True) for place in ("host", "device")
     ]

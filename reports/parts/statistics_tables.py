@@ -27,9 +27,9 @@ def statistics_section(members: Sequence[Group], samples: Mapping[str, Samples])
 
     samples: bootstrap samples by the unique name of the method.
     """
-    names = groups_by_unique_name(members)
-    blocks: list[Block] = [*_seed_tables(names)]
-    sets = comparable_groups(names)
+    groups_by_name = groups_by_unique_name(members)
+    blocks: list[Block] = [*_seed_tables(groups_by_name)]
+    sets = comparable_groups(groups_by_name)
     compared = [methods for methods in sets if len(methods) > 1]
     blocks += [block for methods in compared for block in _comparison(methods, samples)]
     others = [name for methods in sets if len(methods) == 1 for name in methods]
@@ -39,10 +39,10 @@ def statistics_section(members: Sequence[Group], samples: Mapping[str, Samples])
     return [Section("Statistics", tuple(blocks), 2)] if blocks else []
 
 
-def comparable_groups(names: Mapping[str, Group]) -> list[dict[str, Group]]:
+def comparable_groups(groups_by_name: Mapping[str, Group]) -> list[dict[str, Group]]:
     """Divide groups into sets with the same protocol, categories, seeds, images, evaluation and selection."""
     sets: dict[tuple[object, ...], dict[str, Group]] = {}
-    for name, group in names.items():
+    for name, group in groups_by_name.items():
         if group.records:
             sets.setdefault(_comparison_key(group), {})[name] = group
     return list(sets.values())
@@ -59,18 +59,18 @@ def _comparison_key(group: Group) -> tuple[object, ...]:
 # --- Seeds -----------------------------------------------------------------------------------------------------------
 
 
-def _seed_tables(names: Mapping[str, Group]) -> list[Block]:
+def _seed_tables(groups_by_name: Mapping[str, Group]) -> list[Block]:
     """Return a table of the variation over seeds, for methods with several seeds."""
     header = ("method", "metric", "seeds", "mean", "standard deviation", "95 % interval of the mean")
     rows = []
-    for name, group in names.items():
+    for name, group in groups_by_name.items():
         for metric, heading in METRICS.items():
             means = group.seed_means(group.categories, metric)
             if len(means) > 1:
                 rows.append((name, heading, str(len(means)), *_seed_cells(summarize_seeds(means))))
     if not rows:
         return []
-    has_draws = any(group.first.run.k for group in names.values())
+    has_draws = any(group.first.run.k for group in groups_by_name.values())
     meaning = "training run and a draw of the training images" if has_draws else "training run on the same images"
     title = f"Variation over seeds (a seed is a {meaning}; interval by Student's t, limited to 0 and 100)"
     return [Table.from_rows(title, header, rows)]
@@ -238,8 +238,8 @@ _Pair = tuple[Record, Record]
 
 def selection_gap(members: Sequence[Group]) -> list[Section]:
     """Return how much the metrics increase if the epoch is chosen on the test set, for methods with both records."""
-    names = groups_by_unique_name(members)
-    last = {_method_key(group): (name, group) for name, group in names.items() if group.selection == "last"}
+    groups_by_name = groups_by_unique_name(members)
+    last = {_method_key(group): (name, group) for name, group in groups_by_name.items() if group.selection == "last"}
     oracles = [group for group in members if group.selection == "oracle" and _method_key(group) in last]
     blocks = [block for group in oracles for block in _gap_blocks(*last[_method_key(group)], group)]
     sentence = (

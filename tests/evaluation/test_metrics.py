@@ -53,7 +53,7 @@ def expected(maps, masks, limits=(0.05, 0.3)):
 
 
 def pixels(maps, masks, **options):
-    """Return the pixel metrics of `evaluate`; the image scores do not matter here."""
+    """Return the pixel metrics of `evaluate`; the image scores do not matter."""
     evaluation = evaluate(np.arange(len(maps)), np.arange(len(maps)) > 0, maps, masks, **options)
     return {name: value for name, value in evaluation.values.items() if not name.startswith("image")}
 
