@@ -1,7 +1,7 @@
 """Demo: synthetic images of four products from a seeded generator, for a first run without a download.
 
 Two textures (`fabric`, `steel`) and two objects (`gear`, `blister`), 256 x 256 pixels, each with 40 good training
-images, 12 good test images and 7 images of each of 4 kinds of defects with exact masks: 320 images, about 39 MB. A
+images, 12 good test images and 7 images of each of 4 defect types with exact masks: 320 images, about 39 MB. A
 defective image is rendered twice with the same random draws, with and without its defect; the mask contains the visible
 differences, and outside the mask both renderings are equal. Many defects are faint or small on purpose.
 
@@ -37,7 +37,7 @@ VERSION = 1
 """Version of the generator. Increase it with every change that changes a pixel."""
 
 N_TRAIN, N_TEST_GOOD, N_TEST_DEFECT = 40, 12, 7
-"""Images per category: training, good test, and test images of each kind of defect."""
+"""Images per category: training, good test, and test images of each defect type."""
 
 Draw = Callable[[Generator, str | None, Generator], Surface]
 """Function of (generator of the product, defect or None, generator of the defect)."""

@@ -28,7 +28,7 @@ ABOUT = (
 )
 
 CATEGORY = "kolektorsdd2"
-COUNTS = {CATEGORY: Counts(2085, 894, 110)}  # [P]; without the 246 defective images of train/
+COUNTS = {CATEGORY: Counts(2085, 894, 110)}  # from the paper; without the 246 defective images of train/
 DEFECT = "defect"
 
 

@@ -21,7 +21,7 @@ ABOUT = (
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
-# 888, 176 and 282 are those in the paper [P].
+# 888, 176 and 282 are those in the paper.
 COUNTS = {
     "bracket_black": Counts(289, 32, 47),
     "bracket_brown": Counts(185, 26, 51),

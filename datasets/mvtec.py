@@ -1,4 +1,4 @@
-"""MVTec AD: 15 products with good training images and 73 kinds of defects with masks.
+"""MVTec AD: 15 products with good training images and 73 defect types with masks.
 
 Owner: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-ad (Bergmann et al., CVPR 2019 and
 IJCV 2021). License CC BY-NC-SA 4.0: no commercial use. 4.9 GB, PNG, 700 to 1024 pixels square.

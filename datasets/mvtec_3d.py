@@ -23,7 +23,7 @@ ABOUT = (
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
-# 2656, 249 and 948 are those in the paper [P].
+# 2656, 249 and 948 are those in the paper.
 COUNTS = {
     "bagel": Counts(244, 22, 88),
     "cable_gland": Counts(223, 21, 87),

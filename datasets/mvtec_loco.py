@@ -26,7 +26,7 @@ ABOUT = (
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
-# 1778, 575 and 993 are those of the unpacked archive (the paper has 1772 training images) [P].
+# 1778, 575 and 993 are those of the unpacked archive (the paper has 1772 training images).
 COUNTS = {
     "breakfast_box": Counts(351, 102, 173),
     "juice_bottle": Counts(335, 94, 236),

@@ -1,4 +1,4 @@
-"""Records: JSON round trips are exact, and a text that is no record is a clear error."""
+"""Records: JSON round trips are exact, and a text that is not a record is a clear error."""
 
 import json
 from collections.abc import Callable

@@ -107,7 +107,7 @@ def _list_methods(aliases: Mapping[str, Alias], *, as_json: bool) -> None:
 
 
 def _stored_runs(folder: Path) -> list[tuple[str, str]]:
-    from bench.evaluation.summary import MEAN, count_label, groups, percent
+    from bench.evaluation.summary import MEAN, count_label, format_percent, groups
     from bench.store import Store
 
     rows = []
@@ -115,7 +115,7 @@ def _stored_runs(folder: Path) -> list[tuple[str, str]]:
         run = group.first.run
         k = f"-{run.k}" if run.k else ""
         counts = f"{count_label(group.records)}, {len(group.failed)} failed"
-        auroc = percent(group.mean_std(MEAN, "image_auroc"))
+        auroc = format_percent(group.mean_std(MEAN, "image_auroc"))
         about = f"{run.title}, {group.selection}, {counts}, image AUROC {auroc}"
         rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", about))
     return rows

@@ -132,7 +132,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def rank(values: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ranking:
-    """Compute mean ranks, Friedman's test and Nemenyi's critical difference (Demsar, JMLR 2006, section 3.2.2 [P]).
+    """Compute mean ranks, Friedman's test and Nemenyi's critical difference (Demsar, JMLR 2006, paper, section 3.2.2).
 
     Raises: BenchError if there are fewer than three methods or two categories, or the lengths differ.
     """

@@ -62,7 +62,7 @@ class Inpainter(nn.Module):
             aggregation_depth: blocks that find the centers.
             clusters: of an image.
             learn_mask_token: False keeps the token of a hidden patch at zero.
-            final_norm: adds a LayerNorm after each of the two stacks of blocks [C].
+            final_norm: adds a LayerNorm after each of the two stacks of blocks (authors' code).
 
         Raises:
             BenchError: if `heads` or 4 does not divide `width`.
@@ -81,7 +81,7 @@ class Inpainter(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Use Xavier for every linear layer and for f1; f3 and the biases of both have PyTorch's default [C]."""
+        """Use Xavier for linear layers and for f1; f3 and the biases of both have PyTorch's default (authors' code)."""
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.embedding:
                 nn.init.xavier_uniform_(module.weight)

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from bench.evaluation.statistics import Ranking, rank, summarize_seeds
-from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, MeanStd, timed_devices, unique_names
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, MeanStd, groups_by_unique_name, timed_devices
 from bench.report import Figure
 
 from .ablations import find_ablations
-from .published import published_few_shot, published_timing
+from .published import published_few_shot, published_timings
 from .statistics_tables import METRIC, comparable_groups, values_by_category
 from .style import (
     BLACK,
@@ -45,7 +45,7 @@ def speed_figure(benchmark: str, members: Sequence[Group], styles: Mapping[str, 
     title = "Speed against image AUROC"
     points = [
         (name, group, latency, auroc)
-        for name, group in unique_names(members).items()
+        for name, group in groups_by_unique_name(members).items()
         if (latency := group.mean_std(MEAN, LATENCY)) and (auroc := group.mean_std(MEAN, METRIC))
     ]
     if not points:
@@ -53,15 +53,16 @@ def speed_figure(benchmark: str, members: Sequence[Group], styles: Mapping[str, 
         return missing_figure("speed", benchmark, title, reason + rerun_command(members[0].first, "--time", "--force"))
     devices = {timed_devices(group) for _, group, _, _ in points}
     run = members[0].first.run
-    published = published_timing() if (run.dataset, run.protocol) == ("mvtec", "one-for-one") else []
+    published = published_timings() if (run.dataset, run.protocol) == ("mvtec", "one-for-one") else []
     with theme():
         figure, (axes,) = new_figure(7.2, 4.2)
         for name, _, latency, auroc in points:
             _speed_point(axes, name, styles[name], latency, auroc)
-        for index, (name, milliseconds, value) in enumerate(published):
-            style = styles.get(name, MethodStyle(BLACK, "s" if index else "o", "-"))
+        for index, timing in enumerate(published):
+            style = styles.get(timing.method, MethodStyle(BLACK, "s" if index else "o", "-"))
             hollow: dict[str, Any] = {"marker": style.marker, "mfc": "none", "mec": style.color, "ms": 9, "mew": 1.5}
-            axes.plot(milliseconds, value, ls="", label=label(f"{name}, published"), **hollow)
+            name = label(f"{timing.method}, published")
+            axes.plot(timing.latency_ms, timing.image_auroc, ls="", label=name, **hollow)
         if len(devices) == 1 and len(points) > 1:
             front = pareto_front([(latency.mean, 100 * auroc.mean) for _, _, latency, auroc in points])
             x, y = zip(*front, strict=True)
@@ -128,9 +129,11 @@ def kshot_figure(dataset: str, members: Sequence[Group], styles: Mapping[str, Me
         for index, (name, groups) in enumerate(lines.items()):
             shift = 1 + 0.015 * (index - len(lines) / 2)  # so that error bars do not cover each other
             summaries = [summarize_seeds(group.seed_means(group.categories, METRIC)) for group in groups]
-            means = np.array([100 * each.mean for each in summaries])
-            half = [100 * (each.interval.high - each.mean) if each.interval else np.nan for each in summaries]
-            single_seed = single_seed or any(each.interval is None for each in summaries)
+            means = np.array([100 * summary.mean for summary in summaries])
+            half = [
+                100 * (summary.interval.high - summary.mean) if summary.interval else np.nan for summary in summaries
+            ]
+            single_seed = single_seed or any(summary.interval is None for summary in summaries)
             x, style = [group.first.run.k * shift for group in groups], styles[name]
             line: dict[str, Any] = {"ls": style.dash, "color": style.color, "capsize": 3, "label": label(name)}
             axes.errorbar(x, means, yerr=half, fmt=style.marker, **line)
@@ -160,7 +163,7 @@ def _groups_by_name_over_k(members: Sequence[Group]) -> dict[str, list[Group]]:
         by_k.setdefault(group.first.run.k, []).append(group)
     lines: dict[str, list[Group]] = {}
     for _, groups in sorted(by_k.items()):
-        for name, group in unique_names(groups).items():
+        for name, group in groups_by_unique_name(groups).items():
             if group.mean_std(MEAN, METRIC):
                 lines.setdefault(name, []).append(group)
     return {name: groups for name, groups in lines.items() if len(groups) > 1}
@@ -172,10 +175,10 @@ def _groups_by_name_over_k(members: Sequence[Group]) -> dict[str, list[Group]]:
 def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
     """Draw the image AUROC of each method on each category, hardest category first."""
     title = "Image AUROC by category"
-    names = {name: group for name, group in unique_names(members).items() if group.records}
-    categories = sorted({category for group in names.values() for category, _ in group.records})
-    results = [[group.mean_std(category, METRIC) for category in categories] for group in names.values()]
-    values = np.array([[np.nan if each is None else 100 * each.mean for each in row] for row in results])
+    groups_by_name = {name: group for name, group in groups_by_unique_name(members).items() if group.records}
+    categories = sorted({category for group in groups_by_name.values() for category, _ in group.records})
+    results = [[group.mean_std(category, METRIC) for category in categories] for group in groups_by_name.values()]
+    values = np.array([[np.nan if cell is None else 100 * cell.mean for cell in row] for row in results])
     if len(categories) < 2 or np.isnan(values).all():
         command = rerun_command(members[0].first, "--category", "all").replace(" --category all", "")
         return missing_figure("heatmap", benchmark, title, f"At least two categories are required. Run {command}")
@@ -183,7 +186,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
     values, categories = values[:, order], [categories[i] for i in order]
     with theme():
         width = max(6.0, 2.6 + 0.52 * len(categories))
-        figure, (axes,) = new_figure(width, 1.9 + 0.32 * len(names))
+        figure, (axes,) = new_figure(width, 1.9 + 0.32 * len(groups_by_name))
         sns.heatmap(
             values,
             ax=axes,
@@ -195,7 +198,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
             annot_kws={"fontsize": 7.5},
             linewidths=0.6,
             xticklabels=[label(name) for name in categories],
-            yticklabels=[label(name) for name in names],
+            yticklabels=[label(name) for name in groups_by_name],
             cbar_kws={"label": "%", "aspect": 12},
         )
         axes.set_facecolor("#f2f2f2")
@@ -206,7 +209,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
         axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
         axes.grid(visible=False)
         caption = "Mean over seeds in percent; hardest category on the left. – marks a category without a value."
-        return finish_figure("heatmap", benchmark, title, caption, figure, groups=list(names.values()))
+        return finish_figure("heatmap", benchmark, title, caption, figure, groups=list(groups_by_name.values()))
 
 
 # --- Mean ranks ------------------------------------------------------------------------------------------------------
@@ -215,7 +218,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
 def critical_difference_diagram(benchmark: str, members: Sequence[Group]) -> Figure:
     """Draw the mean ranks of the largest set of comparable methods with Nemenyi's critical difference."""
     title = "Mean ranks over categories"
-    methods = max(comparable_groups(unique_names(members)), key=len, default={})
+    methods = max(comparable_groups(groups_by_unique_name(members)), key=len, default={})
     values, categories = values_by_category(methods) if len(methods) > 2 else ({}, [])
     if len(values) < 3 or len(categories) < 2:
         reason = "At least three methods with the same categories (two or more), seeds and selection are required. Run "
@@ -306,8 +309,8 @@ def _ablation_panel(axes: Axes, points: Sequence[tuple[Any, Group]]) -> None:
     x = values if is_numeric else list(range(len(values)))
     for metric, line_format, color in (("image_auroc", "o-", "#0173b2"), ("pixel_auroc", "s--", "#de8f05")):
         results = [group.mean_std(MEAN, metric) for _, group in points]
-        means = [100 * each.mean if each else np.nan for each in results]
-        bars = [100 * each.std if each and each.std else 0 for each in results]
+        means = [100 * result.mean if result else np.nan for result in results]
+        bars = [100 * result.std if result and result.std else 0 for result in results]
         line: dict[str, Any] = {"color": color, "capsize": 3, "label": METRICS[metric]}
         axes.errorbar(x, means, yerr=bars if any(bars) else None, fmt=line_format, **line)
     if is_numeric and min(values) > 0 and max(values) / min(values) >= 16:

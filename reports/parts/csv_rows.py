@@ -25,7 +25,7 @@ def flatten(record: Record) -> dict[str, Any]:
 
 def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        return [pair for key, each in value.items() for pair in _flatten(f"{name}.{key}" if name else key, each)]
+        return [pair for key, part in value.items() for pair in _flatten(f"{name}.{key}" if name else key, part)]
     return [(name, value)]
 
 

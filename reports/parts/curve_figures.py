@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from bench.evaluation.curves import Floats
-from bench.evaluation.summary import Group, unique_names
+from bench.evaluation.summary import Group, groups_by_unique_name
 from bench.record import Record
 from bench.report import Figure
 
@@ -52,8 +52,13 @@ _LOWEST_SEED = "Results of the lowest seed."
 def epochs_figure(benchmark: str, members: Sequence[Group]) -> Figure:
     """Draw image AUROC and loss over epochs: one column per method, one line per category."""
     title = "Over epochs"
-    names = {name: group for name, group in unique_names(members).items() if group.selection == "last"}
-    fits = {name: [record for record in first_seed_records(group) if record.losses] for name, group in names.items()}
+    groups_by_name = {
+        name: group for name, group in groups_by_unique_name(members).items() if group.selection == "last"
+    }
+    fits = {
+        name: [record for record in first_seed_records(group) if record.losses]
+        for name, group in groups_by_name.items()
+    }
     fits = {name: records for name, records in fits.items() if records}
     if not fits:
         command = rerun_command(members[0].first, "--method", "aminet", "--selection", "both")
@@ -79,7 +84,7 @@ def epochs_figure(benchmark: str, members: Sequence[Group]) -> Figure:
             + ("" if styles else f"Each gray line is one of {len(categories)} categories. ")
             + (f"{len(shown)} of {len(fits)} methods. " if len(fits) > len(shown) else "")
         )
-        groups = [names[name] for name in shown]
+        groups = [groups_by_name[name] for name in shown]
         return finish_figure("epochs", benchmark, title, caption, figure, groups=groups)
 
 
@@ -134,7 +139,7 @@ def roc_figure(
         members=members,
         data=data,
         styles=styles,
-        line=lambda each: each.roc,
+        line=lambda figure_data: figure_data.roc,
         max_rate=1,
     )
 
@@ -150,7 +155,7 @@ def pro_figure(
         members=members,
         data=data,
         styles=styles,
-        line=lambda each: each.pro,
+        line=lambda figure_data: figure_data.pro,
         max_rate=MAX_FPR,
     )
 
@@ -167,12 +172,14 @@ def _curve_figure(
     max_rate: float,
 ) -> Figure:
     kind, title = kind_and_title
-    names = {name: group for name, group in unique_names(members).items() if group.selection == "last"}
+    groups_by_name = {
+        name: group for name, group in groups_by_unique_name(members).items() if group.selection == "last"
+    }
     lines = {
         (name, category): points
-        for name, group in names.items()
+        for name, group in groups_by_name.items()
         for category in group.categories
-        if (each := data.get(figure_key(group, category))) and (points := line(each)) is not None
+        if (figure_data := data.get(figure_key(group, category))) and (points := line(figure_data)) is not None
     }
     if not lines:
         command = rerun_command(members[0].first, "--force")
@@ -194,7 +201,7 @@ def _curve_figure(
         first_of_row[0].set_ylabel("true positive rate" if max_rate == 1 else "detected share of a region")
         first_of_row[-1].set_xlabel("false positive rate")
         legend(figure, axes)
-        groups = [group for name, group in names.items() if any(name == each for each, _ in lines)]
+        groups = [group for name, group in groups_by_name.items() if any(name == line_name for line_name, _ in lines)]
         text = f"{_LOWEST_SEED} {caption} {selection_note}"
         return finish_figure(kind, benchmark, title, text, figure, groups=groups)
 
@@ -205,7 +212,7 @@ def hardest_categories(members: Sequence[Group], categories: Sequence[str]) -> t
     if len(names) <= MAX_PANELS:
         return names, ""
     means = {
-        name: np.mean([each.mean for group in members if (each := group.mean_std(name, "image_auroc"))] or [1.0])
+        name: np.mean([value.mean for group in members if (value := group.mean_std(name, "image_auroc"))] or [1.0])
         for name in names
     }
     hardest = sorted(sorted(names, key=lambda name: means[name])[:MAX_PANELS])
@@ -218,7 +225,9 @@ def hardest_categories(members: Sequence[Group], categories: Sequence[str]) -> t
 def score_histogram(name: str, benchmark: str, group: Group, data: FigureDataByKey) -> Figure | None:
     """Draw the histograms of the image scores, one panel per category; None without stored predictions."""
     title = f"Scores of {name}"
-    by_category = {category: each for category in group.categories if (each := data.get(figure_key(group, category)))}
+    by_category = {
+        category: figure_data for category in group.categories if (figure_data := data.get(figure_key(group, category)))
+    }
     if not by_category:
         return None
     categories, selection_note = hardest_categories([group], list(by_category))

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from scipy import ndimage
 
 from bench.evaluation.curves import Bools
-from bench.evaluation.summary import Group, caveats, unique_names
+from bench.evaluation.summary import Group, caveats, groups_by_unique_name
 from bench.report import Figure
 from bench.store import Store
 
@@ -71,15 +71,15 @@ def example_rows(data: FigureData, store: Store, size: int) -> Iterator[ExampleR
 def example_sheets(benchmark: str, members: Sequence[Group], data: FigureDataByKey, store: Store) -> list[Figure]:
     """Return one sheet per method and category: one row per example, one column per kind of image."""
     sheets = []
-    for name, group in unique_names(members).items():
+    for name, group in groups_by_unique_name(members).items():
         if group.selection != "last":
             continue
         for category in group.categories:
-            each = data.get(figure_key(group, category))
-            rows = list(example_rows(each, store, IMAGE_SIZE)) if each else []
-            if each and rows:
+            figure_data = data.get(figure_key(group, category))
+            rows = list(example_rows(figure_data, store, IMAGE_SIZE)) if figure_data else []
+            if figure_data and rows:
                 title = f"{name} on {category}"
-                heading = f"{title}, {benchmark}, seed {each.record.run.seed}"
+                heading = f"{title}, {benchmark}, seed {figure_data.record.run.seed}"
                 content = _sheet(rows, heading, caveats(group))
                 file = slug(f"examples {benchmark} {name} {category}")
                 caption = f"{SELECTION_RULE} {LEGEND}"

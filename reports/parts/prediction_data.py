@@ -142,7 +142,11 @@ def collect_figure_data(members: Sequence[Group], store: Store) -> dict[tuple[st
     ]
     with ThreadPoolExecutor(N_READERS) as pool:  # decompression and counting release Python's global lock
         data = pool.map(lambda pair: _figure_data(pair[1], load_predictions(store, pair[1])), keys_and_records)
-        return {key: each for (key, _), each in zip(keys_and_records, data, strict=True) if each is not None}
+        return {
+            key: figure_data
+            for (key, _), figure_data in zip(keys_and_records, data, strict=True)
+            if figure_data is not None
+        }
 
 
 def _figure_data(record: Record, predictions: Predictions | None) -> FigureData | None:
@@ -224,7 +228,7 @@ def bootstrap_by_category(group: Group, store: Store, *, pixels: bool = True) ->
     by_category = {}
     for category in group.categories:
         records = [record for (name, _), record in sorted(group.records.items()) if name == category]
-        samples = [each for record in records if (each := _cached_samples(record, store, pixels=pixels))]
+        samples = [cached for record in records if (cached := _cached_samples(record, store, pixels=pixels))]
         if records and len(samples) == len(records):
             by_category[category] = mean_over_categories(samples)
     return by_category

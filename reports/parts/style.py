@@ -22,7 +22,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogFormatter
 
-from bench.evaluation.summary import Group, caveats
+from bench.evaluation.summary import Group, caveats, title_with_selection
 from bench.record import Record
 from bench.report import Figure
 
@@ -63,7 +63,7 @@ _THEME: Any = {
     "ytick.color": BLACK,
     "lines.markersize": 6,
     "text.color": BLACK,
-    "text.parse_math": False,  # a dollar sign in a name is no formula
+    "text.parse_math": False,  # a dollar sign in a name is not a formula
     "svg.hashsalt": "maskbench",  # the same figure gives the same bytes
     "svg.fonttype": "path",
     "pdf.fonttype": 42,  # publishers do not accept Type 3 fonts
@@ -74,7 +74,7 @@ _METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date
 """Metadata by file format: no date, so that the same figure gives the same bytes."""
 
 LEGEND_WIDTH = 1.6
-"""Inches reserved for a legend beside the panels."""
+"""Inches reserved for a legend on the right of the panels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +120,15 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def shared_and_own_caveats(groups: Sequence[Group]) -> list[str]:
+def shared_and_other_caveats(groups: Sequence[Group]) -> list[str]:
     """Return the caveats that all groups share in one line, then the others by the title of the method."""
     by_group = [caveats(group) for group in groups]
     shared = [note for note in (by_group[0] if by_group else []) if all(note in notes for notes in by_group)]
     lines = ["; ".join(shared)] if shared else []
     for group, notes in zip(groups, by_group, strict=True):
         rest = [note for note in notes if note not in shared]
-        oracle = " (oracle)" if group.selection == "oracle" else ""
-        lines += [f"{group.first.run.title}{oracle}: {'; '.join(rest)}"] if rest else []
+        title = title_with_selection(group.first.run.title, group.selection)
+        lines += [f"{title}: {'; '.join(rest)}"] if rest else []
     return list(dict.fromkeys(lines))
 
 
@@ -215,8 +215,8 @@ def limit_to_percent(axes: Axes) -> None:
 def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
     """Add one legend for all axes on the right."""
     handles: dict[str, Any] = {}
-    for each in axes:
-        new_handles, names = each.get_legend_handles_labels()
+    for panel in axes:
+        new_handles, names = panel.get_legend_handles_labels()
         handles |= {name: handle for name, handle in zip(names, new_handles, strict=True) if name not in handles}
     if handles:
         figure.legend(list(handles.values()), [wrapped(name, 30) for name in handles], loc="outside right upper")
@@ -261,7 +261,7 @@ def finish_figure(
 
     method: the method that is shown, if a benchmark has several figures of this kind.
     """
-    files = render_files(canvas, f"{title}: {benchmark}", shared_and_own_caveats(groups))
+    files = render_files(canvas, f"{title}: {benchmark}", shared_and_other_caveats(groups))
     return Figure(slug(f"{kind} {benchmark} {method}"), kind, benchmark, title, caption.strip(), files)
 
 
@@ -273,7 +273,7 @@ def missing_figure(kind: str, benchmark: str, title: str, reason: str) -> Figure
 def render_files(canvas: Canvas, title: str, notes: Sequence[str]) -> RenderedFigure:
     """Add title and notes to the figure, and fix its layout; call it inside `theme`."""
     width = canvas.get_figwidth()
-    legend_width = sum(each.get_window_extent().width / canvas.dpi for each in canvas.legends)
+    legend_width = sum(box.get_window_extent().width / canvas.dpi for box in canvas.legends)
     canvas.suptitle(wrapped(title, (width - legend_width) * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
     if notes:
         lines = "\n".join(wrapped(note, width * 17) for note in notes)
