@@ -112,7 +112,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Scores and maps of b images. Higher is more anomalous; the scale is free; all values are finite.
+    """Scores and maps of b images. Higher is more anomalous; the scale is arbitrary; all values are finite.
 
     Attributes:
         scores: (b,) one value per image.

@@ -145,7 +145,9 @@ class ComputeOptions:
 
     TITLE: ClassVar[str] = "Compute"
 
-    device: str = _option("auto", "auto, cpu, cuda or cuda:1.", decides_numbers=False)
+    device: str = _option(
+        "auto", "Device of torch: auto (the first GPU, else the CPU), cpu, cuda or cuda:1.", decides_numbers=False
+    )
     precision: Literal["float32", "bfloat16", "float16"] = _option("float32", "Precision of the network.")
     compile: bool = _option(False, "Compile the networks with torch.compile for prediction.")
     threads: int = _option(0, "CPU threads of torch; 0 is torch's default.", minimum=0, decides_numbers=False)

@@ -81,10 +81,8 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Return the name of the job in messages: "AMI-Net bottle, seed 0"."""
-        k = f" k={self.run.k}" if self.run.k else ""
-        sweep = f", {self.run.sweep_label}" if self.run.sweep_label else ""
-        return f"{self.run.title} {self.task.name}{k}, seed {self.run.seed}{sweep}"
+        """Return the name of the job for people: "AMI-Net bottle, seed 0"."""
+        return self.run.label(self.task.name)
 
     @property
     def preprocessing(self) -> Preprocessing:

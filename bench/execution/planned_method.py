@@ -74,11 +74,11 @@ class PlannedMethod:
         shared = replace(run, settings=_json_settings(shared_settings), file_hashes=self._hash_files(shared_settings))
         checkpoint = self._checkpoint(task)
         evaluation = replace(evaluation, time=evaluation.time and self._has_device_exclusively())
-        if checkpoint and plan.checkpoint:  # the file distinguishes the runs, the folder the groups
+        if checkpoint and plan.checkpoint:  # the run has the file's hash, the group the folder's name
             evaluation = replace(evaluation, selection="last")
             run = replace(run, file_hashes=run.file_hashes | {"checkpoint": self._hash_checkpoint(checkpoint)})
             shared = replace(shared, file_hashes=shared.file_hashes | {"checkpoint": plan.checkpoint.name})
-        # One model for all categories is another one if the categories are others.
+        # A unified model depends on its categories, so their hash is part of the group's hash.
         group_hash = run_hash(shared, planned.data_digest if plan.tasks.protocol == "unified" else "")
         return Job(
             run=replace(run, group_hash=group_hash),

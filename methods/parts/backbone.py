@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         """Create the network and load its weights.
 
         Args:
-            tag: timm's name of architecture and weights, as "wide_resnet50_2.tv_in1k".
+            tag: timm's name of architecture and weights, for example "wide_resnet50_2.tv_in1k".
             stages: indices of the feature maps, ascending, as timm counts them; in a ResNet 0 is the stem, and 1 to 4
                 are layer1 to layer4.
             folder: of the user's own weights, searched first; or None.
