@@ -37,6 +37,8 @@ class Sample:
         defect: the defect type, or "good". It decides the image's label; the mask never does.
         masks: files whose non-zero pixels are defects; their union is the mask. Empty if the image is good or if no
             mask exists.
+        saturations: for data sets with sPRO, (pixel value, threshold, whether the threshold is a fraction of the
+            region) of each type of region that a mask may have; else empty.
         folder: the subfolder of the image within the folder of its defect type: "line1"; "" if there is none.
     """
 
@@ -46,6 +48,7 @@ class Sample:
     defect: str = GOOD
     masks: tuple[Path, ...] = ()
     folder: str = ""
+    saturations: tuple[tuple[int, float, bool], ...] = ()
 
     @property
     def is_anomalous(self) -> bool:

@@ -5,15 +5,20 @@ License CC BY-NC-SA 4.0: no commercial use. About 6 GB, PNG, 800 to 1700 pixels 
 
 Layout, as unpacked: `<category>/{train,validation,test}/good/NNN.png`, `<category>/test/logical_anomalies/NNN.png`,
 `.../structural_anomalies/NNN.png`, and for each defective image a folder with one mask per defect,
-`<category>/ground_truth/<kind>/NNN/{000,001,...}.png`. The union of these masks is used, because maskbench does not
-compute the metric of this data set, sPRO, which saturates per region. `validation/` (305 images) is not used; a warning
-says so.
+`<category>/ground_truth/<kind>/NNN/{000,001,...}.png`. The pixel value of a mask is the type of its defect, for which
+`<category>/defects_config.json` has the saturation area of sPRO: pixels of the original image, or a fraction of the
+region [R]. Without that file, sPRO is undefined. The other pixel metrics use the union of the masks. `validation/` (305
+images) is not used; a warning says so.
 """
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from bench.dataset import Sample
+from bench.errors import BenchError
 
+from .parts.files import log
 from .parts.layout import Counts, Folders, list_official, warn_unused_split
 from .parts.masks import folder_per_image
 
@@ -45,4 +50,30 @@ def samples(root: Path) -> list[Sample]:
     hint = f"Unpack it there or pass its folder with --data DIR ({ABOUT})."
     samples = list_official(root, TITLE, COUNTS, hint, Folders(masks=folder_per_image))
     warn_unused_split(samples, TITLE, "validation")
-    return samples
+    folders = {
+        sample.category: next(parent for parent in sample.image.parents if (parent / "train").is_dir())
+        for sample in samples
+    }
+    saturations = {category: _read_saturations(folder) for category, folder in folders.items()}
+    return [
+        replace(sample, saturations=saturations[sample.category]) if sample.is_anomalous else sample
+        for sample in samples
+    ]
+
+
+def _read_saturations(folder: Path) -> tuple[tuple[int, float, bool], ...]:
+    """Return `Sample.saturations` of a category; empty, with a warning, if its configuration is missing."""
+    path = folder / "defects_config.json"
+    if not path.is_file():
+        log.warning("%s: %s is missing, so sPRO is undefined. Unpack the data set again.", folder.name, path.name)
+        return ()
+    try:
+        return tuple(
+            (int(entry["pixel_value"]), float(entry["saturation_threshold"]), bool(entry["relative_saturation"]))
+            for entry in json.loads(path.read_text(encoding="utf-8"))
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(
+            f"{path} must be a list of defects with pixel_value, saturation_threshold and relative_saturation "
+            f"({type(error).__name__}: {error}). Unpack the data set again."
+        ) from error

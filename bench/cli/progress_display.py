@@ -174,8 +174,8 @@ def _record_line(record: Record) -> str:
     if record.failure:
         return f"[red]{escape(label)} failed:[/red] {escape(record.failure)}"
     metrics = [
-        f"{summary.METRICS[name]} {100 * record.metrics[name]:.1f}"
-        for name in ("image_auroc", "pixel_auroc", "aupro_30")
+        f"{summary.HEADINGS[name]} {100 * record.metrics[name]:.1f}"
+        for name in ("image_auroc", "pixel_auroc", "aupro_30", *summary.LOCO_METRICS)
         if name in record.metrics
     ]
     scores = record.data_report.get("good_scores", {})

@@ -95,7 +95,8 @@ def content_hash(samples: Sequence[Sample]) -> str:
     """Return a hash of the names and labels of the samples and of every byte of their images and masks."""
     digest = sha256()
     for sample in samples:
-        digest.update(f"{sample.id}\n".encode(errors="surrogateescape"))  # a file name need not be UTF-8
+        settings = f" {sample.saturations}" if sample.saturations else ""
+        digest.update(f"{sample.id}{settings}\n".encode(errors="surrogateescape"))  # a file name need not be UTF-8
         for path in (sample.image, *sample.masks):
             with file_errors(path, "A file of a data set"):
                 digest.update(sha256(path.read_bytes()).digest())
@@ -119,6 +120,34 @@ class OriginalResolution:
         self.preprocessing = preprocessing
         self._sizes = [image_size(sample.image, preprocessing) for sample in samples]
         self._boxes = [visible_box(size, preprocessing) for size in self._sizes]
+
+    def regions(self, index: int) -> list[tuple[NDArray[np.bool_], float]]:
+        """Return each region that the masks of an image mark on its visible part, with its saturation area in pixels.
+
+        A mask file is one region; its pixel value says which of the sample's `saturations` holds. A threshold that is
+        no fraction is at most the area of the region. A region outside the visible part is left out, and one that a
+        crop cuts saturates at what is left.
+
+        Raises:
+            BenchError: a mask has a pixel value that `saturations` does not have, or several.
+        """
+        sample, (left, top, right, bottom) = self.samples[index], self._boxes[index]
+        thresholds = {value: (threshold, is_fraction) for value, threshold, is_fraction in sample.saturations}
+        found = []
+        for path in sample.masks:
+            with file_errors(path, "A mask with saturation areas"):
+                mask = read_mask(path, sample.image, self.preprocessing)
+                if len(mask.levels) > 1 or not thresholds.keys() >= set(mask.levels):
+                    levels, known = (
+                        ", ".join(f"{value:g}" for value in values) for values in (mask.levels, thresholds)
+                    )
+                    raise ValueError(f"it has the pixel values {levels}; one of {known} is needed")
+            visible = mask.defects[top:bottom, left:right]
+            if visible.any():
+                threshold, is_fraction = thresholds[int(mask.levels[0])]
+                area = threshold * mask.defects.sum() if is_fraction else threshold
+                found.append((visible, float(min(area, visible.sum()))))
+        return found
 
     @cached_property
     def has_pixel_labels(self) -> NDArray[np.bool_]:

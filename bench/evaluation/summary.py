@@ -27,7 +27,14 @@ THRESHOLD_METRICS = {
 }
 """The metrics at the decision threshold, which tables of calibrated runs show as well."""
 
-HEADINGS = METRICS | {"image_f1max": "image F1-max", "pixel_f1max": "pixel F1-max"} | THRESHOLD_METRICS
+LOCO_METRICS = {
+    "image_auroc_logical": "image AUROC, logical",
+    "image_auroc_structural": "image AUROC, structural",
+    "spro_05": "sPRO@0.05",
+}
+"""The metrics that only MVTec LOCO AD has."""
+
+HEADINGS = METRICS | {"image_f1max": "image F1-max", "pixel_f1max": "pixel F1-max"} | THRESHOLD_METRICS | LOCO_METRICS
 """All recorded metrics with their headings."""
 
 MEAN = "mean"

@@ -17,11 +17,12 @@ from bench.data.data_report import mask_report, mask_warnings
 from bench.data.images import FileImages, OriginalResolution
 from bench.data.masks import SampleMask
 from bench.data.protocol import Task
-from bench.dataset import Sample
+from bench.dataset import GOOD, Sample
 from bench.errors import BenchError
 from bench.evaluation import metrics
 from bench.evaluation.curves import Bools, Floats
 from bench.evaluation.metrics import Evaluation
+from bench.evaluation.spro import Region, spro
 from bench.evaluation.timing import Clock
 from bench.method import Method, Prediction
 from bench.record import Predictions, Selection
@@ -158,7 +159,11 @@ class Fit:
         calibration = self.calibration.get(prediction.category)
         if calibration and calibration.samples == self.tests[prediction.category].samples:
             threshold = None  # it was set on these images, so their rate says nothing
-        return evaluate_category(prediction.predictions, threshold=threshold, originals=originals)
+        evaluation = evaluate_category(prediction.predictions, threshold=threshold, originals=originals)
+        samples = self.tests[prediction.category].samples
+        if any(sample.saturations for sample in samples):
+            _add_loco_metrics(evaluation, prediction.predictions, originals)
+        return evaluation
 
     def _evaluate_epoch(self, result: FitResult, best: tuple[float, float]) -> tuple[float, float]:
         """Apply the authors' rule: the best sum of image and pixel AUROC on the test set, then of both APs."""
@@ -255,6 +260,32 @@ def evaluate_category(
         _of_level(pixel.undefined, image=False) | _of_level(image.undefined, image=True),
         pixel.error_bound,
     )
+
+
+def _add_loco_metrics(evaluation: Evaluation, predictions: Predictions, originals: OriginalResolution | None) -> None:
+    """Add the metrics of MVTec LOCO AD: image AUROC of each kind of defect against the good images, and sPRO.
+
+    Saturation areas are in pixels of the original image, so sPRO needs that resolution.
+    """
+    is_good = ~predictions.is_anomalous
+    for kind in sorted(set(predictions.defects) - {GOOD}):
+        is_kind = np.array([defect == kind for defect in predictions.defects])
+        name = f"image_auroc_{kind.removesuffix('_anomalies')}"
+        if is_good.any():
+            chosen = is_good | is_kind
+            evaluation.values[name] = metrics.auroc(predictions.scores[chosen], is_kind[chosen])
+        else:
+            evaluation.undefined[name] = "no good images"
+    maps = predictions.maps
+    if originals is None or maps is None:
+        evaluation.undefined["spro_05"] = "no maps" if maps is None else "needs --resolution original"
+        return
+    labeled = np.flatnonzero(originals.has_pixel_labels)
+    regions = _OnDemand(labeled, lambda index: [Region(*region) for region in originals.regions(index)])
+    values = spro(_OnDemand(labeled, lambda index: originals.map(index, maps[index])), regions)
+    evaluation.values.update(values)
+    if not values:
+        evaluation.undefined["spro_05"] = "no defect pixels"
 
 
 def representative_images(predictions: Predictions) -> dict[str, int]:

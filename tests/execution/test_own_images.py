@@ -1,7 +1,9 @@
 """Images and masks as factories have them: what a run makes of them, and what its record says."""
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +188,41 @@ def test_a_layout_maps_other_folders(parts: Path, plan_parts, run_plan) -> None:
 def test_a_layout_needs_own_images(plan_parts) -> None:
     with pytest.raises(BenchError, match="--layout needs your own images"):
         make_schedule(plan_parts(dataset="mvtec", layout="good=*"))
+
+
+# ---- MVTec LOCO AD
+
+
+def test_loco_has_an_auroc_per_kind_and_spro_at_original_resolution(parts: Path, plan_parts, run_plan) -> None:
+    loco, bolt = parts.parent / "loco" / "pushpins", parts / "bolt"
+    shutil.copytree(bolt / "train", loco / "train")
+    shutil.copytree(bolt / "test" / "good", loco / "test" / "good")
+    for kind, index, value in (("logical_anomalies", 0, 200), ("structural_anomalies", 1, 255)):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[20:30, 20 + index : 30 + index] = value
+        place = loco / "ground_truth" / kind / f"{index:03}"
+        place.mkdir(parents=True)
+        Image.fromarray(mask).save(place / "000.png")
+        (loco / "test" / kind).mkdir()
+        shutil.copy(bolt / "test" / "spot" / f"{index:03}.png", loco / "test" / kind / f"{index:03}.png")
+    config = [
+        {"defect_name": "missing", "pixel_value": 200, "saturation_threshold": 5, "relative_saturation": False},
+        {"defect_name": "scratch", "pixel_value": 255, "saturation_threshold": 1.0, "relative_saturation": True},
+    ]
+    (loco / "defects_config.json").write_text(json.dumps(config), "utf-8")
+
+    def run(**options: object):
+        plan = replace(plan_parts(dataset="mvtec_loco", **options), data=parts.parent / "loco")
+        (record,) = run_plan(plan)
+        assert not record.failure, record.failure
+        return record
+
+    record = run(resolution="original")
+    assert record.metrics["image_auroc_logical"] == record.metrics["image_auroc_structural"] == 1.0
+    assert record.metrics["aupro_05"] < record.metrics["spro_05"] <= 1.0  # five pixels of the first are enough
+    assert run().undefined_metrics["spro_05"] == "needs --resolution original"
+    config[0]["pixel_value"] = 201
+    (loco / "defects_config.json").write_text(json.dumps(config), "utf-8")
+    plan = replace(plan_parts(dataset="mvtec_loco", resolution="original"), data=parts.parent / "loco")
+    (record,) = run_plan(plan)
+    assert "it has the pixel values 200; one of 201, 255 is needed" in record.failure
