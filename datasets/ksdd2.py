@@ -1,7 +1,7 @@
 """KolektorSDD2: one kind of surface from a line-scan camera, with scratches, spots and pores of all sizes.
 
 Owner: ViCoS lab, University of Ljubljana, and Kolektor Group (Bozic et al., Computers in Industry 2021),
-https://www.vicos.si/resources/kolektorsdd2/. Licence CC BY-NC-SA 4.0: no commercial use. 3335 images of about
+https://www.vicos.si/resources/kolektorsdd2/. License CC BY-NC-SA 4.0: no commercial use. 3335 images of about
 230 x 630 pixels, PNG, 0.9 GB.
 
 Layout, as unpacked: `train/NNNNN.png` with its mask `train/NNNNN_GT.png`, and the same in `test/`. The mask of a good
@@ -28,7 +28,7 @@ ABOUT = (
 )
 
 CATEGORY = "kolektorsdd2"
-COUNTS = {CATEGORY: Counts(2085, 894, 110)}  # [P]; without the 246 defective images of train/
+COUNTS = {CATEGORY: Counts(2085, 894, 110)}  # from the paper; without the 246 defective images of train/
 DEFECT = "defect"
 
 

@@ -1,7 +1,7 @@
 """MVTec LOCO AD: five products with structural and logical anomalies, such as an extra or a misplaced part.
 
 Owner: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-loco (Bergmann et al., IJCV 2022).
-Licence CC BY-NC-SA 4.0: no commercial use. About 6 GB, PNG, 800 to 1700 pixels a side.
+License CC BY-NC-SA 4.0: no commercial use. About 6 GB, PNG, 800 to 1700 pixels a side.
 
 Layout, as unpacked: `<category>/{train,validation,test}/good/NNN.png`, `<category>/test/logical_anomalies/NNN.png`,
 `.../structural_anomalies/NNN.png`, and for each defective image a folder with one mask per defect,
@@ -26,7 +26,7 @@ ABOUT = (
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
-# 1778, 575 and 993 are those of the unpacked archive (the paper has 1772 training images) [P].
+# 1778, 575 and 993 are those of the unpacked archive (the paper has 1772 training images).
 COUNTS = {
     "breakfast_box": Counts(351, 102, 173),
     "juice_bottle": Counts(335, 94, 236),

@@ -104,7 +104,7 @@ class Settings:
     structure: Literal["ssim", "msgms", "both"] = "ssim"  # [A] structural; [I] which measure
     structure_weight: float = 1.0  # lambda
     data_range: float = 1.0  # of the features, which scales SSIM's constants
-    epochs: int = 300  # RIAD's, as the next six
+    epochs: int = 300  # RIAD's, like the next six
     lr: float = 1e-4  # of Adam
     lr_drop_epoch: int = 250  # from which the rate is one tenth
     weight_decay: float = 0.0

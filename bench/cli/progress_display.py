@@ -99,12 +99,12 @@ def _print_tables(out: Console, first_column: str, rows: list[tuple[str, Group, 
     if len(seeds) > 1:
         image = {name: text for name, text in summary.METRICS.items() if name.startswith("image")}
         parts = [image, {name: text for name, text in summary.METRICS.items() if name not in image}]
-    parts += [summary.CALIBRATED] if group.first.run.calibrate else []
+    parts += [summary.THRESHOLD_METRICS] if group.first.run.calibrate else []
     for number, metrics in enumerate(parts):
         columns = metrics if number else metrics | {summary.LATENCY: summary.LATENCY}
-        title = "at the threshold" if metrics is summary.CALIBRATED else "" if number else summary.heading(group)
+        title = "at the threshold" if metrics is summary.THRESHOLD_METRICS else "" if number else summary.heading(group)
         out.print(_build_table(title, first_column, rows, columns))
-    out.print(f"[dim italic]{escape('; '.join([unit, seed_text, *notes, summary.latency_device(group)]))}[/]")
+    out.print(f"[dim italic]{escape('; '.join([unit, seed_text, *notes, summary.latency_note(group)]))}[/]")
 
 
 def _build_table(title: str, first_column: str, rows: list[tuple[str, Group, str]], columns: dict[str, str]) -> Table:
@@ -120,9 +120,10 @@ def _build_table(title: str, first_column: str, rows: list[tuple[str, Group, str
         wrapped = heading.replace(" ", "\n").replace("@", "\n@")
         table.add_column(wrapped, justify="right", no_wrap=True, vertical="bottom")
     for label, group, category in rows:
-        cells = [summary.percent(group.mean_std(category, metric)) for metric in columns if metric != summary.LATENCY]
+        values = {metric: group.mean_std(category, metric) for metric in columns}
+        cells = [summary.format_percent(value) for metric, value in values.items() if metric != summary.LATENCY]
         if summary.LATENCY in columns:
-            cells.append(summary.milliseconds(group.mean_std(category, summary.LATENCY)))
+            cells.append(summary.format_latency(values[summary.LATENCY]))
         table.add_row(escape(label), *cells, style="bold" if label == summary.MEAN else "")
     return table
 
@@ -177,7 +178,6 @@ def _record_line(record: Record) -> str:
         for name in ("image_auroc", "pixel_auroc", "aupro_30")
         if name in record.metrics
     ]
-    oracle = " (oracle)" if record.selection == "oracle" else ""
     scores = record.data_report.get("good_scores", {})
     if "image_fpr" in record.metrics and "image_auroc" not in record.metrics:
         metrics.append(f"false positive rate {100 * record.metrics['image_fpr']:.1f}")
@@ -186,4 +186,4 @@ def _record_line(record: Record) -> str:
     if "image_auroc" not in record.metrics and record.threshold is not None:
         metrics.append(f"threshold {record.threshold:.4g}")
     fit = f"fit {record.seconds['fit']:.1f} s" if "fit" in record.seconds else "released checkpoint"
-    return f"{escape(label)}{oracle}: {', '.join(metrics)}; {fit}"
+    return f"{escape(summary.title_with_selection(label, record.selection))}: {', '.join(metrics)}; {fit}"

@@ -51,7 +51,7 @@ class ImageInfo:
         sample: the sample.
         digest: hash of the decoded pixels.
         thumbnail: (32 * 32,) grayscale levels minus their mean.
-        read_error: why the image can't be decoded, or "".
+        read_error: why the image cannot be decoded, or "".
         mask: its mask; None if it has none.
         mask_problem: what is wrong with its mask, or "".
     """

@@ -122,7 +122,7 @@ def open_page(path: Path, preprocessing: Preprocessing) -> Iterator[Image.Image]
         width, height = stored_size(image)
         maximum = MAX_LARGE_PIXELS if preprocessing.allow_large else MAX_PIXELS
         if width * height > maximum:
-            fix = "split it into tiles" if preprocessing.allow_large else "pass --allow-large if it is trusted"
+            fix = "split it into tiles" if preprocessing.allow_large else "fit with --allow-large if it is trusted"
             raise ValueError(f"it declares {width} x {height} pixels, more than {maximum / 1e6:.0f} million; {fix}")
         yield image
 
@@ -137,7 +137,7 @@ def to_8_bit(values: Values, preprocessing: Preprocessing) -> Image.Image:
     black, white = preprocessing.black, preprocessing.white
     if black is None or white is None:
         raise ValueError(
-            "it has more than 8 bits per channel, and the training images have not, so its range is unknown; pass "
+            "it has more than 8 bits per channel, and the training images have not, so its range is unknown; fit with "
             "--depth 16 if its values use all of 16 bits"
         )
     if not np.isfinite(values).all():
@@ -195,7 +195,9 @@ def _seek_page(image: Image.Image, page: int) -> None:
     """Move to the stated page, from 1, or to the only one if `page` is 0. Raises ValueError if there is none."""
     pages = _pages(image)
     if not page and len(pages) > 1:
-        raise ValueError(f"it has {len(pages)} pages or frames; pass --page N to read one of them, or split the file")
+        raise ValueError(
+            f"it has {len(pages)} pages or frames; fit with --page N to read one of them, or split the file"
+        )
     if page > len(pages):
         raise ValueError(f"it has {len(pages)} page{'s' * (len(pages) > 1)}, so there is no page {page}")
     frame = pages[max(page, 1) - 1]

@@ -70,6 +70,11 @@ class FileImages:
                 pending = [pool.submit(self._stack, group) for group in groups[following : following + 1]]
                 yield _to_tensor(batch)
 
+    def used_levels(self) -> tuple[int, int] | None:
+        """Return the smallest and the largest level, 0 to 255, of the cached images; None if none is cached."""
+        cached = list(self._cache.values())
+        return (int(min(a.min() for a in cached)), int(max(a.max() for a in cached))) if cached else None
+
     def masks(self) -> list[SampleMask]:
         """Return the mask of each sample at the size of the input; it marks nothing for a sample without a mask."""
         return [sample_mask(sample, self.preprocessing) for sample in self.samples]

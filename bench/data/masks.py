@@ -102,8 +102,8 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
             files.append(read_mask(path, sample.image, preprocessing))
             picture = Image.fromarray(files[-1].defects)
             mask = mask | np.asarray(preprocess(picture, preprocessing, resample="nearest"))
-            grey = Image.fromarray(files[-1].defects.astype(np.uint8) * 255)
-            soft = np.maximum(soft, np.asarray(preprocess(grey, preprocessing, resample="bilinear")))
+            gray = Image.fromarray(files[-1].defects.astype(np.uint8) * 255)
+            soft = np.maximum(soft, np.asarray(preprocess(gray, preprocessing, resample="bilinear")))
     full = _unite([file.defects for file in files])
     return SampleMask(
         mask,

@@ -42,7 +42,7 @@ _HELD_OUT = 19
 def subsample(samples: Iterable[Sample], limit: int) -> list[Sample]:
     """Return at most `limit` training, good test and defective test images per category.
 
-    They are evenly spaced in the order of the names, so all kinds of defects are represented.
+    They are evenly spaced in the order of the names, so all defect types are represented.
     """
     groups: dict[tuple[str, str, bool], list[Sample]] = {}
     for sample in sorted(samples, key=_sort_key):

@@ -65,7 +65,7 @@ def export(saved: SavedModel, path: Path, images: Sequence[Path]) -> ExportResul
     """Write the model as ONNX after a comparison with the method on the images.
 
     Raises:
-        BenchError: torch can't export the method, its predictions differ, or `path` can't be written.
+        BenchError: torch cannot export the method, its predictions differ, or `path` cannot be written.
     """
     if saved.method.setup.precision != "float32":
         raise BenchError(

@@ -39,7 +39,7 @@ class ImagePrediction:
 
     Attributes:
         image: path of the image.
-        score: anomaly score, higher is more anomalous; None if the image can't be read.
+        score: anomaly score, higher is more anomalous; None if the image cannot be read.
         threshold: decision threshold of the run (--calibrate); None if the run has none.
         is_anomalous: whether the score exceeds the threshold; None without a threshold.
         max_pixel_score: maximum of the anomaly map.
@@ -47,7 +47,7 @@ class ImagePrediction:
         map: path of the anomaly map, (h, w) float32 at the size of the network's input.
         overlay: path of the map in colors over the image, at the size of the image, with a contour at the pixel
             threshold.
-        error: why the image can't be read, or "".
+        error: why the image cannot be read, or "".
         warning: how its size or aspect ratio differs from those of the training images, or "".
     """
 
@@ -75,10 +75,10 @@ def predict_images(
         progress: called as `progress(done, total)` after each step.
 
     Returns:
-        A prediction per image. An image that can't be read has an error and no score.
+        A prediction per image. An image that cannot be read has an error and no score.
 
     Raises:
-        BenchError: `out` can't be written to.
+        BenchError: `out` cannot be written to.
     """
     total = 2 * len(images)
     predictions = []

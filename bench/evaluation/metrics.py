@@ -48,22 +48,6 @@ def auroc(scores: Array, anomalous: Bools) -> float:
     return float(curve_auroc(image_curve(*require_both_classes(scores, anomalous))))
 
 
-def average_precision(scores: Array, anomalous: Bools) -> float:
-    """Compute the sum of (increase in recall) x precision over all thresholds, without interpolation.
-
-    Raises: BenchError if a score is not finite or a class is empty.
-    """
-    return float(curve_average_precision(image_curve(*require_both_classes(scores, anomalous))))
-
-
-def f1_max(scores: Array, anomalous: Bools) -> float:
-    """Compute the largest F1 over all thresholds. The threshold is chosen on the test labels.
-
-    Raises: BenchError if a score is not finite or a class is empty.
-    """
-    return float(curve_f1(image_curve(*require_both_classes(scores, anomalous))))
-
-
 def evaluate(
     scores: Array,
     anomalous: Bools,
@@ -77,7 +61,7 @@ def evaluate(
 
     Pixel metrics pool the pixels of all images; pixels outside the masks are normal, in defective images as well.
     AUPRO is the mean over defect regions (8-connected) of the area under (false positive rate, detected share of the
-    region) from 0 to the limit, divided by the limit. Source: Bergmann et al., IJCV 2021 [P].
+    region) from 0 to the limit, divided by the limit. Source: Bergmann et al., IJCV 2021 (paper).
 
     Args:
         scores: (n,), higher is more anomalous.
@@ -114,7 +98,7 @@ def threshold_at(normals: Array, rate: float) -> float:
     """Return the decision threshold that a good image exceeds with probability `rate` at most.
 
     The threshold is the ceil((n + 1)(1 - rate))-th lowest score of n calibration images (split conformal prediction:
-    Lei et al., JASA 2018 [P]). The bound holds for any distribution of scores, on average over draws of the
+    Lei et al., JASA 2018, paper). The bound holds for any distribution of scores, on average over draws of the
     calibration images, if later good images come from the same distribution.
 
     Args:
@@ -182,7 +166,7 @@ def curve_area(curve: Curve, weights: Floats, limit: float) -> Floats:
 
 
 def curve_average_precision(curve: Curve) -> Floats:
-    """Compute the average precision of each curve."""
+    """Compute the sum of (increase in recall) x precision over all thresholds of each curve, without interpolation."""
     tp = np.cumsum(curve.tp, axis=-1)
     precision = tp / np.maximum(tp + curve.fp + curve.tied_negatives, 1)
     average: Floats = np.sum(curve.tp * precision, axis=-1) / tp[..., -1]
@@ -190,7 +174,7 @@ def curve_average_precision(curve: Curve) -> Floats:
 
 
 def curve_f1(curve: Curve) -> Floats:
-    """Compute the largest F1 of each curve."""
+    """Compute the largest F1 over all thresholds of each curve. The threshold is chosen on the test labels."""
     tp = np.cumsum(curve.tp, axis=-1)
     best: Floats = np.max(2 * tp / (tp + curve.fp + curve.tied_negatives + tp[..., -1:]), axis=-1)
     return best

@@ -29,7 +29,7 @@ from bench.config.settings import resolve
 from bench.data.data_report import image_sizes
 from bench.data.images import FileImages, read
 from bench.data.protocol import Task
-from bench.data.value_range import stored_value_range, value_range_warnings, with_value_range
+from bench.data.value_range import NARROW, stored_value_range, value_range_warnings, with_value_range
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.evaluation import timing
@@ -219,6 +219,10 @@ def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> l
         result = FitResult(metrics_by_epoch={category: [] for category in job.task.tests})
     else:
         result = fit.fit(lambda phase, done, total, loss: progress(job.label, phase, done, total, loss))
+        levels = fit.train.used_levels()
+        if levels and "value_range" not in data_report and levels[1] - levels[0] < NARROW * 255:
+            _log.warning("%s: the training images use the levels %d to %d of 0 to 255 only, and are not "
+                         "stretched.", job.task.name, *levels)  # fmt: skip
     predictions = list(result.oracle)
     if job.evaluation.selection != "oracle" or not method.iterative:  # without epochs there is no best epoch
         predictions = [*fit.predict_tests(epoch=result.epoch), *predictions]

@@ -1,6 +1,6 @@
 """The student of MKD: a thin VGG whose outputs have the shapes of the teacher's, with guided backpropagation.
 
-Source: the authors' code of MKD, https://github.com/rohban-lab/Knowledge_Distillation_AD at 0c574ae [C].
+Source: the authors' code of MKD, https://github.com/rohban-lab/Knowledge_Distillation_AD at 0c574ae.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ def locally_aware(
 
     Each feature is concatenated with its patch x patch neighbors (zero padding), each stage is pooled to
     `pretrain_dim` and upsampled to the first stage's grid, then all of them are pooled to `target_dim`. Paper, eq. 2
-    and 3; the one-dimensional adaptive average pools are [C].
+    and 3; the one-dimensional adaptive average pools are those of the authors' code.
     """
     grid = (stages[0].shape[2], stages[0].shape[3])
     pooled = []

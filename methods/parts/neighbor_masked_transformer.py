@@ -1,6 +1,6 @@
 """UniAD's transformer: attention that hides the neighborhood of each token, and learned queries in each decoder layer.
 
-Source: the authors' code of UniAD, https://github.com/zhiyuanyou/UniAD at a5b9d9d [C].
+Source: the authors' code of UniAD, https://github.com/zhiyuanyou/UniAD at a5b9d9d.
 """
 
 from copy import deepcopy
@@ -16,7 +16,7 @@ class NeighborMaskedTransformer(nn.Module):
     """Restores tokens (b, rows * columns, channels), row-major, from tokens that are not close to them.
 
     Layers start as copies of one layer, so the packed weights of queries, keys and values and the learned queries are
-    equal in all layers; the other linear layers are drawn independently [C].
+    equal in all layers; the other linear layers are drawn independently.
     """
 
     hidden: Tensor
@@ -113,7 +113,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Learned queries that attend to the encoder's output, then to the previous layer's output.
 
-    The first attention has keys and values of the encoder, although the code calls it self-attention [C]. The previous
+    The first attention has keys and values of the encoder, although the code calls it self-attention. The previous
     layer enters only by the keys and values of the second one.
     """
 

@@ -143,3 +143,36 @@ def test_near_duplicates_equal_those_of_a_loop() -> None:
         distance <= dataset_checks.MAX_DIFFERENCE for distance in differences
     )
     assert 40 < sum(distance <= dataset_checks.MAX_DIFFERENCE for distance in differences) < 60
+
+
+# ---- own images
+
+
+def test_masks_are_checked_at_the_size_of_the_planned_input(lid: Path) -> None:
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[0] = 255  # one row of three
+    save(mask, lid / "ground_truth" / "dent" / "20_mask.png")
+    (problem,) = problems_of(lid).values()
+    assert (
+        problem.startswith("lid: 1 of 2 masks mark nothing at the size of the input") or "changes the number" in problem
+    )
+    requirement = "Masks have two values, and keep their defect regions at 64 x 64 pixels."
+    assert requirement in results_of(lid)
+
+
+def test_the_range_of_12_bit_images_is_reported_with_its_numbers(lid: Path) -> None:
+    for path in sorted(lid.glob("t*/*/*.png")):
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L")).astype(np.uint16)
+        Image.fromarray(pixels * 2 + 800).save(path)
+    (problem,) = problems_of(lid).values()
+    assert "6 training images with more than 8 bits per channel run from" in problem
+    assert "becomes black" in problem
+
+
+def test_a_file_of_several_pages_is_reported(lid: Path) -> None:
+    path = lid / "test" / "good" / "10.png"
+    pages = [Image.fromarray(part(seed)) for seed in (10, 50)]
+    path.unlink()
+    pages[0].save(path.with_suffix(".tif"), save_all=True, append_images=pages[1:])
+    assert "it has 2 pages or frames" in problems_of(lid)["Every image can be read."]

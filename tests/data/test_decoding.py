@@ -237,7 +237,7 @@ def test_a_file_of_several_pages_is_refused_with_their_number_or_read_at_a_state
     pages = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (10, 120, 230)]
     options = {"lossless": True} if name.endswith("webp") else {}
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], **options)
-    with pytest.raises(BenchError, match=rf"{name} is not: it has 3 pages or frames; pass --page N"):
+    with pytest.raises(BenchError, match=rf"{name} is not: it has 3 pages or frames; fit with --page N"):
         decode(tmp_path / name, PLAIN)
     values = [int(np.asarray(decode(tmp_path / name, Preprocessing(4, 4, page=page)))[0, 0, 0]) for page in (1, 2, 3)]
     assert values == [10, 120, 230]
@@ -280,7 +280,7 @@ def test_a_large_image_is_refused_by_its_declared_size_and_read_with_the_setting
     path = save_image(tmp_path / "large.png", noise(8, 8))
     monkeypatch.setattr(decoding, "MAX_PIXELS", 63)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow's limit does not matter, and does not warn
-    with pytest.raises(BenchError, match=r"large\.png is not: it declares 8 x 8 pixels.*pass --allow-large"):
+    with pytest.raises(BenchError, match=r"large\.png is not: it declares 8 x 8 pixels.*fit with --allow-large"):
         decode(path, PLAIN)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -40,7 +40,7 @@ def test_the_scale_is_the_smallest_depth_that_holds_all_training_values(tmp_path
 def test_a_narrow_range_is_stretched_with_half_of_it_on_both_sides(tmp_path: Path) -> None:
     assert scale(tmp_path, 800, 1200) == (600, 1400)  # 400 of 4095 is less than an eighth
     assert scale(tmp_path, 800, 1400) == (0, 4095)  # 600 is more
-    assert scale(tmp_path, 1000, 1000) == (995, 1005)  # constant images: one per cent
+    assert scale(tmp_path, 1000, 1000) == (995, 1005)  # constant images: one percent
 
 
 def test_floats_are_scaled_from_0_to_1_or_stretched(tmp_path: Path) -> None:

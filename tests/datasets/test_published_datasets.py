@@ -195,7 +195,7 @@ def test_the_official_counts_have_the_published_sums(module, sums: tuple[int, ..
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names("datasets") if name not in {"demo", "folder"}])
-def test_the_error_for_a_missing_data_set_has_its_page_licence_and_layout(name: str, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_data_set_has_its_page_license_and_layout(name: str, tmp_path: Path) -> None:
     module = registry.load("datasets", name)
     for root in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(BenchError) as error:

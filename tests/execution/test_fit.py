@@ -70,7 +70,7 @@ class WithPretraining(Brightness):
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    """Grey images of 8 x 8 pixels, 50 of 255; defective ones have a bright square."""
+    """Gray images of 8 x 8 pixels, 50 of 255; defective ones have a bright square."""
 
     def save(name: str, square: int) -> Path:
         pixels = np.full((8, 8), 50, np.uint8)

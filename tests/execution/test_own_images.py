@@ -89,7 +89,7 @@ def test_a_file_of_several_pages_fails_with_their_number_or_is_read_at_a_page(
     expected = only_record(plan_parts, run_plan).metrics
     change(parts / "bolt", "t*/*/*.png", save_pages)
     (record,) = run_plan(plan_parts(category="bolt"))
-    assert "it has 2 pages or frames; pass --page N" in record.failure
+    assert "it has 2 pages or frames; fit with --page N" in record.failure
     assert only_record(plan_parts, run_plan, page=2).metrics == expected
 
 

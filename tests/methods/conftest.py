@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 DATA = Path(__file__).resolve().parents[1] / "reference_data"
 Reference = dict[str, Tensor]
@@ -32,6 +32,16 @@ class ImagesInMemory:
 @pytest.fixture(scope="session")
 def in_memory() -> Callable[[Tensor], ImagesInMemory]:
     return ImagesInMemory
+
+
+@pytest.fixture(scope="session")
+def random_images() -> Callable[..., Tensor]:
+    """Return the function that draws images (n, 3, h, w), uniform in [0, 1)."""
+
+    def draw(count: int = 3, size: tuple[int, int] = (32, 32), seed: int = 1) -> Tensor:
+        return torch.rand(count, 3, *size, generator=Generator().manual_seed(seed))
+
+    return draw
 
 
 @pytest.fixture(scope="session")
