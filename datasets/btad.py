@@ -1,7 +1,7 @@
 """BTAD, the beanTech Anomaly Detection data set: three industrial products with body and surface defects.
 
 Owner: beanTech and the University of Udine (Mishra et al., VT-ADL, ISIE 2021), https://github.com/pankajmishra000/VT-ADL.
-Licence CC BY-NC-SA 4.0. 2540 images of 1600 x 1600 (01), 600 x 600 (02) and 800 x 600 (03) pixels.
+License CC BY-NC-SA 4.0. 2540 images of 1600 x 1600 (01), 600 x 600 (02) and 800 x 600 (03) pixels.
 
 Layout, as unpacked from `BTech_Dataset_transformed`: `<01|02|03>/train/ok/`, `<..>/test/{ok,ko}/` and
 `<..>/ground_truth/ko/`. Images are .bmp or .png; masks are .png in 01 and 02 and .bmp in 03, with the stem of the
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, list_official
+from .parts.layout import Counts, Folders, list_official
 
 TITLE = "BTAD"
 SYNTHETIC = False
@@ -33,5 +33,5 @@ def samples(root: Path) -> list[Sample]:
     category.
     """
     return list_official(
-        root, TITLE, COUNTS, f"Unpack it there or pass its folder with --data DIR ({ABOUT}).", good="ok"
+        root, TITLE, COUNTS, f"Unpack it there or pass its folder with --data DIR ({ABOUT}).", Folders(good=("ok",))
     )

@@ -5,7 +5,7 @@ images, 12 good test images and 7 images of each of 4 kinds of defects with exac
 defective image is rendered twice with the same random draws, with and without its defect; the mask contains the visible
 differences, and outside the mask both renderings are equal. Many defects are faint or small on purpose.
 
-The images have no owner and no licence. They are written into a folder below the root that is named after `VERSION`,
+The images have no owner and no license. They are written into a folder below the root that is named after `VERSION`,
 which increases with every change of the generator, so images of different versions are never mixed. The pixels are
 equal on all machines as long as NumPy's generator keeps its streams; the bytes of the files also depend on the
 compression library.
@@ -26,7 +26,7 @@ from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
 from .parts import blister, fabric, gear, steel
-from .parts.layout import list_categories
+from .parts.layout import Folders, list_categories
 from .parts.surface import Camera, Mask, Pixels, Surface, render
 
 TITLE = "Demo"
@@ -56,13 +56,13 @@ def samples(root: Path) -> list[Sample]:
     """List the samples; generate them below `root` if they do not exist.
 
     Raises:
-        BenchError: `root` can't be written to, or a generated image is missing.
+        BenchError: `root` cannot be written to, or a generated image is missing.
     """
     folder = root / f"drawing-{VERSION}"
     hint = f"Remove {folder}; the next run generates it again."
     if not folder.is_dir():
         _generate(root, folder)
-    listed = list_categories([folder / name for name in PRODUCTS], TITLE, hint)
+    listed = list_categories([folder / name for name in PRODUCTS], TITLE, hint, Folders())
     expected = len(list(image_keys()))
     if len(listed) != expected:
         raise BenchError(f"The demo must have {expected} images; {folder} has {len(listed)}. {hint}")

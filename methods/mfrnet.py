@@ -61,31 +61,17 @@ PAPER = (
 )
 YEAR = 2024
 PROFILES = {
-    "demo": {  # the defaults are a VGG16, 64 x 64 features, three wider levels and 300 epochs
-        "backbone": "tf_efficientnet_lite0",
-        "stages": [1, 2, 3],
-        "stride": 8,  # with cells that have the same size in pixels as with the defaults
-        "cell_sizes": [1, 2, 4],
-        "widths": [64, 96],
-        "depth": 1,
-        "head_width": 32,
-        "pools": [8, 4, 2],
-        "epochs": 60,
-        "batch": 1,
-        "lr": 2e-3,
+    # The defaults are a VGG16, 64 x 64 features, three wider levels and 300 epochs. With a stride of 8 these cells
+    # have the same size in pixels as with the defaults.
+    "demo": {
+        "backbone": "tf_efficientnet_lite0", "stages": [1, 2, 3], "stride": 8, "cell_sizes": [1, 2, 4],
+        "widths": [64, 96], "depth": 1, "head_width": 32, "pools": [8, 4, 2], "epochs": 60, "batch": 1, "lr": 2e-3,
     },
     "check": {
-        "backbone": "tf_efficientnet_lite0",
-        "stages": [1, 2, 3],
-        "cell_sizes": [1, 2],
-        "widths": [16, 24],
-        "depth": 1,
-        "head_width": 8,
-        "pools": [4, 2],
-        "epochs": 2,
-        "batch": 4,
+        "backbone": "tf_efficientnet_lite0", "stages": [1, 2, 3], "cell_sizes": [1, 2], "widths": [16, 24], "depth": 1,
+        "head_width": 8, "pools": [4, 2], "epochs": 2, "batch": 4,
     },
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def _print_tables(out: Console, first_column: str, rows: list[tuple[str, Group, 
     """
     group = rows[0][1]
     is_sweep = first_column == "settings"
-    notes = [note for note in summary.table_notes(group) if not (is_sweep and note.startswith(SWEEP_NOTE))]
+    notes = [note for note in summary.table_notes(group) if not (is_sweep and note.startswith(summary.SWEEP_NOTE))]
     unit = "in percent, means over categories" if is_sweep else "in percent"
     parts = [summary.METRICS]
     seeds = sorted({seed for _, each, _ in rows for _, seed in each.records})
@@ -105,10 +105,6 @@ def _print_tables(out: Console, first_column: str, rows: list[tuple[str, Group, 
         title = "at the threshold" if metrics is summary.CALIBRATED else "" if number else summary.heading(group)
         out.print(_build_table(title, first_column, rows, columns))
     out.print(f"[dim italic]{escape('; '.join([unit, seed_text, *notes, summary.latency_device(group)]))}[/]")
-
-
-SWEEP_NOTE = "sweep: "
-"""Start of the note with the swept settings, which a table of a sweep shows as its first column."""
 
 
 def _build_table(title: str, first_column: str, rows: list[tuple[str, Group, str]], columns: dict[str, str]) -> Table:
@@ -173,8 +169,7 @@ def _with_method(command: str, method: str) -> str:
 
 
 def _record_line(record: Record) -> str:
-    sweep = f", {record.run.sweep_label}" if record.run.sweep_label else ""
-    label = f"{record.run.title} {record.category}, seed {record.run.seed}{sweep}"
+    label = record.run.label(record.category)
     if record.failure:
         return f"[red]{escape(label)} failed:[/red] {escape(record.failure)}"
     metrics = [
@@ -183,5 +178,12 @@ def _record_line(record: Record) -> str:
         if name in record.metrics
     ]
     oracle = " (oracle)" if record.selection == "oracle" else ""
+    scores = record.data_report.get("good_scores", {})
+    if "image_fpr" in record.metrics and "image_auroc" not in record.metrics:
+        metrics.append(f"false positive rate {100 * record.metrics['image_fpr']:.1f}")
+    if "image_auroc" not in record.metrics and scores.get("images"):
+        metrics.append(f"scores of {scores['images']} good images {scores['min']:.4g} to {scores['max']:.4g}")
+    if "image_auroc" not in record.metrics and record.threshold is not None:
+        metrics.append(f"threshold {record.threshold:.4g}")
     fit = f"fit {record.seconds['fit']:.1f} s" if "fit" in record.seconds else "released checkpoint"
     return f"{escape(label)}{oracle}: {', '.join(metrics)}; {fit}"

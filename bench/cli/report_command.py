@@ -144,7 +144,7 @@ def _check_exclusive_options(options: dict[str, bool]) -> None:
     """Raise BenchError if several options are given that each replace the report."""
     chosen = [option for option, is_set in options.items() if is_set]
     if len(chosen) > 1:
-        raise BenchError(f"{chosen[0]} and {chosen[1]} can't be combined. Use one of them.")
+        raise BenchError(f"{chosen[0]} and {chosen[1]} cannot be combined. Use one of them.")
 
 
 def _load_formats(formats: str, folder: Path | None) -> "dict[str, ModuleType]":

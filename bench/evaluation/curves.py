@@ -34,7 +34,7 @@ BUCKETS = 1 << 18
 SORT_BUFFER = 1 << 22
 """Smallest number of pixels, of buckets with a defect score, that are collected before they are sorted."""
 
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def image_counts(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int)
 def _regions(score_map: Array, mask: Bools) -> tuple[Array, Floats, int]:
     """Return scores (p,) of the defect pixels, 1 / pixels of their region (p,), and the number of regions."""
     box = _bounding_box(mask)
-    labels, count = ndimage.label(mask[box], EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(mask[box], EIGHT_NEIGHBORS)
     region = labels[mask[box]]  # (h, w) -> (p,)
     return score_map[box][mask[box]], (1 / np.maximum(np.bincount(region), 1))[region], count
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.errors import BenchError
 from bench.evaluation.curves import Array, Bools, Curve, Floats, image_curve, pixel_curve
+from bench.evaluation.ground_truth import BinaryMasks, as_labels
 
 IMAGE_NAMES = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max")
@@ -70,6 +71,7 @@ def evaluate(
     masks: Sequence[Bools] | None,
     *,
     fpr_limits: Sequence[float] = LIMITS,
+    mask_threshold: float | None = None,
 ) -> Evaluation:
     """Compute all metrics of one category from raw scores.
 
@@ -83,11 +85,12 @@ def evaluate(
         maps: n arrays (h, w), sizes may differ; read twice, so a lazy sequence works. None: no maps.
         masks: n arrays (h, w), True on defect pixels, same size as the map. None: the data set has no masks.
         fpr_limits: in (0, 1], whole percents; 0.3 is named aupro_30.
+        mask_threshold: mask pixels above it are defects; None accepts only masks of two values.
 
     Raises: BenchError if a value is not finite, or lengths or shapes differ.
     """
     pixel_names = (*PIXEL_NAMES, *map(aupro_name, fpr_limits))
-    anomalous = np.asarray(anomalous, dtype=bool)
+    anomalous = as_labels(anomalous)
     scores = _checked(scores, anomalous)
     values: dict[str, float] = {}
     undefined: dict[str, str] = {}
@@ -98,7 +101,7 @@ def evaluate(
     if maps is None or masks is None:
         return Evaluation(values, undefined | dict.fromkeys(pixel_names, "no maps" if maps is None else "no masks"))
     check_lengths(scores, maps, masks)
-    curve = pixel_curve(maps, masks)
+    curve = pixel_curve(maps, BinaryMasks(masks, mask_threshold))
     if not curve.tp.size or not curve.n_negatives:
         reason = "no normal pixels" if curve.tp.size else "no defect pixels"
         return Evaluation(values, undefined | dict.fromkeys(pixel_names, reason))
@@ -232,7 +235,7 @@ def _checked(scores: Array, anomalous: Bools) -> Array:
 
 def require_both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
     """Return both as arrays. Raises BenchError unless these are (n,) finite scores of images of both classes."""
-    anomalous = np.asarray(anomalous, dtype=bool)
+    anomalous = as_labels(anomalous)
     scores = _checked(scores, anomalous)
     if anomalous.all() or not anomalous.any():
         raise BenchError("This metric needs good and defective images, got one class only. Add images of the other.")

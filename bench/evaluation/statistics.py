@@ -158,7 +158,7 @@ def rank(values: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ranki
 
 
 def _table(values: Mapping[str, Sequence[float]], min_methods: int) -> Floats:
-    """Return (methods, categories), rounded to 12 decimals so that rounding errors don't break ties."""
+    """Return (methods, categories), rounded to 12 decimals so that rounding errors do not break ties."""
     if len(values) < min_methods:
         raise BenchError(f"A comparison needs at least {min_methods} methods, got {len(values)}. Run more methods.")
     if len({len(row) for row in values.values()}) > 1:

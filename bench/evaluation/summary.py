@@ -33,6 +33,9 @@ HEADINGS = METRICS | {"image_f1max": "image F1-max", "pixel_f1max": "pixel F1-ma
 MEAN = "mean"
 LATENCY = "latency"
 
+SWEEP_NOTE = "sweep: "
+"""Start of the note with the swept settings, which a table of a sweep shows as its first column instead."""
+
 
 @dataclass(frozen=True, slots=True)
 class MeanStd:
@@ -261,7 +264,7 @@ def caveats(group: Group) -> list[str]:
     notes += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
     notes += [f"in {run.precision}"] if run.precision != "float32" else []
     notes += ["compiled"] if run.compile else []
-    notes += [f"sweep: {run.sweep_label}"] if run.sweep_keys else []
+    notes += [f"{SWEEP_NOTE}{run.sweep_label}"] if run.sweep_keys else []
     notes += ["released checkpoint, not trained here"] if run.is_released_checkpoint else []
     notes += [_preprocessing_note(run)] if group.first.origin.get("preprocessing") == "--preprocessing" else []
     changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
@@ -292,7 +295,7 @@ def _error_bound_note(group: Group) -> list[str]:
 
 def _preprocessing_note(run: Run) -> str:
     values = run.preprocessing
-    crop = f", centre crop {values['crop']}" if values.get("crop") else ""
+    crop = f", center crop {values['crop']}" if values.get("crop") else ""
     return f"preprocessing: {values.get('height')} x {values.get('width')}, {values.get('resample')}{crop}"
 
 

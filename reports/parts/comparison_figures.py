@@ -17,9 +17,9 @@ from .published import published_few_shot, published_timing
 from .statistics_tables import METRIC, comparable_groups, values_by_category
 from .style import (
     BLACK,
-    GREY,
+    GRAY,
     MARKERS,
-    WARNING_COLOUR,
+    WARNING_COLOR,
     MethodStyle,
     finish_figure,
     label,
@@ -60,12 +60,12 @@ def speed_figure(benchmark: str, members: Sequence[Group], styles: Mapping[str, 
             _speed_point(axes, name, styles[name], latency, auroc)
         for index, (name, milliseconds, value) in enumerate(published):
             style = styles.get(name, MethodStyle(BLACK, "s" if index else "o", "-"))
-            hollow: dict[str, Any] = {"marker": style.marker, "mfc": "none", "mec": style.colour, "ms": 9, "mew": 1.5}
+            hollow: dict[str, Any] = {"marker": style.marker, "mfc": "none", "mec": style.color, "ms": 9, "mew": 1.5}
             axes.plot(milliseconds, value, ls="", label=label(f"{name}, published"), **hollow)
         if len(devices) == 1 and len(points) > 1:
             front = pareto_front([(latency.mean, 100 * auroc.mean) for _, _, latency, auroc in points])
             x, y = zip(*front, strict=True)
-            axes.step(x, y, where="post", color=GREY, lw=1, zorder=1, label="Pareto front, measured")
+            axes.step(x, y, where="post", color=GRAY, lw=1, zorder=1, label="Pareto front, measured")
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
         axes.margins(x=0.25, y=0.15)
@@ -90,7 +90,7 @@ def _speed_point(axes: Axes, name: str, style: MethodStyle, latency: MeanStd, au
         xerr=[[min(latency.std, 0.9 * latency.mean)], [latency.std]] if latency.std else None,
         yerr=100 * auroc.std if auroc.std else None,
         fmt=style.marker,
-        color=style.colour,
+        color=style.color,
         mec="white",
         mew=0.5,
         ms=9,
@@ -132,11 +132,11 @@ def kshot_figure(dataset: str, members: Sequence[Group], styles: Mapping[str, Me
             half = [100 * (each.interval.high - each.mean) if each.interval else np.nan for each in summaries]
             single_seed = single_seed or any(each.interval is None for each in summaries)
             x, style = [group.first.run.k * shift for group in groups], styles[name]
-            line: dict[str, Any] = {"ls": style.dash, "color": style.colour, "capsize": 3, "label": label(name)}
+            line: dict[str, Any] = {"ls": style.dash, "color": style.color, "capsize": 3, "label": label(name)}
             axes.errorbar(x, means, yerr=half, fmt=style.marker, **line)
         for index, (name, points) in enumerate(published.items()):
-            style = styles.get(name, MethodStyle(GREY, MARKERS[-1 - index], ":"))
-            hollow: dict[str, Any] = {"ls": ":", "marker": style.marker, "color": style.colour, "mfc": "none"}
+            style = styles.get(name, MethodStyle(GRAY, MARKERS[-1 - index], ":"))
+            hollow: dict[str, Any] = {"ls": ":", "marker": style.marker, "color": style.color, "mfc": "none"}
             axes.plot(*zip(*points, strict=True), **hollow, label=label(f"{name}, published"))
         axes.set_xscale("log", base=2)
         axes.set_xticks(ks, list(map(str, ks)))
@@ -200,7 +200,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
         )
         axes.set_facecolor("#f2f2f2")
         for row, column in np.argwhere(np.isnan(values)):
-            axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=WARNING_COLOUR)
+            axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=WARNING_COLOR)
         axes.tick_params(length=0)
         axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
         axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
@@ -254,7 +254,7 @@ def _rank_labels(axes: Axes, ranking: Ranking) -> None:
         is_left = index < n_left
         height = top + 0.5 * (index if is_left else count - 1 - index) + 0.25
         edge = 0.9 if is_left else count + 0.1
-        axes.plot([mean, mean, edge], [0, height, height], color=GREY, lw=0.9)
+        axes.plot([mean, mean, edge], [0, height, height], color=GRAY, lw=0.9)
         axes.plot(mean, 0, "o", ms=4, color=BLACK)
         alignment = "right" if is_left else "left"
         x = edge + (-0.05 if is_left else 0.05)
@@ -304,11 +304,11 @@ def _ablation_panel(axes: Axes, points: Sequence[tuple[Any, Group]]) -> None:
     values = [value for value, _ in points]
     is_numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     x = values if is_numeric else list(range(len(values)))
-    for metric, line_format, colour in (("image_auroc", "o-", "#0173b2"), ("pixel_auroc", "s--", "#de8f05")):
+    for metric, line_format, color in (("image_auroc", "o-", "#0173b2"), ("pixel_auroc", "s--", "#de8f05")):
         results = [group.mean_std(MEAN, metric) for _, group in points]
         means = [100 * each.mean if each else np.nan for each in results]
         bars = [100 * each.std if each and each.std else 0 for each in results]
-        line: dict[str, Any] = {"color": colour, "capsize": 3, "label": METRICS[metric]}
+        line: dict[str, Any] = {"color": color, "capsize": 3, "label": METRICS[metric]}
         axes.errorbar(x, means, yerr=bars if any(bars) else None, fmt=line_format, **line)
     if is_numeric and min(values) > 0 and max(values) / min(values) >= 16:
         axes.set_xscale("log")

@@ -50,7 +50,7 @@ _FIGURE_KINDS = {"4": "k", "fig8": "speed", "fig9": "ablation"}
 
 
 def draw_figures(records: Sequence[Record], store: Store, table: str) -> list[Figure]:
-    """Draw every figure of the records; a figure that can't be drawn has no files and states the reason."""
+    """Draw every figure of the records; a figure that cannot be drawn has no files and states the reason."""
     return list(_with_unique_names(_figures(groups(records_for_table(records, table)), store)))
 
 
@@ -93,7 +93,7 @@ def figures_only(records: Sequence[Record], figures: Sequence[Figure], table: st
 
 
 def _figure_sections(figures: Sequence[Figure], level: int = 2) -> list[Section]:
-    """Return one section per figure, one for all example sheets, and one for the figures that can't be drawn."""
+    """Return one section per figure, one for all example sheets, and one for the figures that cannot be drawn."""
     drawn = [figure for figure in figures if figure.files and figure.kind != "examples"]
     sheets = [figure for figure in figures if figure.files and figure.kind == "examples"]
     missing = [figure for figure in figures if not figure.files]

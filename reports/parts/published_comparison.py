@@ -62,7 +62,7 @@ class Check:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the difference is within the tolerance; None if it can't be verified."""
+        """Whether the difference is within the tolerance; None if it cannot be verified."""
         if self.difference is None or self.tolerance is None or self.reason:
             return None
         return abs(self.difference) <= self.tolerance + 1e-9
@@ -98,7 +98,7 @@ def _published_check(published: PublishedTable, column: MethodColumn, row: Table
 def _reason(
     published: PublishedTable, column: MethodColumn, tolerance: Tolerance | None, group: Group | None, level: str
 ) -> str:
-    """Return why a value can't be verified; "" if it can."""
+    """Return why a value cannot be verified; "" if it can."""
     run = group.first.run if group else None
     reduced = run and (run.synthetic or run.limit or run.profile_note or "random" in run.file_hashes.values())
     no_auroc = (published.number, column.published, level) == ("Table I", "AE-SSIM", "image")

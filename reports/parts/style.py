@@ -1,6 +1,6 @@
 """The style of all figures, and their conversion to files. Neither uses pyplot, so no global state changes.
 
-Each method has its own colour, marker and dash, so figures are readable in grey and with colour blindness. Measured
+Each method has its own color, marker and dash, so figures are readable in gray and with color blindness. Measured
 values are filled, published ones hollow. The caveats of the data are printed inside the figure, below the axes.
 """
 
@@ -27,9 +27,9 @@ from bench.record import Record
 from bench.report import Figure
 
 DPI = 160
-BLACK, GREY, WARNING_COLOUR = "#222222", "#8a8a8a", "#a33b00"
+BLACK, GRAY, WARNING_COLOR = "#222222", "#8a8a8a", "#a33b00"
 PALETTE = sns.color_palette("colorblind").as_hex()
-"""Ten colours that remain distinguishable with colour blindness."""
+"""Ten colors that remain distinguishable with color blindness."""
 
 MARKERS = "osD^vPX*hd"
 DASHES: tuple[Any, ...] = (
@@ -46,7 +46,7 @@ _THEME: Any = {
     "axes.titley": 1.0,  # fixed, since there are no ticks above the axes
     "axes.labelsize": 9,
     "axes.labelcolor": BLACK,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -79,15 +79,15 @@ LEGEND_WIDTH = 1.6
 
 @dataclass(frozen=True, slots=True)
 class MethodStyle:
-    """Colour, marker and dash pattern of a method in all figures of a report."""
+    """Color, marker and dash pattern of a method in all figures of a report."""
 
-    colour: str
+    color: str
     marker: str
     dash: Any
 
 
 def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
-    """Return a style per name; after ten names the colours repeat with other markers."""
+    """Return a style per name; after ten names the colors repeat with other markers."""
     styles = {}
     for index, name in enumerate(dict.fromkeys(names)):
         shift = index // len(PALETTE)
@@ -266,7 +266,7 @@ def finish_figure(
 
 
 def missing_figure(kind: str, benchmark: str, title: str, reason: str) -> Figure:
-    """Return a figure that can't be drawn; `reason` ends with the command that produces the data."""
+    """Return a figure that cannot be drawn; `reason` ends with the command that produces the data."""
     return Figure(slug(f"{kind} {benchmark}"), kind, benchmark, title, reason, {})
 
 
@@ -277,7 +277,7 @@ def render_files(canvas: Canvas, title: str, notes: Sequence[str]) -> RenderedFi
     canvas.suptitle(wrapped(title, (width - legend_width) * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
     if notes:
         lines = "\n".join(wrapped(note, width * 17) for note in notes)
-        canvas.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=WARNING_COLOUR)
+        canvas.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=WARNING_COLOR)
     engine = canvas.get_layout_engine()
     if engine is not None:
         engine.execute(canvas)

@@ -87,7 +87,7 @@ def _rerun_checks(records: Sequence[Record], file: Path) -> Iterator[Check]:
 
 
 def _rerun_reason(record: Record | None, metric: str) -> str:
-    """Return why an earlier value can't be compared; "" if it can."""
+    """Return why an earlier value cannot be compared; "" if it can."""
     if record is None:
         return "this store has no such run: it did not run, or its settings or images differ"
     if record.failure:

@@ -10,6 +10,7 @@ from bench import registry
 from bench.data import dataset_checks
 from bench.dataset import Sample
 from bench.errors import CheckResult
+from bench.method import Preprocessing
 
 SIZE = 192
 
@@ -46,7 +47,9 @@ def lid(tmp_path: Path) -> Path:
 def results_of(root: Path) -> dict[str, CheckResult]:
     calls: list[tuple[int, int]] = []
     samples = registry.load("datasets", "folder").samples(root)
-    results = dataset_checks.check_dataset(samples, [], lambda done, total: calls.append((done, total)))
+    results = dataset_checks.check_dataset(
+        samples, [], lambda done, total: calls.append((done, total)), Preprocessing(64, 64), is_official=False
+    )
     assert calls[-1] == (len(samples), len(samples))
     return {result.requirement: result for result in results}
 

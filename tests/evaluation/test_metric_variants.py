@@ -85,7 +85,7 @@ def test_a_defective_image_without_a_mask_counts_for_the_image_metrics_only() ->
     predictions = replace(predictions_of([0, 1, 2], "gdd", maps, masks), has_pixel_labels=np.array([True, False, True]))
     exact_values = exact(predictions)
     assert exact_values["image_auroc"] == 1
-    assert exact_values["pixel_auroc"] == 1  # 7 is above 1, 2 and 3; the unlabelled 9 and 8 are no false positives
+    assert exact_values["pixel_auroc"] == 1  # 7 is above 1, 2 and 3; the unlabeled 9 and 8 are no false positives
     assert values_of(predictions, "scikit-learn")["pixel_auroc"] == 1
 
 

@@ -53,7 +53,7 @@ def expected(maps, masks, limits=(0.05, 0.3)):
 
 
 def pixels(maps, masks, **options):
-    """Return the pixel metrics of `evaluate`; the image scores don't matter here."""
+    """Return the pixel metrics of `evaluate`; the image scores do not matter here."""
     evaluation = evaluate(np.arange(len(maps)), np.arange(len(maps)) > 0, maps, masks, **options)
     return {name: value for name, value in evaluation.values.items() if not name.startswith("image")}
 
@@ -196,7 +196,7 @@ def test_the_largest_and_the_smallest_numbers_of_a_dtype_are_distinguished(kind)
 @given(categories(), st.sampled_from([lambda x: 3 * x - 7, np.arctan, lambda x: np.sign(x) * np.sqrt(np.abs(x))]))
 def test_a_strictly_increasing_function_of_the_scores_changes_nothing(category, rising):
     maps, masks = category
-    # The function is applied to ranks, because rounding may make two neighbouring floats equal.
+    # The function is applied to ranks, because rounding may make two neighboring floats equal.
     values = np.unique(np.concatenate([score_map.ravel() for score_map in maps]))
     ranks = [np.searchsorted(values, score_map).astype(np.float64) for score_map in maps]
     assert pixels([rising(rank) for rank in ranks], masks) == pytest.approx(pixels(maps, masks), abs=1e-12)

@@ -157,7 +157,7 @@ def test_a_difference_without_significance_is_not_called_equality():
 
 
 def test_too_few_categories_for_significance_are_stated():
-    # 2 / 2 ** 5 = 0.0625: five wins in five categories don't reach 5 %; for ten comparisons eight wins don't either.
+    # 2 / 2 ** 5 = 0.0625: five wins in five categories do not reach 5 %; for ten comparisons eight wins do not either.
     assert "no difference can be significant" in conclude(
         Comparison("a", "b", 0.1, 5, 0, 5, 0.0625, 0.0625, 1), seeds=2
     )

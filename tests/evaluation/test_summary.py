@@ -220,7 +220,7 @@ def test_overridden_settings_and_undefined_metrics_are_notes(record: MakeRecord)
     undefined = {"pixel_auroc": "no masks", "aupro_30": "no masks"}
     assert table_notes(single_group([record("bolt", origin=origin, undefined_metrics=undefined, **run)])) == [
         "in bfloat16",
-        "preprocessing: 256 x 256, bilinear, centre crop 224",
+        "preprocessing: 256 x 256, bilinear, center crop 224",
         "set: epochs=1",
         "no pixel metrics in bolt (no masks)",
     ]

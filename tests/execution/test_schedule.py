@@ -250,7 +250,7 @@ def test_the_record_of_a_very_large_test_set_has_an_error_bound(
 
 
 def resize_category(parts: Path, category: str, size: tuple[int, int]) -> None:
-    """Resize every file of a category to (width, height) by nearest neighbour."""
+    """Resize every file of a category to (width, height) by nearest neighbor."""
     for path in (parts / category).rglob("*.png"):
         Image.open(path).resize(size, Image.Resampling.NEAREST).save(path)
 

@@ -133,16 +133,14 @@ def test_inpainting_equals_a_slow_loop_for_every_batch_size(tiny: RIAD, batch: i
 
 
 def test_passes_are_in_as_few_batches_as_the_memory_allows(tiny: RIAD, monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 passes of 2 images are 12 inputs; each needs a third of the memory that it would need with gradients."""
-    activation_bytes, sizes = UNet.activation_bytes(2, (32, 32)), list[int]()
+    """6 passes of 2 images are 12 inputs."""
+    sizes: list[int] = []
     expected_maps = tiny.predict(random_images(2)).maps
     method = copy(tiny)
     method.network = copy(tiny.network)
     method.network.forward = lambda images: (sizes.append(len(images)), tiny.network(images))[1]
-    for passes, expected in ((12, [12]), (11, [11, 1]), (5, [5, 5, 2]), (0, [1] * 12)):
-        monkeypatch.setattr(
-            riad, "batch_memory_budget", lambda _device, passes=passes: passes * activation_bytes // 3 + 1
-        )
+    for passes, expected in ((12, [12]), (11, [11, 1]), (5, [5, 5, 2]), (1, [1] * 12)):
+        monkeypatch.setattr(riad, "passes_per_batch", lambda *_, passes=passes: passes)
         sizes.clear()
         assert_close(method.predict(random_images(2)).maps, expected_maps, rtol=1e-4, atol=1e-6)
         assert sizes == expected
@@ -277,8 +275,8 @@ def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(tiny: RIAD) -
 
 @pytest.mark.parametrize(
     "changes",
-    [{"cell_sizes": (8,)}, {"subsets": 2}, {"grayscale": True}, {"mean_filter": 1}, {"downsample": 2},
-     {"weight_decay": 0.1},     {"gms_weight": 0.0}, {"lr_drop_epoch": 2}],
+    [{"cell_sizes": (8,)}, {"subsets": 2}, {"grayscale": True}, {"mean_filter": 1}, {"border": "zeros"},
+     {"downsample": 2}, {"weight_decay": 0.1}, {"gms_weight": 0.0}, {"lr_drop_epoch": 2}],
     ids=str,
 )  # fmt: skip
 def test_every_alternative_setting_changes_the_predictions(tiny: RIAD, changes: dict[str, object]) -> None:
@@ -286,6 +284,19 @@ def test_every_alternative_setting_changes_the_predictions(tiny: RIAD, changes: 
     assert torch.isfinite(prediction.maps).all()
     assert prediction.maps.shape == (3, 32, 32)
     assert not torch.equal(prediction.maps, tiny.predict(random_images()).maps)
+
+
+def test_zeros_at_the_border_hide_differences_in_the_outer_pixels_only() -> None:
+    original = torch.zeros(1, 3, 32, 32)
+    restored = original.clone()
+    restored[..., 0, :] = 0.05  # the outermost row
+    restored[..., 16, 16] = 0.05
+    reflected, zeros = (
+        RIAD(replace(TINY, border=border), SETUP).gms_dissimilarity(original + 0.5, restored + 0.5)[0]
+        for border in ("reflect", "zeros")
+    )
+    assert zeros[0].mean() < 0.2 * reflected[0].mean()
+    assert_close(zeros[12:20, 12:20], reflected[12:20, 12:20])
 
 
 def test_from_lr_drop_epoch_the_rate_is_one_tenth() -> None:

@@ -287,11 +287,11 @@ def test_the_same_records_give_the_same_bytes(simulate: Simulate) -> None:
     assert first == second
 
 
-def test_methods_are_distinguishable_without_colour() -> None:
+def test_methods_are_distinguishable_without_color() -> None:
     styles = list(style.method_styles([f"m{i}" for i in range(20)]).values())
     assert len({each.marker for each in styles[:10]}) == 10
     assert len({each.dash for each in styles[:10]}) == 10
-    assert len({(each.colour, each.marker) for each in styles}) == 20
+    assert len({(each.color, each.marker) for each in styles}) == 20
 
 
 def test_of_many_categories_the_hardest_are_drawn(simulate: Simulate) -> None:

@@ -317,7 +317,7 @@ def test_verify_refuses_files_that_are_no_earlier_report(tmp_path: Path, record:
     store = saved(tmp_path / "runs", [record("bolt", 90, 80)])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n", "utf-8")
     assert "lacks dataset, protocol" in run_report("--verify", "--against", str(tmp_path / "other.csv"), store=store)[1]
-    assert "can't be read" in run_report("--verify", "--against", str(tmp_path / "none.csv"), store=store)[1]
+    assert "cannot be read" in run_report("--verify", "--against", str(tmp_path / "none.csv"), store=store)[1]
     earlier = render("csv", list(store.records()), store)
     (tmp_path / "comma.csv").write_text(earlier.replace(",0.9,", ',"0,9",'), "utf-8")
     code, text = run_report("--verify", "--against", str(tmp_path / "comma.csv"), store=store)
