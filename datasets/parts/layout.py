@@ -187,7 +187,20 @@ def list_category(folder: Path, folders: Folders = USUAL) -> list[Sample]:
     if not folders.images and folders.masks is None:
         reported = {*unused, *(image for place in train.defective for image in train.images[place])}
         _warn_unused_files(folder, samples, reported)
+    check_unique(samples)
     return sorted(samples, key=lambda sample: (sample.split == "test", sample.defect, sample.folder, sample.image.name))
+
+
+def check_unique(samples: Iterable[Sample]) -> None:
+    """Raise BenchError if two samples have one id."""
+    by_id: dict[str, Sample] = {}
+    for sample in samples:
+        other = by_id.setdefault(sample.id, sample)
+        if other is not sample:
+            raise BenchError(
+                f"Images of one category and label must have different paths; {other.image} and {sample.image} "
+                f"are both {sample.id}. Rename one of them."
+            )
 
 
 class _DefectFolders:

@@ -21,6 +21,7 @@ from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError, check_known
 
 from .files import absolute, all_files, is_image, join_names, log, nfc, subfolders
+from .layout import check_unique
 from .masks import image_stem
 
 ROLES = ("train", "good", "defect", "test", "mask")
@@ -65,7 +66,7 @@ def list_by_layout(root: Path, layout: str, title: str) -> list[Sample]:
             f"{title} needs good training images; --layout finds none for {missing} in {root}. Check its patterns, for "
             f"example train={{category}}/train/*."
         )
-    _check_unique(samples)
+    check_unique(samples)
     return sorted(samples, key=lambda one: (one.category, one.split == "test", one.defect, one.folder, one.image.name))
 
 
@@ -253,17 +254,6 @@ def _draw_key(row: _Row) -> str:
 def _sample(row: _Row) -> Sample:
     split: Split = "train" if row.split == "train" else "test"
     return Sample(row.image, row.category, split, row.defect, row.masks, row.folder)
-
-
-def _check_unique(samples: Sequence[Sample]) -> None:
-    by_id: dict[str, Sample] = {}
-    for sample in samples:
-        other = by_id.setdefault(sample.id, sample)
-        if other is not sample:
-            raise BenchError(
-                f"Images of one category and label must have different paths; {other.image} and {sample.image} "
-                f"are both {sample.id}. Use ** or {{defect}} in the layout, or rename one."
-            )
 
 
 def _defect_of(path: Path) -> str:

@@ -190,6 +190,12 @@ def test_ok_is_another_word_for_good(tmp_path: Path) -> None:
     assert [sample.defect for sample in folder.samples(tmp_path)] == ["good", "good", "ko"]
 
 
+def test_two_images_with_one_id_are_an_error(tmp_path: Path) -> None:
+    create(tmp_path, "lid/train/ok/0.png", "lid/train/good/0.png")
+    with pytest.raises(BenchError, match=r"must have different paths; .*0\.png and .*0\.png are both lid/train/good/0"):
+        folder.samples(tmp_path)
+
+
 # ---- good images only
 
 
