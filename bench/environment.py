@@ -25,7 +25,7 @@ def device(name: str) -> torch.device:
     """Return the device of that name; "auto" is the first GPU, or the CPU if there is none.
 
     Raises:
-        BenchError: torch can't use the device, or it can't be synchronized for timing.
+        BenchError: torch cannot use the device, or it cannot be synchronized for timing.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,8 @@ from difflib import get_close_matches
 class BenchError(Exception):
     """An error that a user can fix: what must hold, what was given, how to fix it.
 
-    The command line prints it in red and exits with code 2; it catches no other exception.
+    The command line prints it in red and exits with code 2. Ctrl-C exits with code 130; other exceptions print a
+    traceback.
     """
 
 

@@ -38,14 +38,19 @@ def cost_key(run: Run) -> str:
 
 
 def sweep_key(run: Run) -> str:
-    """Return what the runs of one sweep share: everything except seed, names, swept settings and weights' hashes."""
+    """Return a key that is equal for the runs of one sweep.
+
+    It has everything except seed, names, swept settings and the hashes of weights.
+    """
     values = _project(run, _LABELS | {"seed", "name", "file_hashes"})
     values["settings"] = {key: value for key, value in run.settings.items() if key not in run.sweep_keys}
     return _short_hash(values)
 
 
 def comparison_key(run: Run) -> str:
-    """Return what runs share whose metrics may be compared: protocol, images and evaluation, but not the method.
+    """Return a key that is equal for runs whose metrics may be compared.
+
+    It has protocol, images and evaluation, but not the method.
 
     It has only the name of the data set; `dataset_numbers` distinguishes data sets of the same name.
     """
@@ -57,7 +62,7 @@ def dataset_numbers(records: Iterable[Record]) -> list[int]:
 
     Two records belong to one data set if at least one category has the same fingerprint in both, directly or through
     other records. So a category may be added and images of another one may change, but two folders of the same name
-    with other images are two data sets.
+    with different images are two data sets.
     """
     records = list(records)
     parents: dict[tuple[str, ...], tuple[str, ...]] = {}  # union-find: (data set, category, fingerprint) -> parent

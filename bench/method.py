@@ -51,6 +51,10 @@ class Preprocessing:
         resample: filter of the resize.
         keep_aspect: True resizes the shorter side and crops the center; False resizes both sides independently.
         crop: side in pixels of a square cropped from the center after the resize, or None. PatchCore: 256, then 224.
+        black, white: the values that become 0 and 255 in files with more than 8 bits per channel; None: found over the
+            training images of a fit. Files with 8 bits are not scaled.
+        page: the page of files with several, from 1; 0 accepts only files with one page.
+        allow_large: whether files of more than 89 million pixels are read.
     """
 
     height: int = 256
@@ -58,6 +62,10 @@ class Preprocessing:
     resample: Resample = "bilinear"
     keep_aspect: bool = False
     crop: int | None = None
+    black: float | None = None
+    white: float | None = None
+    page: int = 0
+    allow_large: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -104,7 +112,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Scores and maps of b images. Higher is more anomalous; the scale is free; all values are finite.
+    """Scores and maps of b images. Higher is more anomalous; the scale is arbitrary; all values are finite.
 
     Attributes:
         scores: (b,) one value per image.

@@ -72,7 +72,7 @@ class Run:
 
     @property
     def limit(self) -> int:
-        """Maximum number of images of a kind per category; 0 is no limit."""
+        """Maximum number of training, of good and of defective test images per category; 0 is no limit."""
         return int(self.options["tasks"]["limit"])
 
     @property
@@ -95,6 +95,12 @@ class Run:
     def compile(self) -> bool:
         """Whether the networks were compiled for prediction."""
         return bool(self.options["compute"]["compile"])
+
+    def label(self, task: str) -> str:
+        """Return the name of one fit or record for people: "AMI-Net bottle k=4, seed 0"."""
+        k = f" k={self.k}" if self.k else ""
+        sweep = f", {self.sweep_label}" if self.sweep_label else ""
+        return f"{self.title} {task}{k}, seed {self.seed}{sweep}"
 
     @property
     def sweep_label(self) -> str:
@@ -121,7 +127,7 @@ class Record:
         epoch: the epoch reported; 0 if the method has none.
         failure: why there are no metrics, with the end of the traceback; "" if the run succeeded.
         metrics: fractions in [0, 1], by name.
-        undefined_metrics: the metrics that do not exist here, with the reason.
+        undefined_metrics: the metrics that are undefined for this category, with the reason.
         threshold: an image with a higher score is called defective; None unless the run was calibrated.
         pixel_threshold: the same for a pixel of the map, set so that a good image's highest pixel exceeds it as rarely.
         metric_error_bound: bound on the error of the pixel metrics; 0 if they are exact, as they are except on very
@@ -134,6 +140,10 @@ class Record:
             "parameters", "state" and "environment".
         memory: peak bytes, "host" and "device".
         method_info: what the method reports about itself.
+        data_report: about the images and masks: "image_sizes" of training, smallest and largest; "value_range" of
+            training images with more than 8 bits per channel, with the "black" and "white" that scaled all images;
+            "masks", see `bench.data.data_report.mask_report`; "good_scores", the number of good test images and the
+            quantiles of their scores.
         environment: device, versions, numeric switches.
         artifacts: the other files of the record: "maps" ("float16" | "float32" | "none"), "sha256" of the predictions'
             file, "model" (whether the fitted method is stored), "views": the image that each picture shows.
@@ -165,6 +175,7 @@ class Record:
     latency: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     method_info: dict[str, Any] = field(default_factory=dict)
+    data_report: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, Any] = field(default_factory=dict)
     pretrain_files: list[str] = field(default_factory=list)

@@ -167,4 +167,4 @@ def _package(entry: EntryPoint) -> str:
 def _import_error(kind: Kind, name: str) -> BenchError:
     """Return the error for a plug-in whose import has just failed."""
     last = traceback.format_exc(limit=-2).strip().splitlines()[-6:]
-    return BenchError(f"{kind}/{name} can't be imported; fix the file:\n" + "\n".join(last))
+    return BenchError(f"{kind}/{name} cannot be imported; fix the file:\n" + "\n".join(last))

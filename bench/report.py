@@ -77,7 +77,7 @@ class Table:
         title: caption; "" if the heading of the section is enough.
         header: one cell per column.
         rows: cells, each row as long as the header.
-        column_groups: (title, number of columns) of neighbouring columns, left to right, after the first column.
+        column_groups: (title, number of columns) of neighboring columns, left to right, after the first column.
         rules_after: indices of the rows that are followed by a horizontal rule.
         remarks: sentences about the whole table.
     """
@@ -120,7 +120,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure, or the reason why it can't be drawn.
+    """A figure, or the reason why it cannot be drawn.
 
     Attributes:
         name: file name without suffix, for example "speed-mvtec-one-for-one".
@@ -162,7 +162,7 @@ class Report:
         title: of the document.
         sections: the document; figures are blocks of their sections.
         records: the records behind it, for formats that show single runs.
-        figures: all figures, those that can't be drawn included.
+        figures: all figures, those that cannot be drawn included.
     """
 
     name: str

@@ -117,7 +117,8 @@ class Store:
         except OSError as error:
             raise BenchError(
                 f"Writing results below {self.root} failed ({error.strerror}: {error.filename or path}). "
-                f"{self._save_elsewhere(path, record, files)} Free or open the folder, or choose another with --runs."
+                f"{self._save_elsewhere(path, record, files)} "
+                f"Free disk space or make the folder writable, or choose another one with --runs."
             ) from error
         return record
 

@@ -29,7 +29,7 @@ from bench import environment, registry
 from bench.data.images import FileImages
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.evaluation.timing import Clock, latency, milliseconds, parameters
+from bench.evaluation.timing import Clock, latency, parameters, time_call
 from bench.method import Method, Preprocessing, Setup
 from bench.methods import aminet, patchcore
 from bench.weights import find_weights
@@ -130,8 +130,8 @@ def measure_ceilings(device: torch.device, side: int, precision: str) -> dict[st
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     source = torch.empty(side * side * 4, device=device, dtype=torch.float32)
     target = torch.empty_like(source)
-    product = min(milliseconds(lambda: left @ right, device) for _ in range(10)) / 1000
-    copy = min(milliseconds(lambda: target.copy_(source), device) for _ in range(10)) / 1000
+    product = min(time_call(lambda: left @ right, device) for _ in range(10)) / 1000
+    copy = min(time_call(lambda: target.copy_(source), device) for _ in range(10)) / 1000
     return {"flops_per_second": 2 * side**3 / product, "bytes_per_second": 2 * source.nbytes / copy, "side": side}
 
 

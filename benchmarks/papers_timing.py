@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench import environment
 from bench.errors import BenchError
-from bench.evaluation.timing import milliseconds, percentiles
+from bench.evaluation.timing import percentiles, time_call
 from bench.method import Setup
 from bench.methods import aminet, patchcore
 from bench.weights import find_weights
@@ -101,7 +101,7 @@ def time_forward(forward: Callable[[Tensor], object], image: Tensor, *, warmup: 
     """Return mean and standard deviation, which the authors print, percentiles and all samples, in milliseconds."""
     for _ in range(warmup):
         forward(image)
-    samples = [milliseconds(lambda: forward(image), image.device) for _ in range(passes)]
+    samples = [time_call(lambda: forward(image), image.device) for _ in range(passes)]
     values = torch.tensor(samples, dtype=torch.float64)
     return {"mean_ms": float(values.mean()), "std_ms": float(values.std(correction=0)), **percentiles(samples)}
 

@@ -1,18 +1,18 @@
 """BTAD, the beanTech Anomaly Detection data set: three industrial products with body and surface defects.
 
 Owner: beanTech and the University of Udine (Mishra et al., VT-ADL, ISIE 2021), https://github.com/pankajmishra000/VT-ADL.
-Licence CC BY-NC-SA 4.0. 2540 images of 1600 x 1600 (01), 600 x 600 (02) and 800 x 600 (03) pixels.
+License CC BY-NC-SA 4.0. 2540 images of 1600 x 1600 (01), 600 x 600 (02) and 800 x 600 (03) pixels.
 
 Layout, as unpacked from `BTech_Dataset_transformed`: `<01|02|03>/train/ok/`, `<..>/test/{ok,ko}/` and
 `<..>/ground_truth/ko/`. Images are .bmp or .png; masks are .png in 01 and 02 and .bmp in 03, with the stem of the
-image [C: the AMI-Net authors' loader]. `ok` becomes "good"; the only kind of defect is "ko".
+image (the AMI-Net authors' code). `ok` becomes "good"; the only defect type is "ko".
 """
 
 from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, list_official
+from .parts.layout import Counts, Folders, list_official
 
 TITLE = "BTAD"
 SYNTHETIC = False
@@ -22,7 +22,7 @@ ABOUT = (
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
-# 1799, 451 and 290 are those in the AMI-Net paper [P].
+# 1799, 451 and 290 are those in the AMI-Net paper.
 COUNTS = {"01": Counts(400, 21, 49), "02": Counts(399, 30, 200), "03": Counts(1000, 400, 41)}
 
 
@@ -33,5 +33,5 @@ def samples(root: Path) -> list[Sample]:
     category.
     """
     return list_official(
-        root, TITLE, COUNTS, f"Unpack it there or pass its folder with --data DIR ({ABOUT}).", good="ok"
+        root, TITLE, COUNTS, f"Unpack it there or pass its folder with --data DIR ({ABOUT}).", Folders(good=("ok",))
     )

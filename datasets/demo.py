@@ -1,11 +1,11 @@
 """Demo: synthetic images of four products from a seeded generator, for a first run without a download.
 
 Two textures (`fabric`, `steel`) and two objects (`gear`, `blister`), 256 x 256 pixels, each with 40 good training
-images, 12 good test images and 7 images of each of 4 kinds of defects with exact masks: 320 images, about 39 MB. A
+images, 12 good test images and 7 images of each of 4 defect types with exact masks: 320 images, about 39 MB. A
 defective image is rendered twice with the same random draws, with and without its defect; the mask contains the visible
 differences, and outside the mask both renderings are equal. Many defects are faint or small on purpose.
 
-The images have no owner and no licence. They are written into a folder below the root that is named after `VERSION`,
+The images have no owner and no license. They are written into a folder below the root that is named after `VERSION`,
 which increases with every change of the generator, so images of different versions are never mixed. The pixels are
 equal on all machines as long as NumPy's generator keeps its streams; the bytes of the files also depend on the
 compression library.
@@ -26,7 +26,7 @@ from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
 from .parts import blister, fabric, gear, steel
-from .parts.layout import list_categories
+from .parts.layout import Folders, list_categories
 from .parts.surface import Camera, Mask, Pixels, Surface, render
 
 TITLE = "Demo"
@@ -37,7 +37,7 @@ VERSION = 1
 """Version of the generator. Increase it with every change that changes a pixel."""
 
 N_TRAIN, N_TEST_GOOD, N_TEST_DEFECT = 40, 12, 7
-"""Images per category: training, good test, and test images of each kind of defect."""
+"""Images per category: training, good test, and test images of each defect type."""
 
 Draw = Callable[[Generator, str | None, Generator], Surface]
 """Function of (generator of the product, defect or None, generator of the defect)."""
@@ -56,13 +56,13 @@ def samples(root: Path) -> list[Sample]:
     """List the samples; generate them below `root` if they do not exist.
 
     Raises:
-        BenchError: `root` can't be written to, or a generated image is missing.
+        BenchError: `root` cannot be written to, or a generated image is missing.
     """
     folder = root / f"drawing-{VERSION}"
     hint = f"Remove {folder}; the next run generates it again."
     if not folder.is_dir():
         _generate(root, folder)
-    listed = list_categories([folder / name for name in PRODUCTS], TITLE, hint)
+    listed = list_categories([folder / name for name in PRODUCTS], TITLE, hint, Folders())
     expected = len(list(image_keys()))
     if len(listed) != expected:
         raise BenchError(f"The demo must have {expected} images; {folder} has {len(listed)}. {hint}")

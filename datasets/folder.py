@@ -1,9 +1,10 @@
 """Your own images: a folder of categories, each with good training images and any test images.
 
 Layout: `<category>/train/good/`, `<category>/test/good/`, `<category>/test/<defect>/` and, if there are masks,
-`<category>/ground_truth/<defect>/` with files named `<stem>_mask.*` or `<stem>.*` after their image. All common image
-formats are read. The root may be the folder of one category, or contain the categories up to three levels below.
-Other splits, such as `validation/`, are not used.
+`<category>/ground_truth/<defect>/` with files named `<stem>_mask.*` or `<stem>.*` after their image, or a folder
+`<stem>/` with several masks. Masks may also lie beside their images. Subfolders are read. The root may be the folder of
+one category, or contain the categories up to three levels below. A category may have only good images: in
+`train/good/`, or loose in its folder. For any other layout, see `parts/mapping.py`.
 """
 
 from pathlib import Path
@@ -11,45 +12,107 @@ from pathlib import Path
 from bench.dataset import Sample
 from bench.errors import BenchError
 
-from .parts.layout import check_root, list_categories, subfolders
+from .parts.files import absolute, check_root, image_files, image_tree, join_names, log, nfc, subfolders
+from .parts.layout import Folders, list_categories
+from .parts.mapping import list_by_layout, propose_layout
+from .parts.masks import image_stem
 
 TITLE = "Own images"
 SYNTHETIC = False
 ABOUT = (
     "your own images in the folders <category>/train/good/, <category>/test/<defect>/ and, for masks, "
-    "<category>/ground_truth/<defect>/<stem>_mask.png"
+    "<category>/ground_truth/<defect>/<stem>_mask.png; or any layout with --layout"
 )
 
 MAX_DEPTH = 3
 """Number of levels below the root that are searched for categories."""
 
+FOLDERS = Folders(good=("good", "ok", "normal"), need_test=False)
 
-def samples(root: Path) -> list[Sample]:
-    """List the categories below `root`, sorted by name. Raises BenchError if there is none or two share a name."""
+
+def samples(root: Path, layout: str = "") -> list[Sample]:
+    """List the categories below `root`, sorted by name, by the usual folders or by a layout.
+
+    Raises:
+        BenchError: there is no category, two share a name, or the layout is invalid.
+    """
     hint = f"Use this layout, or pass the folder with --data DIR ({ABOUT})."
     check_root(root, TITLE, hint)
-    folders = _category_folders(root.resolve(), MAX_DEPTH, set())
+    root = absolute(root)
+    if layout:
+        return list_by_layout(root, layout, TITLE)
+    folders = _category_folders(root, MAX_DEPTH, set())
     if not folders:
-        raise BenchError(f"A category must be a folder with train/ and test/; none in {root}. {hint}")
+        return _list_good_only(root, hint)
     by_name: dict[str, Path] = {}
     for path in folders:
-        if path.name in by_name:
+        other = by_name.setdefault(nfc(path.name), path)
+        if other is not path:
             raise BenchError(
-                f"Categories must have different names; '{path.name}' is in {by_name[path.name].parent} and in "
-                f"{path.parent}. Rename one, or pass one of the two with --data."
+                f"Categories must have different names; '{path.name}' is in {other.parent} and in {path.parent}. "
+                f"Rename one, or pass one of the two with --data."
             )
-        by_name[path.name] = path
-    return list_categories(folders, TITLE, hint)
+    _warn_other_folders(root, folders)
+    return list_categories(folders, TITLE, hint, FOLDERS)
+
+
+def propose(root: Path) -> str:
+    """Return the layout that fits the folders below `root` if the usual one does not, or ""."""
+    return "" if _category_folders(absolute(root), MAX_DEPTH, set()) else propose_layout(root)
 
 
 def _category_folders(folder: Path, depth: int, visited: set[Path]) -> list[Path]:
-    """Return the folders with train/ or test/, which are not searched further. A visited folder is skipped."""
+    """Return the folders with train/ or test/, which are not searched further.
+
+    A folder that several links lead to is listed once, by its own name if it is below the root.
+    """
     resolved = folder.resolve()
     if resolved in visited:
         return []
     visited.add(resolved)
-    if (folder / "train").is_dir() or (folder / "test").is_dir():
+    if any((folder / split).is_dir() for split in ("train", "test")):
         return [folder]
     if not depth:
         return []
-    return [path for child in subfolders(folder) for path in _category_folders(child, depth - 1, visited)]
+    children = sorted(subfolders(folder), key=lambda path: path.is_symlink())
+    return [path for child in children for path in _category_folders(child, depth - 1, visited)]
+
+
+def _list_good_only(root: Path, hint: str) -> list[Sample]:
+    """List loose images as good training images. Raises BenchError if the folders look like another layout."""
+    layout = propose_layout(root)
+    if layout:
+        raise BenchError(
+            f"A category must be a folder with train/ and test/; {root} has folders of good and of other images. "
+            f"Pass --layout '{layout}', or use the usual layout."
+        )
+    folders = [path for path in (root, *subfolders(root)) if image_files(path)]
+    if not folders:
+        raise BenchError(f"A category must be a folder with train/ and test/, or with images; none in {root}. {hint}")
+    listed: list[Sample] = []
+    for path in folders:
+        stems = {nfc(image.stem) for image in image_files(path)}
+        images = [image for image in image_files(path) if image_stem(image.stem) not in stems]
+        log.warning("%s: there is no train/ or test/; its %d images are taken as good training images.",
+                    path.name, len(images))  # fmt: skip
+        listed += [Sample(image, nfc(path.name), "train") for image in images]
+    return listed
+
+
+def _warn_other_folders(root: Path, categories: list[Path]) -> None:
+    """Log a warning about folders and images directly in the root that belong to no category."""
+    if root in categories:
+        return
+    others = [
+        f"{path.name}/"
+        for path in subfolders(root)
+        if not any(
+            folder == path or path in folder.parents or folder.resolve() == path.resolve() for folder in categories
+        )
+        and image_tree(path)
+    ]
+    others += [path.name for path in image_files(root)]
+    if others:
+        log.warning(
+            "%s: not used, because they are in no folder with train/ or test/: %s.", root.name, join_names(others)
+        )

@@ -1,7 +1,7 @@
 """KolektorSDD2: one kind of surface from a line-scan camera, with scratches, spots and pores of all sizes.
 
 Owner: ViCoS lab, University of Ljubljana, and Kolektor Group (Bozic et al., Computers in Industry 2021),
-https://www.vicos.si/resources/kolektorsdd2/. Licence CC BY-NC-SA 4.0: no commercial use. 3335 images of about
+https://www.vicos.si/resources/kolektorsdd2/. License CC BY-NC-SA 4.0: no commercial use. 3335 images of about
 230 x 630 pixels, PNG, 0.9 GB.
 
 Layout, as unpacked: `train/NNNNN.png` with its mask `train/NNNNN_GT.png`, and the same in `test/`. The mask of a good
@@ -17,7 +17,8 @@ from PIL import Image
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
-from .parts.layout import Counts, check_root, image_files, join_names, log, warn_count_mismatch
+from .parts.files import check_root, image_files, join_names, log
+from .parts.layout import Counts, warn_count_mismatch
 
 TITLE = "KolektorSDD2"
 SYNTHETIC = False
@@ -27,7 +28,7 @@ ABOUT = (
 )
 
 CATEGORY = "kolektorsdd2"
-COUNTS = {CATEGORY: Counts(2085, 894, 110)}  # [P]; without the 246 defective images of train/
+COUNTS = {CATEGORY: Counts(2085, 894, 110)}  # from the paper; without the 246 defective images of train/
 DEFECT = "defect"
 
 
@@ -72,7 +73,7 @@ def _list_split(root: Path, split: Split) -> list[Sample]:
 def _has_defect(mask: Path) -> bool:
     """Return whether any pixel of the mask is not black."""
     try:
-        with Image.open(mask) as image:
+        with Image.open(mask, formats=["PNG"]) as image:
             return image.convert("L").getbbox() is not None
     except Exception as error:  # Pillow may raise any type
         raise BenchError(f"A mask must be a readable image; {mask} is not: {error}. Fix or remove it.") from error

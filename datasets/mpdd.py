@@ -1,6 +1,6 @@
 """MPDD, Metal Parts Defect Detection: six painted metal parts, often several per image, rotated or out of focus.
 
-Owner: Brno University of Technology (Jezek et al., ICUMT 2021), https://github.com/stepanje/MPDD. Licence
+Owner: Brno University of Technology (Jezek et al., ICUMT 2021), https://github.com/stepanje/MPDD. License
 CC BY-NC-SA 4.0: no commercial use. 1346 images of 1024 x 1024 pixels, PNG.
 
 Layout, as unpacked: `<category>/train/good/NNN.png`, `<category>/test/<defect>/NNN.png` and
@@ -21,7 +21,7 @@ ABOUT = (
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
-# 888, 176 and 282 are those in the paper [P].
+# 888, 176 and 282 are those in the paper.
 COUNTS = {
     "bracket_black": Counts(289, 32, 47),
     "bracket_brown": Counts(185, 26, 51),

@@ -1,7 +1,7 @@
-"""MVTec AD: 15 products with good training images and 73 kinds of defects with masks.
+"""MVTec AD: 15 products with good training images and 73 defect types with masks.
 
 Owner: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-ad (Bergmann et al., CVPR 2019 and
-IJCV 2021). Licence CC BY-NC-SA 4.0: no commercial use. 4.9 GB, PNG, 700 to 1024 pixels square.
+IJCV 2021). License CC BY-NC-SA 4.0: no commercial use. 4.9 GB, PNG, 700 to 1024 pixels square.
 
 Layout, as unpacked: `<category>/train/good/NNN.png`, `<category>/test/<defect>/NNN.png` and
 `<category>/ground_truth/<defect>/NNN_mask.png`. Copies in other formats (JPEG) are read as well.

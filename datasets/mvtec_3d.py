@@ -1,7 +1,7 @@
 """MVTec 3D-AD: ten products as color and depth images; only the color images are used.
 
 Owner: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-3d-ad (Bergmann et al., VISAPP 2022).
-Licence CC BY-NC-SA 4.0: no commercial use. About 13 GB, most of it depth.
+License CC BY-NC-SA 4.0: no commercial use. About 13 GB, most of it depth.
 
 Layout, as unpacked: `<category>/{train,validation,test}/<defect>/{rgb,gt,xyz}/NNN.{png,png,tiff}`. Images come from
 `rgb/`, masks from `gt/`; `xyz/` is not read. The masks of good images, which are black, are not used. `validation/`
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, image_files, list_official, warn_unused_split
+from .parts.files import image_files
+from .parts.layout import Counts, Folders, list_official, warn_unused_split
 
 TITLE = "MVTec 3D-AD (color)"
 SYNTHETIC = False
@@ -22,7 +23,7 @@ ABOUT = (
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
-# 2656, 249 and 948 are those in the paper [P].
+# 2656, 249 and 948 are those in the paper.
 COUNTS = {
     "bagel": Counts(244, 22, 88),
     "cable_gland": Counts(223, 21, 87),
@@ -44,7 +45,7 @@ def samples(root: Path) -> list[Sample]:
     Raises BenchError if there is no category.
     """
     hint = f"Unpack it there or pass its folder with --data DIR ({ABOUT})."
-    samples = list_official(root, TITLE, COUNTS, hint, image_folder="rgb", masks=_find_masks)
+    samples = list_official(root, TITLE, COUNTS, hint, Folders(images="rgb", masks=_find_masks))
     warn_unused_split(samples, TITLE, "validation")
     return samples
 

@@ -1,7 +1,7 @@
 """MVTec LOCO AD: five products with structural and logical anomalies, such as an extra or a misplaced part.
 
 Owner: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-loco (Bergmann et al., IJCV 2022).
-Licence CC BY-NC-SA 4.0: no commercial use. About 6 GB, PNG, 800 to 1700 pixels a side.
+License CC BY-NC-SA 4.0: no commercial use. About 6 GB, PNG, 800 to 1700 pixels a side.
 
 Layout, as unpacked: `<category>/{train,validation,test}/good/NNN.png`, `<category>/test/logical_anomalies/NNN.png`,
 `.../structural_anomalies/NNN.png`, and for each defective image a folder with one mask per defect,
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench.dataset import Sample
 
-from .parts.layout import Counts, image_files, list_official, subfolders, warn_unused_split
+from .parts.layout import Counts, Folders, list_official, warn_unused_split
+from .parts.masks import folder_per_image
 
 TITLE = "MVTec LOCO AD"
 SYNTHETIC = False
@@ -25,7 +26,7 @@ ABOUT = (
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
-# 1778, 575 and 993 are those of the unpacked archive (the paper has 1772 training images) [P].
+# 1778, 575 and 993 are those of the unpacked archive (the paper has 1772 training images).
 COUNTS = {
     "breakfast_box": Counts(351, 102, 173),
     "juice_bottle": Counts(335, 94, 236),
@@ -42,11 +43,6 @@ def samples(root: Path) -> list[Sample]:
     Raises BenchError if there is no category.
     """
     hint = f"Unpack it there or pass its folder with --data DIR ({ABOUT})."
-    samples = list_official(root, TITLE, COUNTS, hint, masks=_find_masks)
+    samples = list_official(root, TITLE, COUNTS, hint, Folders(masks=folder_per_image))
     warn_unused_split(samples, TITLE, "validation")
     return samples
-
-
-def _find_masks(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
-    masks = {path.name: tuple(image_files(path)) for path in subfolders(folder / "ground_truth" / defect)}
-    return {stem: paths for stem, paths in masks.items() if paths}

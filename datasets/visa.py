@@ -1,6 +1,6 @@
 """VisA, the Visual Anomaly data set: twelve products, some with several objects per image, among them printed boards.
 
-Owner: Amazon (Zou et al., SPot-the-Difference, ECCV 2022), https://github.com/amazon-science/spot-diff. Licence
+Owner: Amazon (Zou et al., SPot-the-Difference, ECCV 2022), https://github.com/amazon-science/spot-diff. License
 CC BY 4.0. 1.9 GB, 10821 images, JPEG, about 1000 x 1500 pixels.
 
 Layout, as unpacked from `VisA_20220922.tar`: `<category>/Data/Images/{Normal,Anomaly}/NNN.JPG`,
@@ -15,7 +15,8 @@ from pathlib import Path
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
-from .parts.layout import Counts, check_root, describe_folder, join_names, log, warn_count_mismatch
+from .parts.files import check_root, describe_folder, join_names, log
+from .parts.layout import Counts, warn_count_mismatch
 
 TITLE = "VisA"
 SYNTHETIC = False

@@ -28,7 +28,7 @@ does not state a value, `paper` has that of the code. The defaults below are `co
     jitter_scale        20                20              [C] from UniAD
     distance            squared           euclidean       [P] a squared norm, [C] the norm; both times 1 - cosine
     cluster_reduction   sum               mean            [P] sums over tokens and pairs, [C] means
-    cosine_over         patch             patch           [C] the axis is not stated in the paper; the map's is feature
+    cosine_over         patch             patch           [C] the axis is not stated in the paper; the map's is place
     mse, cosine, intra  1, 5, 1           1, 5, 1         [P] weights of the losses
     inter_weight        0.1               0.1             [P]
     epochs              200               300             [P] [C]
@@ -116,7 +116,7 @@ class Settings:
     jitter_scale: float = 20.0
     distance: Literal["euclidean", "squared"] = "euclidean"  # of a token to a center, times 1 - cosine
     cluster_reduction: Literal["mean", "sum"] = "mean"
-    cosine_over: Literal["patch", "place"] = "patch"  # vectors in the loss: patches (28,672 values) or features (1792)
+    cosine_over: Literal["patch", "place"] = "patch"  # vectors in the loss: patches (28,672 values) or places (1792)
     mse_weight: float = 1.0
     cosine_weight: float = 5.0
     intra_weight: float = 1.0
@@ -128,7 +128,7 @@ class Settings:
     batch: int = 8
     lambda_: float = 0.5  # standard deviations above a cluster's mean distance from which a token is hidden
     mask_at_test: Literal["adaptive", "none", "random", "complementary"] = "adaptive"
-    test_seed: int = 0  # ours, as the next three: of random and complementary masks, the same for every image
+    test_seed: int = 0  # ours, like the next three: of random and complementary masks, the same for every image
     test_ratio: float = 0.5  # fraction hidden by "random"
     test_cell: int = 2  # "complementary": side of a cell in tokens
     test_subsets: int = 3  # "complementary": passes, each of which hides another subset of the cells

@@ -14,10 +14,10 @@ Departures from a run by anomalib's own Engine:
 
     setting    default  source
     model      none     the class
-    backbone   ""       timm's tag, as "resnet18.tv_in1k"; "" is the model's own default
+    backbone   ""       timm's tag, for example "resnet18.tv_in1k"; "" is the model's own default
     epochs     0        0: the number in the model's trainer arguments, else 100 [I]; a memory bank always has one
     batch      32       [I] anomalib's default of its data modules
-    options    "{}"     a JSON object of other arguments of the class, as {"n_features": 100, "layers": ["layer1"]}
+    options    "{}"     a JSON object of other arguments of the class: {"n_features": 100, "layers": ["layer1"]}
 """
 
 import inspect
@@ -212,7 +212,7 @@ def _model_class(settings: Settings) -> type[AnomalibModule]:
     models = sorted(name for name, cls in classes.items() if issubclass(cls, AnomalibModule))
     if settings.model not in models:
         raise BenchError(
-            f"anomalib needs the name of a model, as anomalib:Padim, got '{settings.model}'. "
+            f"anomalib needs the name of a model, for example anomalib:Padim, got '{settings.model}'. "
             f"There are: {', '.join(models)}."
         )
     model_class: type[AnomalibModule] = classes[settings.model]

@@ -13,7 +13,7 @@ textures. The map is the same measure as the loss: the squared error, or 1 - SSI
     setting              default   source
     loss                 l2        [M] "l2": squared errors, or "ssim": 1 - SSIM, both papers
     mode                 object    [M]
-    latent               100       [M] 500 for nanofibres; 128 in the journal's MVTec AD of 2021
+    latent               100       [M] 500 for nanofibers; 128 in the journal's MVTec AD of 2021
     patch                128       [M] side in pixels, in texture mode
     stride               30        [M]; [R] 32. Between patches at test time; the last ones end at the border [I]
     samples_per_epoch    10000     [M] images or patches; drawn again in each epoch [I]

@@ -61,31 +61,17 @@ PAPER = (
 )
 YEAR = 2024
 PROFILES = {
-    "demo": {  # the defaults are a VGG16, 64 x 64 features, three wider levels and 300 epochs
-        "backbone": "tf_efficientnet_lite0",
-        "stages": [1, 2, 3],
-        "stride": 8,  # with cells that have the same size in pixels as with the defaults
-        "cell_sizes": [1, 2, 4],
-        "widths": [64, 96],
-        "depth": 1,
-        "head_width": 32,
-        "pools": [8, 4, 2],
-        "epochs": 60,
-        "batch": 1,
-        "lr": 2e-3,
+    # The defaults are a VGG16, 64 x 64 features, three wider levels and 300 epochs. With a stride of 8 these cells
+    # have the same size in pixels as with the defaults.
+    "demo": {
+        "backbone": "tf_efficientnet_lite0", "stages": [1, 2, 3], "stride": 8, "cell_sizes": [1, 2, 4],
+        "widths": [64, 96], "depth": 1, "head_width": 32, "pools": [8, 4, 2], "epochs": 60, "batch": 1, "lr": 2e-3,
     },
     "check": {
-        "backbone": "tf_efficientnet_lite0",
-        "stages": [1, 2, 3],
-        "cell_sizes": [1, 2],
-        "widths": [16, 24],
-        "depth": 1,
-        "head_width": 8,
-        "pools": [4, 2],
-        "epochs": 2,
-        "batch": 4,
+        "backbone": "tf_efficientnet_lite0", "stages": [1, 2, 3], "cell_sizes": [1, 2], "widths": [16, 24], "depth": 1,
+        "head_width": 8, "pools": [4, 2], "epochs": 2, "batch": 4,
     },
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +104,7 @@ class Settings:
     structure: Literal["ssim", "msgms", "both"] = "ssim"  # [A] structural; [I] which measure
     structure_weight: float = 1.0  # lambda
     data_range: float = 1.0  # of the features, which scales SSIM's constants
-    epochs: int = 300  # RIAD's, as the next six
+    epochs: int = 300  # RIAD's, like the next six
     lr: float = 1e-4  # of Adam
     lr_drop_epoch: int = 250  # from which the rate is one tenth
     weight_decay: float = 0.0

@@ -10,7 +10,7 @@ the image. With `grid = 1` an image is one vector, and its map is constant.
 
     setting         default                    meaning
     model           none                       name of the class in scikit-learn
-    options         "{}"                       a JSON object of its arguments, as {"n_estimators": 300}
+    options         "{}"                       a JSON object of its arguments, for example {"n_estimators": 300}
     backbone        wide_resnet50_2.tv_in1k    timm's tag, as in the papers' methods
     stages          2, 3                       as in PatchCore
     grid            16                         cells per side

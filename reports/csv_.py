@@ -16,7 +16,7 @@ FIGURES: FigurePlacement = "none"
 def render(report: Report) -> str:
     """Return one column per value, named as in `Store.to_frame`; lists are JSON, units are fractions, s and bytes.
 
-    Raises: BenchError if the report is an audit or a verification, whose values are no records.
+    Raises: BenchError if the report is an audit or a verification, whose values are not records.
     """
     if report.name in {"audit", "verification"}:
         raise BenchError(

@@ -18,8 +18,8 @@ from bench.evaluation.summary import (
     by_benchmark,
     caveats,
     groups,
+    groups_by_unique_name,
     table_metrics,
-    unique_names,
 )
 from bench.record import Record
 from bench.report import Figure, FigurePlacement, Report, Section, Table, TableCell, TextRun
@@ -55,7 +55,7 @@ def render(report: Report) -> str:
         script=script,
         policy=_content_security_policy(style, script),
         facts=_facts(report.records, views),
-        caveats=[note for note in (views[0].caveats if views else []) if all(note in each.caveats for each in views)],
+        caveats=[note for note in (views[0].caveats if views else []) if all(note in view.caveats for view in views)],
         results=_results_table(views),
         benchmarks=list(dict.fromkeys(view.benchmark for view in views)),
         figures=[(figure, images.get(figure.name, "")) for figure in report.figures if figure.kind != "examples"],
@@ -105,7 +105,9 @@ class _GroupView:
         by_category: dict[str, list[Record]] = {category: [] for category in self.group.categories}
         for record in (*self.group.records.values(), *self.group.failed):
             by_category[record.category].append(record)
-        return {name: sorted(each, key=lambda record: record.run.seed) for name, each in by_category.items()}
+        return {
+            category: sorted(records, key=lambda record: record.run.seed) for category, records in by_category.items()
+        }
 
     @property
     def table_metrics(self) -> Mapping[str, str]:
@@ -145,7 +147,7 @@ def _group_views(records: Sequence[Record]) -> list[_GroupView]:
     return [
         _GroupView(name, benchmark, group)
         for benchmark, members in by_benchmark(groups(records)).items()
-        for name, group in unique_names(members).items()
+        for name, group in groups_by_unique_name(members).items()
     ]
 
 
@@ -156,10 +158,11 @@ def _text(value: Any) -> str:
 def _facts(records: Sequence[Record], views: Sequence[_GroupView]) -> list[tuple[str, str]]:
     """Return (value, name) of the numbers in the header."""
     days = sorted({record.started[:10] for record in records if record.started})
+    categories = {(view.group.dataset, category) for view in views for category in view.records}
     counts = {
         ("record", "records"): len(records),
         ("method", "methods"): len({view.run.title for view in views}),
-        ("category", "categories"): len({(view.group.dataset, each) for view in views for each in view.records}),
+        ("category", "categories"): len(categories),
         ("seed", "seeds"): len({record.run.seed for record in records}),
     }
     return [
@@ -176,7 +179,7 @@ def _results_table(views: Sequence[_GroupView]) -> Table:
         for category, records in view.records.items():
             seeds = ", ".join(str(record.run.seed) for record in records)
             cells = [value_cell(view.group, category, metric) for metric in (*METRICS, LATENCY)]
-            cells = [TableCell(each.runs, tuple(n for n in each.notes if n not in view.caveats)) for each in cells]
+            cells = [TableCell(cell.runs, tuple(n for n in cell.notes if n not in view.caveats)) for cell in cells]
             rows.append((view.benchmark, TableCell.from_text(view.name, *view.caveats), category, seeds, *cells))
     header = ("data set · protocol", "method", "category", "seeds", *METRICS.values(), LATENCY)
     return Table.from_rows("", header, rows)

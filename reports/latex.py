@@ -69,7 +69,7 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    characters = (_SPECIAL.get(each) or _character(each) for each in unicodedata.normalize("NFC", text))
+    characters = (_SPECIAL.get(character) or _character(character) for character in unicodedata.normalize("NFC", text))
     return "".join(characters).replace("--", "-{}-")  # two hyphens would become a dash
 
 

@@ -1,4 +1,4 @@
-"""The report in Markdown. The second best value is in italics, because Markdown can't underline."""
+"""The report in Markdown. The second best value is in italics, because Markdown cannot underline."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

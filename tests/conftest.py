@@ -57,7 +57,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """A folder data set of two categories, grey noise with a bright square as the defect.
+    """A folder data set of two categories, gray noise with a bright square as the defect.
 
     Each has 5 training images, 3 good and 3 defective test images of 64 x 64 pixels.
     """

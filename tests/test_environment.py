@@ -32,7 +32,7 @@ def test_an_unavailable_device_is_an_error_in_one_line(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_device_that_can_not_be_timed_is_an_error() -> None:
+def test_a_device_that_cannot_be_timed_is_an_error() -> None:
     with pytest.raises(BenchError, match="--device must be one of cpu, cuda, mps"):
         environment.device("meta")
 

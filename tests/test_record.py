@@ -1,4 +1,4 @@
-"""Records: JSON round trips are exact, and a text that is no record is a clear error."""
+"""Records: JSON round trips are exact, and a text that is not a record is a clear error."""
 
 import json
 from collections.abc import Callable
@@ -126,10 +126,10 @@ def test_the_error_for_another_schema_has_its_number_and_the_fix(read, schema: A
 def test_the_error_for_missing_and_unknown_fields_names_them(record: Record, read_run) -> None:
     document = json.loads(record.to_json())
     del document["metrics"]
-    with pytest.raises(BenchError, match=r"A record must have exactly the fields .* differ: colour, metrics"):
-        Record.from_json(json.dumps(document | {"colour": "red"}))
-    with pytest.raises(BenchError, match=r"A run must have exactly the fields .* differ: colour"):
-        read_run(colour="red")
+    with pytest.raises(BenchError, match=r"A record must have exactly the fields .* differ: color, metrics"):
+        Record.from_json(json.dumps(document | {"color": "red"}))
+    with pytest.raises(BenchError, match=r"A run must have exactly the fields .* differ: color"):
+        read_run(color="red")
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_only_names_of_plug_ins_can_be_loaded(name: str) -> None:
 def test_a_failing_import_affects_one_plug_in_and_shows_the_traceback(folder: Path, content: str, message: str) -> None:
     (folder / "broken.py").write_text(content, "utf-8")
     add_folder("reports", folder)
-    with pytest.raises(BenchError, match=r"reports/broken can't be imported; fix the file") as error:
+    with pytest.raises(BenchError, match=r"reports/broken cannot be imported; fix the file") as error:
         load("reports", "broken")
     assert message in str(error.value)
     assert "broken.py" in str(error.value).split("\n", 1)[1]
@@ -179,7 +179,7 @@ def test_an_entry_point_of_an_installed_package_is_a_plug_in(package: Path) -> N
 
 def test_a_failing_import_of_an_entry_point_shows_the_traceback(package: Path) -> None:
     package.write_text("1 / 0\n", "utf-8")
-    with pytest.raises(BenchError, match=r"datasets/lids can't be imported(.|\n)*ZeroDivisionError"):
+    with pytest.raises(BenchError, match=r"datasets/lids cannot be imported(.|\n)*ZeroDivisionError"):
         load("datasets", "lids")
 
 

@@ -1,5 +1,6 @@
 """`bench list`: print the names that other commands take."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,8 @@ from rich.table import Table
 from bench import registry
 from bench.cli.console import Json, load_configuration, out, print_json
 from bench.cli.option_parameters import Runs
-from bench.config.method_metadata import method_metadata
+from bench.config.method_metadata import FAMILIES, method_metadata
+from bench.config.method_specs import Alias
 from bench.config.options import OPTIONS
 
 commands = typer.Typer()
@@ -46,8 +48,9 @@ def list_(
     config = load_configuration()
     rows: list[tuple[str, str]]
     if kind is ListKind.methods:
-        rows = [_method_row(name, alias.method, alias.title) for name, alias in config.aliases().items()]
-    elif kind is ListKind.datasets:
+        _list_methods(config.aliases(), as_json=as_json)
+        return
+    if kind is ListKind.datasets:
         rows = [(name, registry.read_constant("datasets", name, "TITLE")) for name in registry.names("datasets")]
     elif kind is ListKind.protocols:
         from bench.data.protocol import PROTOCOLS
@@ -71,13 +74,40 @@ def list_(
     out.print(table)
 
 
-def _method_row(name: str, method: str, title: str) -> tuple[str, str]:
-    shown = f"{name}:MODEL" if name == method and method_metadata(method).is_hosted else name
-    return shown, f"{title} ({method})"
+def _list_methods(aliases: Mapping[str, Alias], *, as_json: bool) -> None:
+    """Print the methods and their aliases by family, with year, paper and what they need."""
+    methods = [(name, alias, method_metadata(alias.method)) for name, alias in aliases.items()]
+    if as_json:
+        rows = [
+            {
+                "name": name,
+                "title": alias.title,
+                "method": alias.method,
+                "family": metadata.family,
+                "year": metadata.year or None,
+                "paper": metadata.paper,
+                "needs": list(metadata.needs),
+            }
+            for name, alias, metadata in methods
+        ]
+        print_json(rows)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for family in (*FAMILIES, ""):
+        members = [entry for entry in methods if entry[2].family == family]
+        if members:
+            table.add_row(f"[bold]{family or 'other'}[/bold]")
+        for name, alias, metadata in members:
+            argument = f"{name}:MODEL" if alias.is_hosted and name == alias.method else name
+            about = alias.title.replace("{model}", "MODEL")
+            about += f"; alias of {alias.method}" if name != alias.method else ""
+            needs = f"needs {', '.join(metadata.needs)}" if metadata.needs else ""
+            table.add_row(f"  {escape(argument)}", escape(about), str(metadata.year or ""), escape(needs))
+    out.print(table)
 
 
 def _stored_runs(folder: Path) -> list[tuple[str, str]]:
-    from bench.evaluation.summary import MEAN, count_label, groups, percent
+    from bench.evaluation.summary import MEAN, count_label, format_percent, groups
     from bench.store import Store
 
     rows = []
@@ -85,7 +115,7 @@ def _stored_runs(folder: Path) -> list[tuple[str, str]]:
         run = group.first.run
         k = f"-{run.k}" if run.k else ""
         counts = f"{count_label(group.records)}, {len(group.failed)} failed"
-        auroc = percent(group.mean_std(MEAN, "image_auroc"))
+        auroc = format_percent(group.mean_std(MEAN, "image_auroc"))
         about = f"{run.title}, {group.selection}, {counts}, image AUROC {auroc}"
         rows.append((f"{run.dataset}/{run.protocol}{k}/{run.name}", about))
     return rows

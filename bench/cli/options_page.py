@@ -14,7 +14,7 @@ from bench.config.options import GROUPS, OPTIONS, Option
 
 INTRODUCTION = """# Options of `bench run`
 
-Each option has one name everywhere:
+An option has the same name in all interfaces:
 
 - on the command line: `--eval-every 5`;
 - in `bench.toml`, in a profile or a campaign: `eval_every = 5`;
@@ -35,7 +35,7 @@ def options_page() -> str:
         options = [option for option in OPTIONS.values() if option.group == group]
         rows = [_row(option) for option in options]
         parts.append(f"## {kind.TITLE}\n\n" + _table(("option", "values", "default", "meaning"), rows))
-    parts.append("## Command line only\n\n" + _table(("option", "meaning"), _command_rows()))
+    parts.append("## Other options\n\n" + _table(("option", "meaning"), _command_rows()))
     return "\n".join(parts)
 
 

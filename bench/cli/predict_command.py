@@ -66,7 +66,7 @@ def predict(
     from bench.deploy.predict import predict_images
     from bench.deploy.saved_model import list_images
 
-    images = list_images(places)
+    images = list_images(places, to)
     with progress_bar(f"Predicting {len(images)} images") as progress:
         predictions = predict_images(saved, images, to, progress)
     if as_json:

@@ -91,7 +91,7 @@ def _print_tables(out: Console, first_column: str, rows: list[tuple[str, Group, 
     """
     group = rows[0][1]
     is_sweep = first_column == "settings"
-    notes = [note for note in summary.table_notes(group) if not (is_sweep and note.startswith(SWEEP_NOTE))]
+    notes = [note for note in summary.table_notes(group) if not (is_sweep and note.startswith(summary.SWEEP_NOTE))]
     unit = "in percent, means over categories" if is_sweep else "in percent"
     parts = [summary.METRICS]
     seeds = sorted({seed for _, each, _ in rows for _, seed in each.records})
@@ -99,16 +99,12 @@ def _print_tables(out: Console, first_column: str, rows: list[tuple[str, Group, 
     if len(seeds) > 1:
         image = {name: text for name, text in summary.METRICS.items() if name.startswith("image")}
         parts = [image, {name: text for name, text in summary.METRICS.items() if name not in image}]
-    parts += [summary.CALIBRATED] if group.first.run.calibrate else []
+    parts += [summary.THRESHOLD_METRICS] if group.first.run.calibrate else []
     for number, metrics in enumerate(parts):
         columns = metrics if number else metrics | {summary.LATENCY: summary.LATENCY}
-        title = "at the threshold" if metrics is summary.CALIBRATED else "" if number else summary.heading(group)
+        title = "at the threshold" if metrics is summary.THRESHOLD_METRICS else "" if number else summary.heading(group)
         out.print(_build_table(title, first_column, rows, columns))
-    out.print(f"[dim italic]{escape('; '.join([unit, seed_text, *notes, summary.latency_device(group)]))}[/]")
-
-
-SWEEP_NOTE = "over: "
-"""Start of the note with the swept settings, which a table of a sweep shows as its first column."""
+    out.print(f"[dim italic]{escape('; '.join([unit, seed_text, *notes, summary.latency_note(group)]))}[/]")
 
 
 def _build_table(title: str, first_column: str, rows: list[tuple[str, Group, str]], columns: dict[str, str]) -> Table:
@@ -124,9 +120,10 @@ def _build_table(title: str, first_column: str, rows: list[tuple[str, Group, str
         wrapped = heading.replace(" ", "\n").replace("@", "\n@")
         table.add_column(wrapped, justify="right", no_wrap=True, vertical="bottom")
     for label, group, category in rows:
-        cells = [summary.percent(group.mean_std(category, metric)) for metric in columns if metric != summary.LATENCY]
+        values = {metric: group.mean_std(category, metric) for metric in columns}
+        cells = [summary.format_percent(value) for metric, value in values.items() if metric != summary.LATENCY]
         if summary.LATENCY in columns:
-            cells.append(summary.milliseconds(group.mean_std(category, summary.LATENCY)))
+            cells.append(summary.format_latency(values[summary.LATENCY]))
         table.add_row(escape(label), *cells, style="bold" if label == summary.MEAN else "")
     return table
 
@@ -173,8 +170,7 @@ def _with_method(command: str, method: str) -> str:
 
 
 def _record_line(record: Record) -> str:
-    sweep = f", {record.run.sweep_label}" if record.run.sweep_label else ""
-    label = f"{record.run.title} {record.category}, seed {record.run.seed}{sweep}"
+    label = record.run.label(record.category)
     if record.failure:
         return f"[red]{escape(label)} failed:[/red] {escape(record.failure)}"
     metrics = [
@@ -182,6 +178,12 @@ def _record_line(record: Record) -> str:
         for name in ("image_auroc", "pixel_auroc", "aupro_30")
         if name in record.metrics
     ]
-    oracle = " (oracle)" if record.selection == "oracle" else ""
+    scores = record.data_report.get("good_scores", {})
+    if "image_fpr" in record.metrics and "image_auroc" not in record.metrics:
+        metrics.append(f"false positive rate {100 * record.metrics['image_fpr']:.1f}")
+    if "image_auroc" not in record.metrics and scores.get("images"):
+        metrics.append(f"scores of {scores['images']} good images {scores['min']:.4g} to {scores['max']:.4g}")
+    if "image_auroc" not in record.metrics and record.threshold is not None:
+        metrics.append(f"threshold {record.threshold:.4g}")
     fit = f"fit {record.seconds['fit']:.1f} s" if "fit" in record.seconds else "released checkpoint"
-    return f"{escape(label)}{oracle}: {', '.join(metrics)}; {fit}"
+    return f"{escape(summary.title_with_selection(label, record.selection))}: {', '.join(metrics)}; {fit}"

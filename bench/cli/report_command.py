@@ -1,4 +1,4 @@
-"""The command `bench report`."""
+"""`bench report`: create tables and figures from the stored records."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from bench import registry
 from bench.cli.console import Json, err, load_configuration, out, print_json
+from bench.cli.option_parameters import FILES_PANEL, Runs
 from bench.errors import BenchError
 from bench.report import FIGURES_FOLDER
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from bench.report import Figure, Report
 
 commands = typer.Typer()
+
+CONTENT_PANEL = "Content"
 
 EXAMPLES = """
 Examples:
@@ -35,29 +38,67 @@ Examples:
 
 
 @commands.command(epilog=EXAMPLES)
-def report(  # noqa: PLR0917  typer creates the options from the parameters
-    runs: Annotated[Path | None, typer.Option(help="Folder of the records. Default: runs.")] = None,
-    formats: Annotated[
-        str, typer.Option("--format", help="One or more formats: markdown, html, latex, csv; separated by commas.")
-    ] = "markdown",
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder to write to. Default: print the report.")] = None,
+def report(
+    *,
     table: Annotated[
         str,
-        typer.Option(help="One table or figure of the AMI-Net paper, with measured values: 1, 2, 3, 4, fig8, fig9."),
+        typer.Option(
+            help="One table or figure of the AMI-Net paper, with measured values: 1, 2, 3, 4, fig8, fig9.",
+            metavar="NAME",
+            show_default="all results",
+            rich_help_panel=CONTENT_PANEL,
+        ),
     ] = "",
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Compare with published values; exit code 0 if all agree, 1 if not, 2 if none."),
+        typer.Option(
+            "--verify",
+            help="Compare with published values; exit code 0 if all agree, 1 if not, 2 if there are none.",
+            rich_help_panel=CONTENT_PANEL,
+        ),
     ] = False,
     against: Annotated[
-        Path | None, typer.Option(help="With --verify: compare with an earlier report.csv instead.")
+        Path | None,
+        typer.Option(
+            help="With --verify: compare with an earlier report.csv instead.",
+            metavar="FILE",
+            rich_help_panel=CONTENT_PANEL,
+        ),
     ] = None,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Compare the metrics with other implementations of the same metrics.")
+        bool,
+        typer.Option(
+            "--audit",
+            help="Compare the metrics with other implementations of the same metrics.",
+            rich_help_panel=CONTENT_PANEL,
+        ),
     ] = False,
     figures: Annotated[
-        bool, typer.Option("--figures", help="Only the figures and their captions; needs --out.")
+        bool,
+        typer.Option(
+            "--figures", help="Only the figures and their captions; needs --out.", rich_help_panel=CONTENT_PANEL
+        ),
     ] = False,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Formats, separated by commas: markdown, html, latex, csv, or a plug-in.",
+            metavar="NAME,...",
+            rich_help_panel=FILES_PANEL,
+        ),
+    ] = "markdown",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder to write to.",
+            metavar="DIR",
+            show_default="print the report",
+            rich_help_panel=FILES_PANEL,
+        ),
+    ] = None,
+    runs: Runs = None,
     as_json: Json = False,
 ) -> None:
     """Create tables and figures from the stored records."""
@@ -103,7 +144,7 @@ def _check_exclusive_options(options: dict[str, bool]) -> None:
     """Raise BenchError if several options are given that each replace the report."""
     chosen = [option for option, is_set in options.items() if is_set]
     if len(chosen) > 1:
-        raise BenchError(f"{chosen[0]} and {chosen[1]} can't be combined. Use one of them.")
+        raise BenchError(f"{chosen[0]} and {chosen[1]} cannot be combined. Use one of them.")
 
 
 def _load_formats(formats: str, folder: Path | None) -> "dict[str, ModuleType]":

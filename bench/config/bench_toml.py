@@ -29,6 +29,7 @@ _SHAPE: dict[str, Any] = {
     },
     "profile": {"*": {"note": str, "shared_preprocessing": {"*": object}, "set": _SETTINGS, **_OPTIONS}},
     "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, "sweep": {"*": object}, **_OPTIONS}},
+    "dataset": {"*": {"layout": str, "depth": int, "page": int, "allow_large": bool}},
     "alias": {"*": {"method": str, "title": str, "set": {"*": object}}},
     "category": {"*": {"*": _SETTINGS}},  # data set -> category -> settings
 }

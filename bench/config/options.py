@@ -76,6 +76,23 @@ class TaskOptions:
     category: tuple[str, ...] = _option(
         (), "Only these categories, separated by commas; all if empty.", short="c", decides_numbers=False
     )
+    layout: str = _option(
+        "",
+        "Layout of own images: a CSV file, or 'train=PATTERN; good=PATTERN; defect=PATTERN; mask=PATTERN'.",
+        decides_numbers=False,
+    )
+    depth: int = _option(
+        0,
+        "Bits per channel of images with more than 8, as 12; 0 finds the range of values over the training images.",
+        minimum=0,
+        decides_numbers=False,
+    )
+    page: int = _option(
+        0, "Page of image files with several, from 1; 0 refuses such files.", minimum=0, decides_numbers=False
+    )
+    allow_large: bool = _option(
+        False, "Read image files of more than 89 million pixels, up to 1 billion.", decides_numbers=False
+    )
     seed: tuple[int, ...] = _option(
         (0,),
         "Seeds, separated by commas; each is a fit and, with kshot, a draw.",
@@ -128,7 +145,9 @@ class ComputeOptions:
 
     TITLE: ClassVar[str] = "Compute"
 
-    device: str = _option("auto", "auto, cpu, cuda or cuda:1.", decides_numbers=False)
+    device: str = _option(
+        "auto", "Device of torch: auto (the first GPU, else the CPU), cpu, cuda or cuda:1.", decides_numbers=False
+    )
     precision: Literal["float32", "bfloat16", "float16"] = _option("float32", "Precision of the network.")
     compile: bool = _option(False, "Compile the networks with torch.compile for prediction.")
     threads: int = _option(0, "CPU threads of torch; 0 is torch's default.", minimum=0, decides_numbers=False)

@@ -87,7 +87,13 @@ def make_plan(
     profile_origin = "--profile" if profile else f"campaign {campaign}" if "profile" in campaign_table else "default"
     profile = profile or campaign_table.get("profile", "demo")
     profile_table = _table(config, "profile", profile)
-    tables = [(profile_table, f"profile {profile}"), (campaign_table, f"campaign {campaign}")]
+    sources = ({key: value for key, value in (options or {}).items() if value is not None}, campaign_table)
+    dataset = next((table["dataset"] for table in (*sources, profile_table) if "dataset" in table), "")
+    tables = [
+        (profile_table, f"profile {profile}"),
+        (config.tables.get("dataset", {}).get(str(dataset), {}), f"[dataset.{dataset}]"),
+        (campaign_table, f"campaign {campaign}"),
+    ]
     values, origin = _resolve_options(tables, options or {})
     groups: dict[str, Any] = {
         group: kind(**{key: value for key, value in values.items() if OPTIONS[key].group == group})

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench import environment
-from bench.data import images
+from bench.data.data_report import mask_report, mask_warnings
+from bench.data.decoding import decode
+from bench.data.masks import SampleMask, sample_mask
+from bench.data.value_range import find_value_range, value_range_warnings, with_value_range
 from bench.dataset import Sample
 from bench.errors import BenchError, CheckResult
 from bench.method import Preprocessing
@@ -32,9 +35,6 @@ MAX_DIFFERENCE = 1.5
 
 MIN_CORRELATION = 0.99
 """Smallest correlation of the thumbnails of nearly equal images; excludes pairs of surfaces with little contrast."""
-
-MAX_MASK_FRACTION = 0.95
-"""A mask that marks a larger fraction of its image is reported as possibly inverted."""
 
 MAX_LISTED_FILES = 5
 """Number of files that a result names."""
@@ -51,7 +51,8 @@ class ImageInfo:
         sample: the sample.
         digest: hash of the decoded pixels.
         thumbnail: (32 * 32,) grayscale levels minus their mean.
-        read_error: why the image can't be decoded, or "".
+        read_error: why the image cannot be decoded, or "".
+        mask: its mask; None if it has none.
         mask_problem: what is wrong with its mask, or "".
     """
 
@@ -59,11 +60,17 @@ class ImageInfo:
     digest: bytes = b""
     thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(THUMBNAIL_SIDE**2, np.float32))
     read_error: str = ""
+    mask: SampleMask | None = None
     mask_problem: str = ""
 
 
 def check_dataset(
-    samples: Sequence[Sample], warnings: Sequence[str], progress: Callable[[int, int], None]
+    samples: Sequence[Sample],
+    warnings: Sequence[str],
+    progress: Callable[[int, int], None],
+    preprocessing: Preprocessing,
+    *,
+    is_official: bool,
 ) -> list[CheckResult]:
     """Return the results of all checks. Decodes every image and mask once, in parallel.
 
@@ -71,21 +78,28 @@ def check_dataset(
         samples: the samples of the data set.
         warnings: what the data set logged when it listed the samples; each is reported as a result.
         progress: called as `progress(done, total)` after each image.
+        preprocessing: that of the planned profile; masks are checked at its size.
+        is_official: whether the data set is a published one; else it is the user's own.
     """
+    layout = "The layout and counts are the official ones." if is_official else "Every file of the folder is used."
+    by_category, range_results = _value_ranges(samples, preprocessing)
     infos = []
     with ThreadPoolExecutor(environment.threads()) as pool:
-        for done, info in enumerate(pool.map(_inspect, samples), start=1):
+        inspected = pool.map(lambda sample: _inspect(sample, by_category[sample.category]), samples)
+        for done, info in enumerate(inspected, start=1):
             infos.append(info)
             progress(done, len(samples))
     readable = [info for info in infos if not info.read_error]
     return [
         *_counts(samples),
-        *(CheckResult("The layout and counts are the official ones.", warning, required=False) for warning in warnings),
+        *(CheckResult(layout, warning, required=False) for warning in warnings),
+        *range_results,
         _result("Every image can be read.", [info.read_error for info in infos if info.read_error]),
         _result(
             "Every mask fits its image and marks a part of it.",
             [info.mask_problem for info in readable if info.mask_problem],
         ),
+        *_mask_results(readable, preprocessing),
         *_duplicates(readable),
         _result("No test image nearly equals a training image.", list(near_duplicates(readable)), required=False),
     ]
@@ -103,30 +117,71 @@ def _counts(samples: Sequence[Sample]) -> Iterator[CheckResult]:
         yield CheckResult(text + (f" ({per_defect}; {masked} with a mask)" if defects else ""))
 
 
-def _inspect(sample: Sample) -> ImageInfo:
+def _value_ranges(
+    samples: Sequence[Sample], preprocessing: Preprocessing
+) -> tuple[dict[str, Preprocessing], list[CheckResult]]:
+    """Return the preprocessing of each category with the range of its training images, and results about ranges."""
+    by_category: dict[str, Preprocessing] = {}
+    results = []
+    for category in sorted({sample.category for sample in samples}):
+        train = [sample for sample in samples if sample.category == category and sample.split == "train"]
+        readable = [sample for sample in train if _is_readable(sample, preprocessing)]
+        by_category[category], values = with_value_range(preprocessing, readable)
+        if values:
+            is_given = preprocessing.black is not None
+            problems = list(value_range_warnings(category, values, len(readable), is_given=is_given))
+            requirement = "Training images with more than 8 bits per channel use most of their range."
+            results += [CheckResult(requirement, problem, required=False) for problem in problems or [""]]
+    return by_category, results
+
+
+def _is_readable(sample: Sample, preprocessing: Preprocessing) -> bool:
+    """Return whether the range of a training image can be found; why not is reported by `_inspect`."""
     try:
-        image = images.decode(sample.image)
+        find_value_range([sample], preprocessing)
+    except BenchError:
+        return False
+    return True
+
+
+def _mask_results(infos: Sequence[ImageInfo], preprocessing: Preprocessing) -> Iterator[CheckResult]:
+    """Report per category what the masks are at the size of the input; results that `_inspect` has are left out."""
+    rows, columns = preprocessing.size
+    requirement = f"Masks have two values, and keep their defect regions at {columns} x {rows} pixels."
+    for category in sorted({info.sample.category for info in infos}):
+        masked = [(info.sample, info.mask) for info in infos if info.sample.category == category and info.mask]
+        report = mask_report([sample for sample, _ in masked], [mask for _, mask in masked])
+        if report:
+            report |= {"black": [], "inverted": []}
+        for warning in mask_warnings(category, report, at_original=False):
+            yield CheckResult(requirement, warning, required=False)
+
+
+def _inspect(sample: Sample, preprocessing: Preprocessing) -> ImageInfo:
+    try:
+        image = decode(sample.image, preprocessing)
     except BenchError as error:
         return ImageInfo(sample, read_error=str(error))
     digest = blake2b(f"{image.size}".encode() + image.tobytes()).digest()
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX), np.float32).ravel()
-    return ImageInfo(sample, digest, thumbnail - thumbnail.mean(), mask_problem=_check_mask(sample, image.size))
+    mask, problem = _check_mask(sample, preprocessing)
+    return ImageInfo(sample, digest, thumbnail - thumbnail.mean(), mask=mask, mask_problem=problem)
 
 
-def _check_mask(sample: Sample, size: tuple[int, int]) -> str:
-    """Return what is wrong with the mask of a sample whose image has `size` (width, height), or ""."""
+def _check_mask(sample: Sample, preprocessing: Preprocessing) -> tuple[SampleMask | None, str]:
+    """Return the mask of a sample, None if it has none, and what is wrong with it, or ""."""
     if not sample.masks:
-        return ""
+        return None, ""
     try:
-        fraction = float(images.defect_mask(sample, Preprocessing(height=size[1], width=size[0])).mean())
+        mask = sample_mask(sample, preprocessing)
     except BenchError as error:
-        return str(error)
-    if not fraction:
-        return f"the mask of {sample.id} marks nothing"
-    if fraction > MAX_MASK_FRACTION:
-        return f"the mask of {sample.id} marks {fraction:.0%} of the image; is it inverted?"
-    return ""
+        return None, str(error)
+    if not mask.regions:
+        return mask, f"the mask of {sample.id} marks nothing"
+    if mask.may_be_inverted:
+        return mask, f"the mask of {sample.id} marks {mask.fraction:.0%} of the image; is it inverted?"
+    return mask, ""
 
 
 def _duplicates(infos: Sequence[ImageInfo]) -> Iterator[CheckResult]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from types import MappingProxyType
+from unicodedata import normalize
 
 from bench.dataset import Sample
 from bench.errors import BenchError
@@ -34,10 +35,14 @@ Protocol = Callable[[Sequence[Sample], int, int], list[Task]]
 """Function of (samples, k, seed). Only k-shot uses k and seed."""
 
 
+_HELD_OUT = 19
+"""Good images that a threshold at a false positive rate of 0.05 needs."""
+
+
 def subsample(samples: Iterable[Sample], limit: int) -> list[Sample]:
     """Return at most `limit` training, good test and defective test images per category.
 
-    They are evenly spaced in the order of the names, so all kinds of defects are represented.
+    They are evenly spaced in the order of the names, so all defect types are represented.
     """
     groups: dict[tuple[str, str, bool], list[Sample]] = {}
     for sample in sorted(samples, key=_sort_key):
@@ -50,7 +55,7 @@ def subsample(samples: Iterable[Sample], limit: int) -> list[Sample]:
 
 
 def one_for_one(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Task]:  # noqa: ARG001
-    """One model per category, fitted on all good training images of the category."""
+    """One model per category, fitted on all good training images of the category. Tests may be empty."""
     tasks = []
     if not samples:
         raise BenchError("A protocol needs images, got none. Check the folder of the data set and --category.")
@@ -58,21 +63,24 @@ def one_for_one(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Ta
         members = sorted((sample for sample in samples if sample.category == category), key=_sort_key)
         train = tuple(sample for sample in members if sample.split == "train" and not sample.is_anomalous)
         test = tuple(sample for sample in members if sample.split == "test")
-        if not train or not test:
-            part = "training" if not train else "test"
+        if not train:
             raise BenchError(
-                f"A category needs good training images and test images; '{category}' has no {part} image. "
-                f"Add some, or exclude the category with --category."
+                f"A category needs good training images; '{category}' has none. Add some, or exclude the category with "
+                f"--category."
             )
         tasks.append(Task(category, train, {category: test}))
     return tasks
 
 
 def unified(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Task]:
-    """One model for all categories, fitted on all their good training images and evaluated per category."""
+    """One model for all categories, fitted on all their good training images and evaluated per category.
+
+    A category without test images is trained on and not evaluated, unless no category has any.
+    """
     tasks = one_for_one(samples, k, seed)
     train = tuple(sample for task in tasks for sample in task.train)
-    return [Task("all", train, {task.name: task.tests[task.name] for task in tasks})]
+    tests = {task.name: task.tests[task.name] for task in tasks}
+    return [Task("all", train, {name: images for name, images in tests.items() if images} or tests)]
 
 
 def k_shot(samples: Sequence[Sample], k: int, seed: int) -> list[Task]:
@@ -123,9 +131,35 @@ def split_calibration(task: Task, rate: float, seed: int) -> Task:
             )
         drawn = sorted(candidates, key=lambda sample: _draw_key(f"held/{seed}", sample))[:count]
         calibration[category] = tuple(sorted(drawn, key=_sort_key))
-    held_out = {sample for samples in calibration.values() for sample in samples}
-    train = tuple(sample for sample in task.train if sample not in held_out)
-    return replace(task, train=train, calibration=calibration)
+    return _hold_out(task, calibration)
+
+
+def split_without_defects(task: Task, seed: int) -> tuple[Task, float]:
+    """Return a task without defective test images with good images held out to set a threshold, and its rate.
+
+    A threshold is all that such a task can be evaluated by: on good test images, the false positive rate. 19 images are
+    held out for a rate of 0.05, but at most a third of the training images of a category and at least a fifth; with
+    fewer images the rate is higher. If the task has no test images at all, the held-out images take their place, so
+    that the distribution of their scores is stored.
+
+    Raises:
+        BenchError: a category has fewer than three training images.
+    """
+    calibration: dict[str, tuple[Sample, ...]] = {}
+    for category in task.tests:
+        candidates = [sample for sample in task.train if sample.category == category]
+        count = max(len(candidates) // 5, min(_HELD_OUT, len(candidates) // 3))
+        if not count:
+            raise BenchError(
+                f"Without defective test images, a category needs at least 3 good training images to fit and to set a "
+                f"threshold; '{category}' has {len(candidates)}. Add images."
+            )
+        drawn = sorted(candidates, key=lambda sample: _draw_key(f"held/{seed}", sample))[:count]
+        calibration[category] = tuple(sorted(drawn, key=_sort_key))
+    fewest = min(len(samples) for samples in calibration.values())
+    rate = max(1 / (_HELD_OUT + 1), math.ceil(100 / (fewest + 1)) / 100)
+    tests = {category: images or calibration[category] for category, images in task.tests.items()}
+    return replace(_hold_out(task, calibration), tests=tests), rate
 
 
 def with_others(task: Task, samples: Iterable[Sample]) -> Task:
@@ -134,8 +168,9 @@ def with_others(task: Task, samples: Iterable[Sample]) -> Task:
     They include no image of the task's categories, so k-shot uses no more than k images of a category.
     """
     others: dict[str, tuple[Sample, ...]] = {}
+    own = {sample.category for sample in task.train} | task.tests.keys()
     for sample in sorted(samples, key=_sort_key):
-        if sample.category not in task.tests and sample.split == "train" and not sample.is_anomalous:
+        if sample.category not in own and sample.split == "train" and not sample.is_anomalous:
             others[sample.category] = (*others.get(sample.category, ()), sample)
     return replace(task, others=others)
 
@@ -143,9 +178,17 @@ def with_others(task: Task, samples: Iterable[Sample]) -> Task:
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({"one-for-one": one_for_one, "unified": unified, "kshot": k_shot})
 
 
+def _hold_out(task: Task, calibration: dict[str, tuple[Sample, ...]]) -> Task:
+    held_out = {sample for samples in calibration.values() for sample in samples}
+    train = tuple(sample for sample in task.train if sample not in held_out)
+    return replace(task, train=train, calibration=calibration)
+
+
 def _sort_key(sample: Sample) -> tuple[str, str, str, str]:
     return (sample.category, sample.split, sample.defect, sample.image.as_posix())
 
 
 def _draw_key(seed: int | str, sample: Sample) -> bytes:
-    return sha256(f"{seed}/{sample.category}/{sample.image.stem}".encode(errors="surrogateescape")).digest()
+    folder = f"{sample.folder}/" if sample.folder else ""
+    key = normalize("NFC", f"{seed}/{sample.category}/{folder}{sample.image.stem}")
+    return sha256(key.encode(errors="surrogateescape")).digest()

@@ -3,8 +3,8 @@
 The graph has the input `image`, (H, W, 3) uint8 RGB of any size, and the outputs `score`, (1,), and `map`, (1, h, w),
 both float32, higher is more anomalous. It contains the resize, the crop, the scaling to [0, 1] and all of the method,
 including normalization, smoothing and score. The caller decodes the file to 8-bit RGB (as Pillow's `convert("RGB")`
-does; 16-bit files scaled by 255 / 65535) and compares the score with the threshold, which is in the metadata of the
-file if the run was calibrated.
+does, upright; more than 8 bits per channel are scaled from the values `black` and `white` of the metadata to 0 and 255)
+and compares the score with the threshold, which is in the metadata of the file if the run was calibrated.
 """
 
 import logging
@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -27,7 +27,8 @@ from onnx import compose
 from onnxscript import opset18
 from torch import Tensor, nn
 
-from bench.data.images import FileImages, decode
+from bench.data.decoding import decode
+from bench.data.images import FileImages
 from bench.dataset import Sample
 from bench.deploy.onnx_preprocessing import IMAGE, OPSET, PREPROCESSED, preprocessing_graph
 from bench.deploy.saved_model import SavedModel
@@ -64,7 +65,7 @@ def export(saved: SavedModel, path: Path, images: Sequence[Path]) -> ExportResul
     """Write the model as ONNX after a comparison with the method on the images.
 
     Raises:
-        BenchError: torch can't export the method, its predictions differ, or `path` can't be written.
+        BenchError: torch cannot export the method, its predictions differ, or `path` cannot be written.
     """
     if saved.method.setup.precision != "float32":
         raise BenchError(
@@ -150,12 +151,14 @@ def _compare(
     )
     differences = np.zeros(2)  # network, whole graph
     for image in images:
-        (batch,) = FileImages([Sample(image, saved.record.category, "test")], saved.preprocessing).batches(1)
+        is_stored = image.resolve().is_relative_to(saved.path.parent)  # a picture of the record, which has one page
+        preprocessing = replace(saved.preprocessing, page=0 if is_stored else saved.preprocessing.page)
+        (batch,) = FileImages([Sample(image, saved.record.category, "test")], preprocessing).batches(1)
         with torch.no_grad():
             prediction = saved.method.predict(batch)
         expected = [prediction.scores.numpy(), prediction.maps.numpy()]
         network_outputs = network_session.run([SCORE, MAP], {PREPROCESSED: batch.numpy()})
-        model_outputs = model_session.run([SCORE, MAP], {IMAGE: np.asarray(decode(image))})
+        model_outputs = model_session.run([SCORE, MAP], {IMAGE: np.asarray(decode(image, preprocessing))})
         differences = np.maximum(
             differences,
             [_max_relative_difference(network_outputs, expected), _max_relative_difference(model_outputs, expected)],
@@ -175,7 +178,7 @@ def _max_relative_difference(outputs: Sequence[NDArray[np.float32]], expected: S
 
 
 def _metadata(saved: SavedModel) -> dict[str, str]:
-    """Return the metadata of the ONNX file; thresholds only if the run was calibrated."""
+    """Return the metadata of the ONNX file: thresholds if the run was calibrated, black and white if it has them."""
     record = saved.record
     metadata = {
         "maskbench": version("maskbench"),
@@ -185,5 +188,6 @@ def _metadata(saved: SavedModel) -> dict[str, str]:
         "run": saved.path.parent.parent.name,
         "input": "image: (height, width, 3) uint8 RGB, any size",
     }
-    thresholds = {"threshold": record.threshold, "pixel_threshold": record.pixel_threshold}
-    return metadata | {name: repr(value) for name, value in thresholds.items() if value is not None}
+    numbers = {"threshold": record.threshold, "pixel_threshold": record.pixel_threshold}
+    numbers |= {"black": saved.preprocessing.black, "white": saved.preprocessing.white}
+    return metadata | {name: repr(value) for name, value in numbers.items() if value is not None}

@@ -1,6 +1,7 @@
 """Predictions of a saved model for new images: a table of scores, the anomaly maps, and overlays for viewing."""
 
 import csv
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from bench.data.images import FileImages, decode, visible_box
+from bench.data.data_report import MAX_NAMES, size_warning
+from bench.data.decoding import decode, image_size
+from bench.data.images import FileImages
+from bench.data.preprocessing import visible_box
 from bench.dataset import Sample
 from bench.deploy.saved_model import RECORD_DEPTH, SavedModel
 from bench.errors import BenchError
@@ -26,6 +30,8 @@ COLOR_QUANTILE = 0.999
 
 Floats = NDArray[np.float32]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePrediction:
@@ -33,7 +39,7 @@ class ImagePrediction:
 
     Attributes:
         image: path of the image.
-        score: anomaly score, higher is more anomalous; None if the image can't be read.
+        score: anomaly score, higher is more anomalous; None if the image cannot be read.
         threshold: decision threshold of the run (--calibrate); None if the run has none.
         is_anomalous: whether the score exceeds the threshold; None without a threshold.
         max_pixel_score: maximum of the anomaly map.
@@ -41,7 +47,8 @@ class ImagePrediction:
         map: path of the anomaly map, (h, w) float32 at the size of the network's input.
         overlay: path of the map in colors over the image, at the size of the image, with a contour at the pixel
             threshold.
-        error: why the image can't be read, or "".
+        error: why the image cannot be read, or "".
+        warning: how its size or aspect ratio differs from those of the training images, or "".
     """
 
     image: str
@@ -53,6 +60,7 @@ class ImagePrediction:
     map: str = ""
     overlay: str = ""
     error: str = ""
+    warning: str = ""
 
 
 def predict_images(
@@ -67,10 +75,10 @@ def predict_images(
         progress: called as `progress(done, total)` after each step.
 
     Returns:
-        A prediction per image. An image that can't be read has an error and no score.
+        A prediction per image. An image that cannot be read has an error and no score.
 
     Raises:
-        BenchError: `out` can't be written to.
+        BenchError: `out` cannot be written to.
     """
     total = 2 * len(images)
     predictions = []
@@ -78,6 +86,7 @@ def predict_images(
         for done, (path, name) in enumerate(images, start=1):
             predictions.append(_predict_image(saved, path, out / "maps" / f"{name}.npy"))
             progress(done, total)
+        _log_warnings(predictions)
         color_range = _color_range(saved, predictions)
         for index, (path, name) in enumerate(images):
             if not predictions[index].error:
@@ -115,7 +124,19 @@ def _predict_image(saved: SavedModel, path: Path, map_file: Path) -> ImagePredic
         max_pixel_score=float(anomaly_map.max()),
         anomalous_fraction=None if pixel_threshold is None else float((anomaly_map > pixel_threshold).mean()),
         map=str(map_file),
+        warning=size_warning(image_size(path, saved.preprocessing), record.data_report.get("image_sizes", {})),
     )
+
+
+def _log_warnings(predictions: Sequence[ImagePrediction]) -> None:
+    """Log one warning that names the images whose size is far from that of training."""
+    unusual = [prediction for prediction in predictions if prediction.warning]
+    if unusual:
+        names = ", ".join(Path(prediction.image).name for prediction in unusual[:MAX_NAMES])
+        rest = f" and {len(unusual) - MAX_NAMES} more" if len(unusual) > MAX_NAMES else ""
+        _log.warning("%d of %d images differ from the training images in size or aspect ratio, so their scores may not "
+                     "be comparable: %s%s; of the first, %s.",
+                     len(unusual), len(predictions), names, rest, unusual[0].warning)  # fmt: skip
 
 
 def _color_range(saved: SavedModel, predictions: Sequence[ImagePrediction]) -> tuple[float, float]:
@@ -137,7 +158,7 @@ def _color_range(saved: SavedModel, predictions: Sequence[ImagePrediction]) -> t
 
 def _draw_overlay(saved: SavedModel, path: Path, anomaly_map: Floats, color_range: tuple[float, float]) -> Image.Image:
     """Return the image with its map as a color overlay; the part that a crop removes is left unchanged."""
-    image = decode(path)
+    image = decode(path, saved.preprocessing)
     left, top, right, bottom = visible_box(image.size, saved.preprocessing)
     resized = Image.fromarray(anomaly_map).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
     maps, (low, high) = np.asarray(resized), color_range

@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonpath
+from os.path import abspath, commonpath
 from pathlib import Path
 
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bench import environment, registry
 from bench.config.settings import resolve
+from bench.data.value_range import stored_value_range
+from bench.dataset import EXTENSIONS
 from bench.errors import BenchError
 from bench.execution.job import source_hash
 from bench.method import Method, Precision, Preprocessing, Setup
@@ -40,8 +41,8 @@ class SavedModel:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Preprocessing of the run."""
-        return Preprocessing(**self.record.run.preprocessing)
+        """Preprocessing of the run, with the range of values of its training images."""
+        return stored_value_range(Preprocessing(**self.record.run.preprocessing), self.record.data_report)
 
 
 def find(run: str, runs: Path, category: str | None = None) -> Path:
@@ -141,27 +142,47 @@ def example_images(saved: SavedModel) -> list[Path]:
     return paths
 
 
-def list_images(places: Sequence[Path]) -> list[tuple[Path, Path]]:
+def list_images(places: Sequence[Path], out: Path | None = None) -> list[tuple[Path, Path]]:
     """Return the images of files and folders, each with its path relative to their common folder.
 
-    In folders, hidden files and files without an image extension are skipped.
+    In folders, hidden files, files without an image extension and the results of earlier predictions are skipped. No
+    two images have the same relative path.
+
+    Args:
+        places: files and folders.
+        out: the folder of the results of this call, which is skipped as well.
 
     Raises:
         BenchError: a file or folder does not exist, or a folder has no image.
     """
-    paths = {path.absolute(): path for place in places for path in _images_of(place)}
-    common = commonpath([place.absolute() if place.is_dir() else place.absolute().parent for place in places])
+    paths = {_absolute(path): path for place in places for path in _images_of(place, out)}
+    folders = [_absolute(place) if place.is_dir() else _absolute(place).parent for place in places]
+    try:
+        common = Path(commonpath(folders))
+    except ValueError:  # on several drives of Windows
+        return [(path, Path(f"{index:06}_{path.name}")) for index, path in enumerate(paths.values())]
     return [(path, absolute.relative_to(common)) for absolute, path in paths.items()]
 
 
-def _images_of(place: Path) -> list[Path]:
+def _absolute(path: Path) -> Path:
+    """Return the absolute path without "..", which in an output path would lead out of its folder."""
+    return Path(abspath(path))  # noqa: PTH100  resolve() would give two links the name of one file
+
+
+def _images_of(place: Path, out: Path | None) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
         raise BenchError(f"bench predict needs images or folders of images; {place} does not exist. Correct the path.")
-    extensions = Image.registered_extensions()
-    paths = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in extensions and path.is_file()]
-    visible = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(place).parts)]
+    paths = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    results = {path.parent for path in place.rglob("scores.csv") if (path.parent / "overlays").is_dir()}
+    results |= {_absolute(out)} if out is not None else set()
+    visible = [
+        path
+        for path in paths
+        if not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(place).parts)
+        and not results & {path.parent, *path.parents, *_absolute(path).parents}
+    ]
     if not visible:
         raise BenchError(f"bench predict needs folders with images; {place} has none. Correct the path.")
     return visible

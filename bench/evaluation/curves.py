@@ -1,12 +1,12 @@
-"""Counts that the metrics are computed from: normal items above each score of an anomalous item, and tied with it.
+"""Counts for the metrics: for each score of an anomalous item, the number of normal items with a higher or equal score.
 
 Pixels are counted without sorting all of them: a non-decreasing function assigns every score to a bucket. Buckets
 without defect scores are only counted; the few pixels that share a bucket with a defect score are sorted. The counts
 are exact.
 
 Maps are read twice, first for the defect scores and then for counting, so they do not have to fit into memory. Only
-the distinct defect scores are kept. If there are too many, a subset is kept, and pixels are counted at and between its
-scores.
+the distinct defect scores are stored. If there are too many, a subset is stored, and pixels are counted at and between
+its scores.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ BUCKETS = 1 << 18
 SORT_BUFFER = 1 << 22
 """Smallest number of pixels, of buckets with a defect score, that are collected before they are sorted."""
 
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,8 @@ class ImageCounts:
 def image_counts(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int) -> ImageCounts:
     """Count the pixels of each image, at and between `max_scores` defect scores at most.
 
-    Their weighted sum equals the counts of `pixel_curve` on a set that contains each image as often as its weight.
+    Their weighted sum equals the counts of `pixel_curve` on a set that contains each image with
+    multiplicity equal to its weight.
     Raises: BenchError if a value is not finite, or a map and its mask differ in size.
     """
     thresholds = _thresholds(maps, masks, max_scores)
@@ -158,7 +159,7 @@ def image_counts(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int)
 def _regions(score_map: Array, mask: Bools) -> tuple[Array, Floats, int]:
     """Return scores (p,) of the defect pixels, 1 / pixels of their region (p,), and the number of regions."""
     box = _bounding_box(mask)
-    labels, count = ndimage.label(mask[box], EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(mask[box], EIGHT_NEIGHBORS)
     region = labels[mask[box]]  # (h, w) -> (p,)
     return score_map[box][mask[box]], (1 / np.maximum(np.bincount(region), 1))[region], count
 
@@ -201,7 +202,7 @@ def _thresholds(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int) 
             subset = np.sort(np.concatenate(samples))
             distinct = np.unique(subset)
             subset = distinct if 4 * distinct.size <= subset.size else subset
-            while subset.size > max_scores:  # ties are kept here, so a score that many pixels share is kept
+            while subset.size > max_scores:  # ties are stored, so a score of many pixels stays in the subset
                 subset, stride = subset[::2], 2 * stride
             samples, size = [subset], subset.size
     values = np.unique(np.concatenate(samples))

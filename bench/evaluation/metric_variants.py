@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from bench.evaluation import metrics
-from bench.evaluation.curves import EIGHT_NEIGHBOURS, Array, Bools, pixel_curve
+from bench.evaluation.curves import EIGHT_NEIGHBORS, Array, Bools, pixel_curve
 from bench.record import Predictions
 
 AUDITED = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30", "aupro_05")
@@ -136,7 +136,7 @@ def map_std(predictions: Predictions, _: Values) -> Values:
 
 
 def bilinear_half(predictions: Predictions, _: Values) -> Values:
-    """Resize masks bilinearly and threshold them at 0.5; the exact values use nearest-neighbour resizing."""
+    """Resize masks bilinearly and threshold them at 0.5; the exact values use nearest-neighbor resizing."""
     return _with_soft_masks(predictions, 128)
 
 
@@ -197,7 +197,7 @@ def linear_thresholds(predictions: Predictions, _: Values) -> Values:
     shares = np.zeros(masks.shape)
     regions = 0
     for share, mask in zip(shares, masks, strict=True):
-        labels, count = ndimage.label(mask, EIGHT_NEIGHBOURS)
+        labels, count = ndimage.label(mask, EIGHT_NEIGHBORS)
         share[mask] = 1 / np.bincount(labels[mask])[labels[mask]] if count else 0
         regions += count
     overlap = _weight_above(n_below[masks], shares[masks] / regions)  # (THRESHOLDS,)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.errors import BenchError
 from bench.evaluation.curves import Array, Bools, Curve, Floats, image_curve, pixel_curve
+from bench.evaluation.ground_truth import BinaryMasks, as_labels
 
 IMAGE_NAMES = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max")
@@ -47,22 +48,6 @@ def auroc(scores: Array, anomalous: Bools) -> float:
     return float(curve_auroc(image_curve(*require_both_classes(scores, anomalous))))
 
 
-def average_precision(scores: Array, anomalous: Bools) -> float:
-    """Compute the sum of (increase in recall) x precision over all thresholds, without interpolation.
-
-    Raises: BenchError if a score is not finite or a class is empty.
-    """
-    return float(curve_average_precision(image_curve(*require_both_classes(scores, anomalous))))
-
-
-def f1_max(scores: Array, anomalous: Bools) -> float:
-    """Compute the largest F1 over all thresholds. The threshold is chosen on the test labels.
-
-    Raises: BenchError if a score is not finite or a class is empty.
-    """
-    return float(curve_f1(image_curve(*require_both_classes(scores, anomalous))))
-
-
 def evaluate(
     scores: Array,
     anomalous: Bools,
@@ -70,12 +55,13 @@ def evaluate(
     masks: Sequence[Bools] | None,
     *,
     fpr_limits: Sequence[float] = LIMITS,
+    mask_threshold: float | None = None,
 ) -> Evaluation:
     """Compute all metrics of one category from raw scores.
 
     Pixel metrics pool the pixels of all images; pixels outside the masks are normal, in defective images as well.
     AUPRO is the mean over defect regions (8-connected) of the area under (false positive rate, detected share of the
-    region) from 0 to the limit, divided by the limit. Source: Bergmann et al., IJCV 2021 [P].
+    region) from 0 to the limit, divided by the limit. Source: Bergmann et al., IJCV 2021 (paper).
 
     Args:
         scores: (n,), higher is more anomalous.
@@ -83,11 +69,12 @@ def evaluate(
         maps: n arrays (h, w), sizes may differ; read twice, so a lazy sequence works. None: no maps.
         masks: n arrays (h, w), True on defect pixels, same size as the map. None: the data set has no masks.
         fpr_limits: in (0, 1], whole percents; 0.3 is named aupro_30.
+        mask_threshold: mask pixels above it are defects; None accepts only masks of two values.
 
     Raises: BenchError if a value is not finite, or lengths or shapes differ.
     """
     pixel_names = (*PIXEL_NAMES, *map(aupro_name, fpr_limits))
-    anomalous = np.asarray(anomalous, dtype=bool)
+    anomalous = as_labels(anomalous)
     scores = _checked(scores, anomalous)
     values: dict[str, float] = {}
     undefined: dict[str, str] = {}
@@ -98,7 +85,7 @@ def evaluate(
     if maps is None or masks is None:
         return Evaluation(values, undefined | dict.fromkeys(pixel_names, "no maps" if maps is None else "no masks"))
     check_lengths(scores, maps, masks)
-    curve = pixel_curve(maps, masks)
+    curve = pixel_curve(maps, BinaryMasks(masks, mask_threshold))
     if not curve.tp.size or not curve.n_negatives:
         reason = "no normal pixels" if curve.tp.size else "no defect pixels"
         return Evaluation(values, undefined | dict.fromkeys(pixel_names, reason))
@@ -111,7 +98,7 @@ def threshold_at(normals: Array, rate: float) -> float:
     """Return the decision threshold that a good image exceeds with probability `rate` at most.
 
     The threshold is the ceil((n + 1)(1 - rate))-th lowest score of n calibration images (split conformal prediction:
-    Lei et al., JASA 2018 [P]). The bound holds for any distribution of scores, on average over draws of the
+    Lei et al., JASA 2018, paper). The bound holds for any distribution of scores, on average over draws of the
     calibration images, if later good images come from the same distribution.
 
     Args:
@@ -179,7 +166,7 @@ def curve_area(curve: Curve, weights: Floats, limit: float) -> Floats:
 
 
 def curve_average_precision(curve: Curve) -> Floats:
-    """Compute the average precision of each curve."""
+    """Compute the sum of (increase in recall) x precision over all thresholds of each curve, without interpolation."""
     tp = np.cumsum(curve.tp, axis=-1)
     precision = tp / np.maximum(tp + curve.fp + curve.tied_negatives, 1)
     average: Floats = np.sum(curve.tp * precision, axis=-1) / tp[..., -1]
@@ -187,7 +174,7 @@ def curve_average_precision(curve: Curve) -> Floats:
 
 
 def curve_f1(curve: Curve) -> Floats:
-    """Compute the largest F1 of each curve."""
+    """Compute the largest F1 over all thresholds of each curve. The threshold is chosen on the test labels."""
     tp = np.cumsum(curve.tp, axis=-1)
     best: Floats = np.max(2 * tp / (tp + curve.fp + curve.tied_negatives + tp[..., -1:]), axis=-1)
     return best
@@ -232,7 +219,7 @@ def _checked(scores: Array, anomalous: Bools) -> Array:
 
 def require_both_classes(scores: Array, anomalous: Bools) -> tuple[Array, Bools]:
     """Return both as arrays. Raises BenchError unless these are (n,) finite scores of images of both classes."""
-    anomalous = np.asarray(anomalous, dtype=bool)
+    anomalous = as_labels(anomalous)
     scores = _checked(scores, anomalous)
     if anomalous.all() or not anomalous.any():
         raise BenchError("This metric needs good and defective images, got one class only. Add images of the other.")

@@ -132,7 +132,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def rank(values: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ranking:
-    """Compute mean ranks, Friedman's test and Nemenyi's critical difference (Demsar, JMLR 2006, section 3.2.2 [P]).
+    """Compute mean ranks, Friedman's test and Nemenyi's critical difference (Demsar, JMLR 2006, paper, section 3.2.2).
 
     Raises: BenchError if there are fewer than three methods or two categories, or the lengths differ.
     """
@@ -158,7 +158,7 @@ def rank(values: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ranki
 
 
 def _table(values: Mapping[str, Sequence[float]], min_methods: int) -> Floats:
-    """Return (methods, categories), rounded to 12 decimals so that rounding errors don't break ties."""
+    """Return (methods, categories), rounded to 12 decimals so that rounding errors do not break ties."""
     if len(values) < min_methods:
         raise BenchError(f"A comparison needs at least {min_methods} methods, got {len(values)}. Run more methods.")
     if len({len(row) for row in values.values()}) > 1:

@@ -19,7 +19,7 @@ METRICS = {
 }
 """The metrics of every table, in order, with their headings."""
 
-CALIBRATED = {
+THRESHOLD_METRICS = {
     "image_precision": "precision",
     "image_recall": "recall",
     "image_f1": "F1",
@@ -27,11 +27,14 @@ CALIBRATED = {
 }
 """The metrics at the decision threshold, which tables of calibrated runs show as well."""
 
-HEADINGS = METRICS | {"image_f1max": "image F1-max", "pixel_f1max": "pixel F1-max"} | CALIBRATED
+HEADINGS = METRICS | {"image_f1max": "image F1-max", "pixel_f1max": "pixel F1-max"} | THRESHOLD_METRICS
 """All recorded metrics with their headings."""
 
 MEAN = "mean"
 LATENCY = "latency"
+
+SWEEP_NOTE = "sweep: "
+"""Start of the note with the swept settings, which a table of a sweep shows as its first column instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +175,14 @@ def count_label(records: Sized) -> str:
     return f"{len(records)} record{'' if len(records) == 1 else 's'}"
 
 
-def percent(value: MeanStd | None) -> str:
+def format_percent(value: MeanStd | None) -> str:
     """Format a fraction in percent with one decimal, with ± standard deviation if there are several seeds."""
     if value is None:
         return "–"
     return f"{100 * value.mean:.1f}" + (f" ± {100 * value.std:.1f}" if value.std is not None else "")
 
 
-def milliseconds(value: MeanStd | None) -> str:
+def format_latency(value: MeanStd | None) -> str:
     """Format a latency with three significant digits; "–" for None."""
     return "–" if value is None else f"{value.mean:.3g} ms"
 
@@ -198,47 +201,55 @@ def by_benchmark(members: Iterable[Group]) -> dict[str, list[Group]]:
     return benchmarks
 
 
-def unique_names(members: Sequence[Group]) -> dict[str, Group]:
-    """Return the groups by a unique name: the title; if needed with data set, the sweep's values, name and hash."""
-    names: dict[str, Group] = {}
-    for group in members:
-        run = group.first.run
-        others = [each for each in members if each is not group and each.selection == group.selection]
-        same_title = [other.first.run for other in others if other.dataset == group.dataset and _has_title(other, run)]
-        title = _title(group)
-        if any(other.dataset != group.dataset and _has_title(other, run) for other in others):
-            title += f" on {group.dataset}"
-        if run.sweep_label and all(other.sweep_label != run.sweep_label for other in same_title):
-            title += f" [{run.sweep_label}]"
-        elif any(other.name == run.name for other in same_title):
-            title += f" [{run.name} {run.group_hash}]"
-        elif same_title:
-            title += f" [{run.name}]"
-        names[title] = group
-    return names
+def groups_by_unique_name(members: Sequence[Group]) -> dict[str, Group]:
+    """Return the groups by a unique name: the title with the selection rule, and `name_suffix`."""
+    return {
+        title_with_selection(group.first.run.title, group.selection) + name_suffix(group, members): group
+        for group in members
+    }
+
+
+def name_suffix(group: Group, members: Sequence[Group]) -> str:
+    """Return what distinguishes the group from those with its title: data set, the sweep's values, name and hash."""
+    run = group.first.run
+    others = [other for other in members if other is not group and other.selection == group.selection]
+    same_title = [other.first.run for other in others if other.dataset == group.dataset and _has_title(other, run)]
+    has_other_dataset = any(other.dataset != group.dataset and _has_title(other, run) for other in others)
+    suffix = f" on {group.dataset}" if has_other_dataset else ""
+    if run.sweep_label and all(other.sweep_label != run.sweep_label for other in same_title):
+        return f"{suffix} [{run.sweep_label}]"
+    if any(other.name == run.name for other in same_title):
+        return f"{suffix} [{run.name} {run.group_hash}]"
+    return f"{suffix} [{run.name}]" if same_title else suffix
+
+
+def title_with_selection(title: str, selection: str) -> str:
+    """Return the title of a method, followed by " (oracle)" if its epoch was chosen on the test set."""
+    return f"{title} (oracle)" if selection == "oracle" else title
 
 
 def heading(group: Group) -> str:
     """Return method, data set and protocol as the heading of a table."""
-    return f"{_title(group)} · {benchmark_name(group)}"
+    return f"{title_with_selection(group.first.run.title, group.selection)} · {benchmark_name(group)}"
 
 
 def _has_title(group: Group, run: Run) -> bool:
     return group.first.run.title == run.title
 
 
-def _title(group: Group) -> str:
-    return group.first.run.title + (" (oracle)" if group.selection == "oracle" else "")
+def latency_note(group: Group) -> str:
+    """Return how and on which devices the latency was measured, as the note of a value."""
+    return f"latency: {latency_conditions(group)}"
 
 
-def latency_device(group: Group) -> str:
-    """Return how and on which device the latency was measured."""
-    return f"latency: batch 1, network to map and score, {timed_devices(group)}"
+def latency_conditions(group: Group) -> str:
+    """Return how and on which devices the latency was measured."""
+    return f"batch 1, network to map and score, {timed_devices(group)}"
 
 
 def timed_devices(group: Group) -> str:
     """Return the devices on which the latency was measured: "H100 and Xeon, 2 threads"; or "not measured"."""
-    return " and ".join(sorted({_device_label(each) for each in group.records.values() if each.latency})) or (
+    return " and ".join(sorted({_device_label(record) for record in group.records.values() if record.latency})) or (
         "not measured"
     )
 
@@ -249,7 +260,7 @@ def table_notes(group: Group) -> list[str]:
 
 
 def caveats(group: Group) -> list[str]:
-    """Return what a reader must know about every value of the group."""
+    """Return the caveats of every value of the group."""
     run = group.first.run
     notes = ["synthetic data"] if run.synthetic else []
     notes += [f"one of several data sets named {run.dataset}"] if group.dataset != run.dataset else []
@@ -261,7 +272,7 @@ def caveats(group: Group) -> list[str]:
     notes += ["oracle: epoch chosen on the test set"] if group.selection == "oracle" else []
     notes += [f"in {run.precision}"] if run.precision != "float32" else []
     notes += ["compiled"] if run.compile else []
-    notes += [f"sweep: {run.sweep_label}"] if run.sweep_keys else []
+    notes += [f"{SWEEP_NOTE}{run.sweep_label}"] if run.sweep_keys else []
     notes += ["released checkpoint, not trained here"] if run.is_released_checkpoint else []
     notes += [_preprocessing_note(run)] if group.first.origin.get("preprocessing") == "--preprocessing" else []
     changed = [name for name in run.settings if group.first.origin.get(f"settings.{name}") == "--set"]
@@ -273,7 +284,7 @@ def caveats(group: Group) -> list[str]:
 
 def table_metrics(group: Group) -> dict[str, str]:
     """Return the metrics of the group's table with their headings."""
-    return METRICS | (CALIBRATED if group.first.run.calibrate else {})
+    return METRICS | (THRESHOLD_METRICS if group.first.run.calibrate else {})
 
 
 def _limit_note(limit: int) -> str:
@@ -292,26 +303,41 @@ def _error_bound_note(group: Group) -> list[str]:
 
 def _preprocessing_note(run: Run) -> str:
     values = run.preprocessing
-    crop = f", centre crop {values['crop']}" if values.get("crop") else ""
+    crop = f", center crop {values['crop']}" if values.get("crop") else ""
     return f"preprocessing: {values.get('height')} x {values.get('width')}, {values.get('resample')}{crop}"
 
 
 def missing_reasons(group: Group, categories: Sequence[str], metric: str) -> list[str]:
     """Explain why the mean over these categories does not exist: they failed, did not run, or have no such metric."""
-    reasons: list[str] = []
+    not_run = [f"{category} did not run" for category in _categories_not_run(group, categories)]
+    return _reasons(group, categories, metric, not_run)
+
+
+def missing_summary(group: Group, categories: Sequence[str], metric: str) -> list[str]:
+    """Explain as `missing_reasons` does, with the number of the categories that did not run instead of their names."""
+    count = len(_categories_not_run(group, categories))
+    not_run = [f"{count} of {len(categories)} categories did not run"] if count else []
+    return _reasons(group, categories, metric, not_run)
+
+
+def _categories_not_run(group: Group, categories: Sequence[str]) -> list[str]:
+    return [category for category in categories if category not in group.categories]
+
+
+def _reasons(group: Group, categories: Sequence[str], metric: str, not_run: list[str]) -> list[str]:
+    failed: list[str] = []
     by_reason: dict[str, list[str]] = {}
     for category in categories:
         failures = [record for record in group.failed if record.category == category]
         records = [record for (name, _), record in group.records.items() if name == category]
         if failures and not records:
             seeds = ", ".join(str(record.run.seed) for record in failures)
-            reasons.append(f"failed in {category}, seed {seeds}: {failures[0].failure.splitlines()[0]}")
-        elif not records:
-            reasons.append(f"{category} did not run")
-        elif all(_value(record, metric) is None for record in records):
+            failed.append(f"failed in {category}, seed {seeds}: {failures[0].failure.splitlines()[0]}")
+        elif records and all(_value(record, metric) is None for record in records):
             by_reason.setdefault(records[0].undefined_metrics.get(metric, "not measured"), []).append(category)
-    reasons += [f"no {HEADINGS.get(metric, metric)} in {', '.join(names)}: {why}" for why, names in by_reason.items()]
-    return reasons or ["no seed has all categories"]
+    heading_of_metric = HEADINGS.get(metric, metric)
+    undefined = [f"no {heading_of_metric} in {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    return [*failed, *not_run, *undefined] or ["no seed has all categories"]
 
 
 def _undefined_metrics(group: Group) -> list[str]:

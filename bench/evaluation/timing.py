@@ -70,7 +70,7 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def milliseconds(function: Callable[[], object], device: torch.device) -> float:
+def time_call(function: Callable[[], object], device: torch.device) -> float:
     """Time one call, with the device idle before and after: CUDA events on a GPU, otherwise `perf_counter`."""
     wait(device)
     if device.type == "cuda":
@@ -246,5 +246,5 @@ def _time_calls(
     for i in calls:
         if len(samples) >= minimum and time.perf_counter() - start > budget:
             break
-        samples.append(milliseconds(lambda i=i: function(i), device))  # type: ignore[misc]
+        samples.append(time_call(lambda i=i: function(i), device))  # type: ignore[misc]
     return samples

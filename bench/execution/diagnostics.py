@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,8 @@ from bench.data import dataset_checks
 from bench.errors import BenchError, CheckResult, check_known
 from bench.execution import method_checks
 from bench.execution.job import capture_warnings
+from bench.execution.planned_data import list_samples
+from bench.execution.planned_method import shared_preprocessing
 
 MIN_FREE_BYTES = 5 << 30
 """Free disk space below which the maps of a campaign may not fit."""
@@ -57,13 +60,13 @@ def check_target(
         return check_method(config, name)
     if name in datasets:
         root = data or config.data(name) or cache_folder(config) / name
-        return _check_dataset(registry.load("datasets", name), root, progress)
+        return _check_dataset(config, registry.load("datasets", name), root, progress)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         check_known([name], [*methods, *datasets], "a method, a data set or a folder")
     if data is not None:
         raise BenchError(f"--data needs the name of a data set; {name} is a folder. Remove --data.")
-    return _check_dataset(_detect_layout(folder), folder, progress)
+    return _check_dataset(config, _detect_layout(folder), folder, progress)
 
 
 def check_method(config: Config, name: str) -> list[CheckResult]:
@@ -83,27 +86,44 @@ def check_method(config: Config, name: str) -> list[CheckResult]:
     return method_checks.check_method(module, settings)
 
 
-def _check_dataset(module: ModuleType, root: Path, progress: Callable[[int, int], None]) -> list[CheckResult]:
+def _check_dataset(
+    config: Config, module: ModuleType, root: Path, progress: Callable[[int, int], None]
+) -> list[CheckResult]:
+    own_images = registry.load("datasets", "folder")
+    options = {"dataset": module.__name__.rpartition(".")[2]}
+    plan = make_plan(config, registry.names("methods"), options=options, paths={"data": root})
+    proposal = own_images.propose(root) if module is own_images and not plan.tasks.layout else ""
+    if proposal:
+        plan = replace(plan, tasks=replace(plan.tasks, layout=proposal))
     with capture_warnings() as warnings:
-        samples = module.samples(root)
+        samples = list_samples(plan, module)
     count = len({sample.category for sample in samples})
     categories = "1 category" if count == 1 else f"{count} categories"
     summary = CheckResult(f"{module.TITLE}: {len(samples)} images in {categories}, {root}")
-    return [summary, *dataset_checks.check_dataset(samples, warnings, progress)]
+    layout = CheckResult(
+        "The folder has the usual layout, or --layout names another.",
+        f"it fits --layout '{proposal}'; pass this to bench run, or set it in bench.toml" if proposal else "",
+        required=False,
+    )
+    checks = dataset_checks.check_dataset(
+        samples, warnings, progress, shared_preprocessing(plan), is_official=module is not own_images
+    )
+    return [summary, *([layout] if module is own_images else []), *checks]
 
 
 def _detect_layout(folder: Path) -> ModuleType:
-    """Return the data set module that can read a folder: first `folder`, then the published data sets."""
+    """Return the data set module that can read a folder: own images without subfolders, else a published one."""
     generic = registry.load("datasets", "folder")
     published = [registry.load("datasets", name) for name in registry.names("datasets") if name != "folder"]
     for module in (generic, *(module for module in published if not module.SYNTHETIC)):
         try:
             with capture_warnings():
-                module.samples(folder)
+                samples = module.samples(folder)
         except BenchError:
             continue
-        return module
-    return generic  # its error describes the layout of a folder
+        if module is not generic or not any(sample.folder for sample in samples):
+            return module
+    return generic  # with subfolders; or its error describes the layout for own images
 
 
 def _check_extras() -> list[CheckResult]:

@@ -6,14 +6,16 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bench.config.options import ComputeOptions, EvaluationOptions
+from bench.data.data_report import mask_report, mask_warnings
 from bench.data.images import FileImages, OriginalResolution
+from bench.data.masks import SampleMask
 from bench.data.protocol import Task
 from bench.dataset import Sample
 from bench.errors import BenchError
@@ -94,7 +96,15 @@ class Fit:
         self.evaluation = evaluation
         self._batch = compute.batch
         self._batch_was_halved = False
-        self._ground_truth = {category: ground_truth(images) for category, images in self.tests.items()}
+        self._ground_truth: dict[str, Predictions] = {}
+        self.mask_reports: dict[str, dict[str, Any]] = {}
+        for category, images in self.tests.items():
+            masks = images.masks()
+            self._ground_truth[category] = ground_truth(images, masks)
+            self.mask_reports[category] = mask_report(images.samples, masks)
+            at_original = evaluation.resolution == "original"
+            for warning in mask_warnings(category, self.mask_reports[category], at_original=at_original):
+                _log.warning("%s", warning)
         self._originals = {
             category: OriginalResolution(images.samples, images.preprocessing)
             if evaluation.resolution == "original"
@@ -145,6 +155,9 @@ class Fit:
         """Return the metrics of a prediction of this fit, at the resolution and threshold of the options."""
         threshold = prediction.thresholds[0] if prediction.thresholds else None
         originals = self._originals[prediction.category]
+        calibration = self.calibration.get(prediction.category)
+        if calibration and calibration.samples == self.tests[prediction.category].samples:
+            threshold = None  # it was set on these images, so their rate says nothing
         return evaluate_category(prediction.predictions, threshold=threshold, originals=originals)
 
     def _evaluate_epoch(self, result: FitResult, best: tuple[float, float]) -> tuple[float, float]:
@@ -229,7 +242,10 @@ def evaluate_category(
         image.values.update(metrics.at_threshold(predictions.scores, predictions.is_anomalous, threshold))
     elif threshold is not None:
         image.undefined.update(dict.fromkeys(metrics.THRESHOLD_NAMES, image.undefined["image_auroc"]))
-    labeled = np.flatnonzero(predictions.has_pixel_labels)
+        if not predictions.is_anomalous.any():
+            del image.undefined["image_fpr"]
+            image.values["image_fpr"] = float((predictions.scores > threshold).mean())
+    labeled = np.flatnonzero(predictions.has_pixel_labels if originals is None else originals.has_pixel_labels)
     if not labeled.size:
         return image
     maps, masks = _pixels(predictions, labeled, originals)
@@ -254,17 +270,22 @@ def representative_images(predictions: Predictions) -> dict[str, int]:
     return indices | ({"good": good[-1]} if good else {})
 
 
-def ground_truth(images: FileImages) -> Predictions:
-    """Return the labels and masks of the images, with zero scores and no maps."""
+def ground_truth(images: FileImages, masks: Sequence[SampleMask]) -> Predictions:
+    """Return the labels and masks of the images, with zero scores and no maps.
+
+    The pixels of a defective image whose mask marks nothing at the size of the input are unknown, and never good.
+    """
     samples = images.samples
     return Predictions(
         files=tuple(sample.id for sample in samples),
         defects=tuple(sample.defect for sample in samples),
         scores=np.zeros(len(samples)),
         maps=None,
-        masks=np.stack(images.masks()),
-        has_pixel_labels=np.array([bool(sample.masks) or not sample.is_anomalous for sample in samples]),
-        soft_masks=np.stack(images.soft_masks()),
+        masks=np.stack([mask.mask for mask in masks]),
+        has_pixel_labels=np.array(
+            [mask.mask.any() or not sample.is_anomalous for sample, mask in zip(samples, masks, strict=True)], np.bool_
+        ),
+        soft_masks=np.stack([mask.soft for mask in masks]),
     )
 
 

@@ -26,8 +26,10 @@ from torch import Tensor
 from bench import environment, registry
 from bench.config.options import ComputeOptions, EvaluationOptions, ExecutionOptions
 from bench.config.settings import resolve
+from bench.data.data_report import image_sizes
 from bench.data.images import FileImages, read
 from bench.data.protocol import Task
+from bench.data.value_range import NARROW, stored_value_range, value_range_warnings, with_value_range
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.evaluation import timing
@@ -79,10 +81,8 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Return the name of the job in messages: "AMI-Net bottle, seed 0"."""
-        k = f" k={self.run.k}" if self.run.k else ""
-        sweep = f", {self.run.sweep_label}" if self.run.sweep_label else ""
-        return f"{self.run.title} {self.task.name}{k}, seed {self.run.seed}{sweep}"
+        """Return the name of the job for people: "AMI-Net bottle, seed 0"."""
+        return self.run.label(self.task.name)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -206,7 +206,8 @@ def _new_record(job: Job, started: datetime) -> Record:
 
 def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> list[Outcome]:
     module, method = build_method(job)
-    preprocessing = job.preprocessing
+    preprocessing, data_report = _describe_training_images(job)
+    record = replace(record, data_report=data_report)
 
     def load(samples: Sequence[Sample]) -> FileImages:
         return FileImages(samples, preprocessing)
@@ -218,6 +219,10 @@ def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> l
         result = FitResult(metrics_by_epoch={category: [] for category in job.task.tests})
     else:
         result = fit.fit(lambda phase, done, total, loss: progress(job.label, phase, done, total, loss))
+        levels = fit.train.used_levels()
+        if levels and "value_range" not in data_report and levels[1] - levels[0] < NARROW * 255:
+            _log.warning("%s: the training images use the levels %d to %d of 0 to 255 only, and are not "
+                         "stretched.", job.task.name, *levels)  # fmt: skip
     predictions = list(result.oracle)
     if job.evaluation.selection != "oracle" or not method.iterative:  # without epochs there is no best epoch
         predictions = [*fit.predict_tests(epoch=result.epoch), *predictions]
@@ -236,6 +241,28 @@ def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> l
         outcome = _evaluate(job, record, fit, result, prediction)
         outcomes.append(replace(outcome, model=model) if outcome.record.selection == "last" else outcome)
     return outcomes
+
+
+def _describe_category(fit: Fit, prediction: CategoryPrediction) -> dict[str, Any]:
+    """Return the report about the masks of a category, and the distribution of the scores of its good test images."""
+    predictions = prediction.predictions
+    scores = predictions.scores[~predictions.is_anomalous]
+    quantiles = dict(zip(("min", "p25", "median", "p75", "p95", "max"), (0, 0.25, 0.5, 0.75, 0.95, 1), strict=True))
+    summary = {name: float(np.quantile(scores, level)) for name, level in quantiles.items()} if scores.size else {}
+    return {"masks": fit.mask_reports[prediction.category], "good_scores": {"images": int(scores.size), **summary}}
+
+
+def _describe_training_images(job: Job) -> tuple[Preprocessing, dict[str, Any]]:
+    """Return the preprocessing with the range of the training images' values, and the start of the data report."""
+    train = job.task.train
+    preprocessing, values = with_value_range(job.preprocessing, train)
+    report: dict[str, Any] = {"image_sizes": image_sizes(train, preprocessing)}
+    if values:
+        report["value_range"] = values.to_dict()
+        is_given = job.preprocessing.black is not None
+        for warning in value_range_warnings(job.task.name, values, len(train), is_given=is_given):
+            _log.warning("%s", warning)
+    return preprocessing, report
 
 
 def _evaluate(job: Job, record: Record, fit: Fit, result: FitResult, prediction: CategoryPrediction) -> Outcome:
@@ -262,6 +289,7 @@ def _evaluate(job: Job, record: Record, fit: Fit, result: FitResult, prediction:
         seconds=result.seconds | {"predict": prediction.seconds} | clock.seconds,
         test_files=list(predictions.files),
         calibration_files=[sample.id for sample in job.task.calibration.get(category, ())],
+        data_report=record.data_report | _describe_category(fit, prediction),
         artifacts={"views": {name: predictions.files[index] for name, index in shown.items()} if is_last else {}},
     )
     if not is_last:  # the fitted method is that of the last epoch, so it gives no pictures or times of this one
@@ -290,7 +318,8 @@ def _time_saved_model(job: Job, record: Record, model: Path) -> Outcome:
     """Return the record with all times of its stored model."""
     _, method = build_method(job)
     method.restore(load_file(model))
-    images = FileImages(job.task.tests[record.category], job.preprocessing)
+    preprocessing = stored_value_range(job.preprocessing, record.data_report)
+    images = FileImages(job.task.tests[record.category], preprocessing)
     with torch.no_grad():
         return Outcome(replace(record, latency=_latency(job, method, images)))
 

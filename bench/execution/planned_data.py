@@ -1,14 +1,17 @@
 """A data set as one plan uses it: its samples, its tasks, and the hashes of the files that decide the numbers."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from types import ModuleType
+from unicodedata import normalize
 
 from bench import registry
 from bench.config.plan import Plan
 from bench.data.fingerprint import category_fingerprints
 from bench.data.images import content_hash
-from bench.data.protocol import PROTOCOLS, Task, split_calibration, subsample, with_others
+from bench.data.protocol import PROTOCOLS, Task, split_calibration, split_without_defects, subsample, with_others
 from bench.dataset import Sample
 from bench.errors import BenchError, check_known
 from bench.execution.job import capture_warnings
@@ -33,12 +36,18 @@ class PlannedTask:
         k, seed: shots and seed of the draw.
         task: the fit and its test images.
         data_digest: hash of the files that decide its numbers.
+        calibrate: false positive rate of its threshold: that of the plan, or of a task without defective test images.
+        warnings: about the task, for the records.
+        has_tests: whether there are test images; else held-out images take their place.
     """
 
     k: int
     seed: int
     task: Task
     data_digest: str
+    calibrate: float
+    warnings: tuple[str, ...] = ()
+    has_tests: bool = True
 
 
 class PlannedData:
@@ -56,7 +65,7 @@ class PlannedData:
     def __init__(self, plan: Plan) -> None:
         module = registry.load("datasets", plan.tasks.dataset)
         with capture_warnings() as warnings:
-            listed: list[Sample] = module.samples(plan.data)
+            listed = list_samples(plan, module)
         name = plan.tasks.dataset if plan.tasks.dataset != "folder" else f"folder-{plan.data.resolve().name}"
         self.plan = plan
         self.info = DatasetInfo(name, module.SYNTHETIC, category_fingerprints(listed))
@@ -66,6 +75,7 @@ class PlannedData:
         # A method may pretrain on categories that the call does not run, so that --category changes no number.
         self._listed = subsample(listed, plan.tasks.limit) if plan.tasks.limit else listed
         self._good_hashes: dict[str, str] = {}
+        self._logged: set[str] = set()
 
     def tasks(self, *, first_only: bool = False) -> list[PlannedTask]:
         """Return the tasks whose files can be read, for each number of shots and seed; `skipped` has the others.
@@ -78,10 +88,14 @@ class PlannedData:
         """
         options = self.plan.tasks
         counts = options.k if options.protocol == "kshot" else (0,)
-        tasks = [(k, seed, task) for k in counts for seed in options.seed for task in self._draw(k, seed)]
-        tasks = tasks[:1] if first_only else tasks
-        digests = self._content_hashes({task.name: task for _, _, task in tasks})
-        return [PlannedTask(k, seed, task, digests[task.name]) for k, seed, task in tasks if task.name in digests]
+        drawn = [planned for k in counts for seed in options.seed for planned in self._draw(k, seed)]
+        drawn = drawn[:1] if first_only else drawn
+        digests = self._content_hashes({planned.task.name: planned.task for planned in drawn})
+        return [
+            replace(planned, data_digest=digests[planned.task.name])
+            for planned in drawn
+            if planned.task.name in digests
+        ]
 
     def with_pretraining(self, planned: PlannedTask) -> PlannedTask:
         """Return the task with the other categories' good training images, which then belong to its data digest.
@@ -94,20 +108,55 @@ class PlannedData:
             return planned
         hashes = [planned.data_digest, *(self._good_hash(*item) for item in sorted(task.others.items()))]
         digest = sha256("\n".join(hashes).encode()).hexdigest()
-        return PlannedTask(planned.k, planned.seed, task, digest)
+        return replace(planned, task=task, data_digest=digest)
 
-    def _draw(self, k: int, seed: int) -> list[Task]:
-        """Return the tasks of one seed and number of shots, with calibration images held out if the plan calibrates."""
-        tasks = PROTOCOLS[self.plan.tasks.protocol](self.samples, k, seed)
-        rate = self.plan.evaluation.calibrate
-        return [split_calibration(task, rate, seed) for task in tasks] if rate else tasks
+    def _draw(self, k: int, seed: int) -> list[PlannedTask]:
+        """Return the tasks of one seed and number of shots, without digests.
+
+        Calibration images are held out if the plan calibrates, or if a task has no defective test images.
+        """
+        planned = []
+        for task in PROTOCOLS[self.plan.tasks.protocol](self.samples, k, seed):
+            rate = self.plan.evaluation.calibrate
+            tests = [sample for images in task.tests.values() for sample in images]
+            warnings: tuple[str, ...] = ()
+            if self.plan.checkpoint and not tests:
+                raise BenchError(f"A released checkpoint needs test images; '{task.name}' has none. Add some.")
+            if rate and tests:
+                task = split_calibration(task, rate, seed)  # noqa: PLW2901
+            elif not any(sample.is_anomalous for sample in tests) and not self.plan.checkpoint:
+                task, rate, warnings = self._without_defects(task, rate, seed)  # noqa: PLW2901
+            planned.append(PlannedTask(k, seed, task, "", rate, warnings, has_tests=bool(tests)))
+        return planned
+
+    def _without_defects(self, task: Task, rate: float, seed: int) -> tuple[Task, float, tuple[str, ...]]:
+        """Return a task without defective test images with a threshold, its rate, and a warning about it."""
+        n_tests = sum(len(images) for images in task.tests.values())
+        if rate:
+            task = split_calibration(task, rate, seed)
+            task = replace(task, tests=task.calibration)
+        else:
+            task, rate = split_without_defects(task, seed)
+        n_held_out = sum(len(images) for images in task.calibration.values())
+        use = "their scores and the model are stored"
+        if n_tests:
+            use = f"the {n_tests} good test images give the rate that it has on them"
+        warning = (
+            f"{task.name}: there are no defective test images; {n_held_out} good training images are held out for a "
+            f"threshold at a false positive rate of {rate:g}; {use}."
+        )
+        if warning not in self._logged:
+            self._logged.add(warning)
+            _log.warning("%s", warning)
+        return task, rate, (warning,)
 
     def _content_hashes(self, tasks: dict[str, Task]) -> dict[str, str]:
         """Return the hash of each task's files, by name. A task whose files cannot be read is skipped."""
         hashes: dict[str, str] = {}
         for name, task in tasks.items():
             try:
-                hashes[name] = content_hash([sample for sample in self.samples if sample.category in task.tests])
+                categories = task.tests.keys() | {sample.category for sample in task.train}
+                hashes[name] = content_hash([sample for sample in self.samples if sample.category in categories])
             except BenchError as error:
                 if len(tasks) == 1:
                     raise
@@ -126,9 +175,40 @@ class PlannedData:
         return self._good_hashes[category]
 
 
+def list_samples(plan: Plan, module: ModuleType) -> list[Sample]:
+    """Return the samples of a data set's module in the plan's folder and layout.
+
+    Raises BenchError if the folder does not hold the data set, or if a layout is given for a published one.
+    """
+    layout = plan.tasks.layout
+    if layout and plan.tasks.dataset != "folder":
+        raise BenchError(
+            f"--layout needs your own images; the layout of {plan.tasks.dataset} is fixed. Pass --dataset folder."
+        )
+    samples: list[Sample] = module.samples(plan.data, layout) if layout else module.samples(plan.data)
+    return samples
+
+
 def _select_samples(plan: Plan, samples: list[Sample]) -> list[Sample]:
     tasks = plan.tasks
-    check_known(tasks.category, sorted({sample.category for sample in samples}), f"a category of {tasks.dataset}")
-    if tasks.category:
-        samples = [sample for sample in samples if sample.category in tasks.category]
+    known = sorted({sample.category for sample in samples})
+    categories = _join_names_with_commas([normalize("NFC", name) for name in tasks.category], known)
+    check_known(categories, known, f"a category of {tasks.dataset}")
+    if categories:
+        samples = [sample for sample in samples if sample.category in categories]
     return subsample(samples, tasks.limit) if tasks.limit else samples
+
+
+def _join_names_with_commas(parts: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the names in a list that was split at commas, where a known name itself may contain commas."""
+    by_parts = {tuple(part.strip() for part in name.split(",")): name for name in known}
+    names = []
+    start = 0
+    while start < len(parts):
+        stops = range(len(parts), start, -1)  # the longest name first
+        pieces = ((tuple(part.strip() for part in parts[start:stop]), stop) for stop in stops)
+        name, start = next(
+            ((by_parts[piece], stop) for piece, stop in pieces if piece in by_parts), (parts[start], start + 1)
+        )
+        names.append(name)
+    return names

@@ -11,6 +11,7 @@ from bench.config.options import GROUPS, decisive_options
 from bench.config.plan import Plan
 from bench.config.settings import resolve
 from bench.data.protocol import Task
+from bench.data.value_range import depth_range
 from bench.errors import BenchError
 from bench.execution.job import Job, source_hash
 from bench.execution.planned_data import PlannedData, PlannedTask
@@ -28,9 +29,10 @@ class PlannedMethod:
         self.module = registry.load("methods", spec.method)
         self.kind: type[Method] = self.module.METHOD
         self.source_hash = source_hash(self.module)
-        raw = {key: (value, f"profile {plan.profile}") for key, value in plan.preprocessing.items()}
-        shared, _ = resolve(Preprocessing, raw, "the profile's shared preprocessing")
-        self.preprocessing = self.kind.paper_preprocessing if plan.compute.preprocessing == "paper" else shared
+        self.preprocessing = shared_preprocessing(plan)
+        if plan.compute.preprocessing == "paper":
+            of_files = {name: getattr(self.preprocessing, name) for name in ("black", "white", "page", "allow_large")}
+            self.preprocessing = replace(self.kind.paper_preprocessing, **of_files)
         self._file_hashes: dict[str, dict[str, str]] = {}
         self._checkpoint_hashes: dict[Path, str] = {}
         if plan.checkpoint:
@@ -48,7 +50,8 @@ class PlannedMethod:
         """Return the job that fits this method on the task."""
         plan, task, dataset = self.plan, planned.task, data.info
         settings, origin = self.settings(task.name)
-        groups = {group: getattr(plan, group) for group in GROUPS}
+        evaluation = replace(plan.evaluation, calibrate=planned.calibrate)
+        groups = {group: getattr(plan, group) for group in GROUPS} | {"evaluation": evaluation}
         run = Run(
             dataset=dataset.name,
             synthetic=dataset.synthetic,
@@ -70,12 +73,12 @@ class PlannedMethod:
         shared_settings, _ = self.settings("")
         shared = replace(run, settings=_json_settings(shared_settings), file_hashes=self._hash_files(shared_settings))
         checkpoint = self._checkpoint(task)
-        evaluation = replace(plan.evaluation, time=plan.evaluation.time and self._has_device_exclusively())
-        if checkpoint and plan.checkpoint:  # the file distinguishes the runs, the folder the groups
+        evaluation = replace(evaluation, time=evaluation.time and self._has_device_exclusively())
+        if checkpoint and plan.checkpoint:  # the run has the file's hash, the group the folder's name
             evaluation = replace(evaluation, selection="last")
             run = replace(run, file_hashes=run.file_hashes | {"checkpoint": self._hash_checkpoint(checkpoint)})
             shared = replace(shared, file_hashes=shared.file_hashes | {"checkpoint": plan.checkpoint.name})
-        # One model for all categories is another one if the categories are others.
+        # A unified model depends on its categories, so their hash is part of the group's hash.
         group_hash = run_hash(shared, planned.data_digest if plan.tasks.protocol == "unified" else "")
         return Job(
             run=replace(run, group_hash=group_hash),
@@ -83,12 +86,13 @@ class PlannedMethod:
             data_digest=planned.data_digest,
             evaluation=evaluation,
             compute=plan.compute,
-            execution=plan.execution,
+            # A fit without test images serves only to predict later.
+            execution=replace(plan.execution, keep_model=plan.execution.keep_model or not planned.has_tests),
             weights=plan.weights,
             cache=plan.cache,
             origin=plan.origin | {f"settings.{name}": where for name, where in origin.items()},
             command=plan.command,
-            warnings=data.warnings,
+            warnings=(*data.warnings, *planned.warnings),
             checkpoint=checkpoint,
         )
 
@@ -132,6 +136,25 @@ class PlannedMethod:
         if key not in self._file_hashes:
             self._file_hashes[key] = self.kind.file_hashes(settings, self.plan.weights)
         return self._file_hashes[key]
+
+
+def shared_preprocessing(plan: Plan) -> Preprocessing:
+    """Return the preprocessing that the plan's profile shares among methods, with the plan's options of image files.
+
+    Raises:
+        BenchError: a key or value is wrong, only one of black and white is given, or white is not above black.
+    """
+    raw = {key: (value, f"profile {plan.profile}") for key, value in plan.preprocessing.items()}
+    shared, _ = resolve(Preprocessing, raw, "the profile's shared preprocessing")
+    tasks = plan.tasks
+    black, white = depth_range(tasks.depth) if tasks.depth else (shared.black, shared.white)
+    if (black is None) != (white is None) or (black is not None and white is not None and white <= black):
+        raise BenchError(
+            f"shared_preprocessing must have both black and white, with white > black, got {black} and {white}. Set "
+            f"both, or remove both to find them."
+        )
+    page, allow_large = tasks.page or shared.page, tasks.allow_large or shared.allow_large
+    return replace(shared, black=black, white=white, page=page, allow_large=allow_large)
 
 
 def _json_settings(settings: Any) -> dict[str, Any]:

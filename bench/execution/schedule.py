@@ -242,11 +242,11 @@ def _is_complete(record: Record, job: Job, device_type: str) -> bool:
         return False
     if job.execution.keep_model and not record.artifacts.get("model"):
         return False
-    return not job.evaluation.time or (bool(record.latency) and _is_same_hardware(record, job, device_type))
+    return not job.evaluation.time or (bool(record.latency) and _is_same_device_type(record, job, device_type))
 
 
-def _is_same_hardware(record: Record, job: Job, device_type: str) -> bool:
-    """Return whether the latency was measured on such a device as the job would use, with as many threads."""
+def _is_same_device_type(record: Record, job: Job, device_type: str) -> bool:
+    """Return whether the latency was measured on the same type of device and, on a CPU, with as many threads."""
     on_gpu = "cuda" in record.environment
     if device_type == "cuda" or on_gpu:
         return device_type == "cuda" and on_gpu

@@ -99,14 +99,14 @@ class AMINet(nn.Module):
         resized = [F.interpolate(x, stages[0].shape[2:], mode="bilinear", align_corners=True) for x in stages]
         return torch.cat([F.avg_pool2d(x, 3, 1, 1) for x in resized], dim=1)
 
-    def centres(self, semantic: Tensor) -> Tensor:
+    def centers(self, semantic: Tensor) -> Tensor:
         x = torch.cat([self.cls_token.expand(len(semantic), -1, -1), semantic + self.pos_embed], dim=1)
         for block in self.auxiliary:
             x = block(x)
         return self.norm_auxi(x[:, : self.clusters])
 
-    def distances(self, semantic: Tensor, centres: Tensor) -> Tensor:
-        return discrepancy(semantic + self.pos_embed, centres)  # (b, n, clusters)
+    def distances(self, semantic: Tensor, centers: Tensor) -> Tensor:
+        return discrepancy(semantic + self.pos_embed, centers)  # (b, n, clusters)
 
     def inpaint(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Map tokens (b, n, width) and mask (b, n), True if hidden, to restored features (b, channels, 64, 64)."""
@@ -120,16 +120,16 @@ class AMINet(nn.Module):
         """Return the losses; gradients are computed for the backbone as well, as in the authors' training."""
         features = self.features(images)
         semantic = self.auxi_embed(features)
-        centres = self.centres(semantic)
+        centers = self.centers(semantic)
         restored = self.inpaint(self.patch_embed(features), mask)
         mse = (restored - features).square().mean()
         cosine = (1 - F.cosine_similarity(patches(restored), patches(features), dim=2)).mean()
-        intra = self.distances(semantic, centres).amin(dim=2).mean()
+        intra = self.distances(semantic, centers).amin(dim=2).mean()
         inter = 0.0
         for i in range(self.clusters):
             for j in range(self.clusters):
                 if i != j:
-                    inter = inter + discrepancy(centres[:, i : i + 1], centres[:, j : j + 1]).mean()
+                    inter = inter + discrepancy(centers[:, i : i + 1], centers[:, j : j + 1]).mean()
         inter = inter / (self.clusters * (self.clusters - 1))
         total = mse + 5 * cosine + intra - 0.1 * inter
         return {"total": total, "mse": mse, "cosine": cosine, "intra": intra, "inter": inter}
@@ -138,7 +138,7 @@ class AMINet(nn.Module):
         """Return scores (b,) and maps (b, h, w)."""
         features = self.features(images)
         tokens, semantic = self.patch_embed(features), self.auxi_embed(features)
-        distances, clusters = self.distances(semantic, self.centres(semantic)).min(dim=2)
+        distances, clusters = self.distances(semantic, self.centers(semantic)).min(dim=2)
         restored = self.inpaint(tokens, adaptive_mask(distances, clusters, self.clusters))
         difference = (features - restored).square().mean(dim=1)
         cosine = 1 - F.cosine_similarity(features, restored, dim=1)

@@ -1,26 +1,31 @@
 """The layout that most inspection data sets share: `<category>/{train,test,ground_truth}/<defect>/<image>`.
 
-No image is opened. Folders are searched to a fixed depth, so links to a parent folder are harmless. Hidden files and
-files without an image extension are skipped.
+No image is opened. Subfolders of the folder of a defect are read as well. What lies in the three folders and is not
+used is counted and named in a warning.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
-log = logging.getLogger(__name__)
-
-EXTENSIONS = frozenset(
-    (".bmp", ".dib", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif")
-) | {".tiff", ".webp"}
-
-
-FindMasks = Callable[[Path, str], dict[str, tuple[Path, ...]]]
-"""Function of (folder of a category, defect): the mask files by the stem of their image, with or without "_mask"."""
+from .files import (
+    absolute,
+    all_files,
+    check_root,
+    describe_folder,
+    image_files,
+    is_image,
+    join_names,
+    log,
+    nfc,
+    relative_stem,
+    subfolders,
+)
+from .masks import FindMasks, MatchedMasks, match_masks, split_masks_beside
 
 
 class Counts(NamedTuple):
@@ -34,28 +39,28 @@ class Counts(NamedTuple):
         return f"{self.train} training, {self.good} good test and {self.defective} defective test images"
 
 
-def check_root(root: Path, title: str, hint: str) -> None:
-    """Raise BenchError, ending with `hint`, unless `root` is a folder."""
-    if not root.exists():
-        raise BenchError(f"{title} needs its folder; {root} does not exist. {hint}")
-    if not root.is_dir():
-        raise BenchError(f"{title} needs a folder; {root} is a file. {hint}")
+class Folders(NamedTuple):
+    """How a data set names its folders.
+
+    Attributes:
+        good: names of the folders of good images, in lower case.
+        images: folder of the images within the folder of each defect; "" if they are directly in it or in subfolders.
+        masks: finds the masks; None if they are in `ground_truth/<defect>/` or beside their images.
+        need_test: whether a category without test images is skipped.
+    """
+
+    good: tuple[str, ...] = (GOOD,)
+    images: str = ""
+    masks: FindMasks | None = None
+    need_test: bool = True
 
 
-def mvtec_masks(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
-    """Return the masks in the layout of MVTec AD: `ground_truth/<defect>/<stem>_mask.*` or `<stem>.*`."""
-    return {path.stem: (path,) for path in image_files(folder / "ground_truth" / defect)}
+USUAL = Folders()
+"""The folders of MVTec AD."""
 
 
 def list_official(
-    root: Path,
-    title: str,
-    counts: Mapping[str, Counts],
-    hint: str,
-    *,
-    good: str = GOOD,
-    image_folder: str = "",
-    masks: FindMasks = mvtec_masks,
+    root: Path, title: str, counts: Mapping[str, Counts], hint: str, folders: Folders = USUAL
 ) -> list[Sample]:
     """List a published data set. Logs a warning if categories are missing or counts differ from the official ones.
 
@@ -64,22 +69,23 @@ def list_official(
         title: name of the data set in messages.
         counts: the official counts by category.
         hint: how to get the data set; the end of every error.
-        good: name of the folders of good images.
-        image_folder: folder of the images within the folder of each defect; "" if they are directly in it.
-        masks: finds the masks.
+        folders: how it names its folders.
 
     Raises:
         BenchError: no category exists, or none has training and test images.
     """
     check_root(root, title, hint)
-    is_category = root.resolve().name in counts and (root / "train").is_dir()
-    present = [root.resolve()] if is_category else [path for path in subfolders(root) if path.name in counts]
+    root = absolute(root)
+    # A link may have any name, so the name of the folder that it leads to counts as well.
+    is_category = {root.name, root.resolve().name} & counts.keys() and (root / "train").is_dir()
+    single = root if root.name in counts else root.resolve()
+    present = [single] if is_category else [path for path in subfolders(root) if path.name in counts]
     if not present:
         raise BenchError(
             f"{title} needs a folder per category ({join_names(sorted(counts))}); {root} has none of them, it has "
             f"{describe_folder(root)}. {hint}"
         )
-    samples = list_categories(present, title, hint, good=good, image_folder=image_folder, masks=masks)
+    samples = list_categories(present, title, hint, folders)
     warn_count_mismatch(samples, title, counts)
     return samples
 
@@ -112,30 +118,24 @@ def warn_unused_split(samples: list[Sample], title: str, split: str) -> None:
         log.warning("%s: %s/ is not used (%s); methods are fitted on train/ only.", title, split, join_names(unused))
 
 
-def list_categories(
-    folders: Iterable[Path],
-    title: str,
-    hint: str,
-    *,
-    good: str = GOOD,
-    image_folder: str = "",
-    masks: FindMasks = mvtec_masks,
-) -> list[Sample]:
+def list_categories(categories: Iterable[Path], title: str, hint: str, folders: Folders) -> list[Sample]:
     """List several categories, sorted by name. One without training or test images is skipped with a warning.
 
     Raises:
-        BenchError: no category has training and test images.
+        BenchError: no category has the images that it needs.
     """
     samples: list[Sample] = []
     incomplete: list[str] = []
-    for folder in sorted(folders, key=lambda path: path.name):
-        members = list_category(folder, good=good, image_folder=image_folder, masks=masks)
-        missing = {"train", "test"} - {sample.split for sample in members}
+    for folder in sorted(categories, key=lambda path: path.name):
+        members = list_category(folder, folders)
+        needed = {"train", "test"} if folders.need_test else {"train"}
+        missing = needed - {sample.split for sample in members}
         if not missing:
             samples += members
         else:
-            places = " and ".join({"train": f"train/{good}/", "test": "test/*/"}[split] for split in sorted(missing))
-            incomplete.append(f"{folder.name} (none in {places})")
+            places = {"train": f"train/{folders.good[0]}/", "test": "test/*/"}
+            names = " and ".join(places[split] for split in sorted(missing))
+            incomplete.append(f"{folder.name} (none in {names})")
     if not samples:
         raise BenchError(f"{title} needs training and test images; missing in {join_names(incomplete)}. {hint}")
     if incomplete:
@@ -143,103 +143,132 @@ def list_categories(
     return samples
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """Return the subfolders, sorted by name, without hidden ones; none if the folder does not exist."""
-    return [path for path in _entries(folder) if path.is_dir()]
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the images directly in a folder, sorted by name; none if the folder does not exist.
-
-    Raises:
-        BenchError: two images have the same stem, so their masks would be ambiguous.
-    """
-    # A broken link is listed, so that reading it fails with an error instead of silently dropping an image.
-    candidates = [path for path in _entries(folder) if path.suffix.lower() in EXTENSIONS]
-    images = [path for path in candidates if path.is_file() or (path.is_symlink() and not path.is_dir())]
-    by_stem: dict[str, Path] = {}
-    for path in images:
-        if path.stem in by_stem:
-            raise BenchError(
-                f"Images in one folder must have different names without extension; {folder} has both "
-                f"{by_stem[path.stem].name} and {path.name}. Rename or remove one of them."
-            )
-        by_stem[path.stem] = path
-    return images
-
-
-def list_category(
-    folder: Path, *, good: str = GOOD, image_folder: str = "", masks: FindMasks = mvtec_masks
-) -> list[Sample]:
+def list_category(folder: Path, folders: Folders = USUAL) -> list[Sample]:
     """List one category: training before test images, each sorted by defect and file name.
 
-    Logs a warning for defective images in train/, for masks without image and for images without mask.
+    Logs a warning for defective images in train/, for masks without image, for images without mask, and for other
+    files that are not used.
 
     Args:
         folder: folder with `train/` and `test/`; its name is the category.
-        good: name of the folders of good images.
-        image_folder: folder of the images within the folder of each defect; "" if they are directly in it.
-        masks: finds the masks.
+        folders: how the data set names its folders.
     """
-    defective = [
-        path.name
-        for path in subfolders(folder / "train")
-        if path.name.lower() != good and image_files(path / image_folder)
-    ]
-    if defective:
+    train, test = (_DefectFolders(folder, split, folders) for split in ("train", "test"))
+    if train.defective:
+        names = [path.name for path in train.defective]
         log.warning("%s: images of train/ outside '%s' are not used, because methods are fitted on good images only: "
-                    "%s.", folder.name, good, join_names(defective))  # fmt: skip
-    train = [_sample(folder, "train", path) for path in _good_images(folder / "train", good, image_folder)]
-    test: list[Sample] = []
-    unused_masks: list[str] = []
-    defects = {path.name for top in ("test", "ground_truth") for path in subfolders(folder / top)}
-    for defect in sorted(defect for defect in defects if defect.lower() != good):
-        remaining = masks(folder, defect)
-        for image in image_files(folder / "test" / defect / image_folder):
-            image_masks = remaining.pop(f"{image.stem}_mask", ()) or remaining.pop(image.stem, ())
-            test.append(_sample(folder, "test", image, defect, image_masks))
-        unused_masks += [f"{defect}/{path.name}" for paths in remaining.values() for path in paths]
-    if unused_masks:
-        log.warning("%s: %d masks have no image and are not used: %s.",
-                    folder.name, len(unused_masks), join_names(unused_masks))  # fmt: skip
-    unmasked = [f"{sample.defect}/{sample.image.name}" for sample in test if not sample.masks]
-    if 0 < len(unmasked) < len(test):
+                    "%s.", folder.name, folders.good[0], join_names(names))  # fmt: skip
+    samples = [
+        _sample(folder, "train", image, place / folders.images) for place in train.good for image in train.images[place]
+    ]
+    samples += [
+        _sample(folder, "test", image, place / folders.images) for place in test.good for image in test.images[place]
+    ]
+    unused: list[Path] = []
+    defective: list[Sample] = []
+    for place in test.defective:
+        matched = _find_masks(folder, place, test, folders)
+        unused += matched.unused
+        for image in test.images[place]:
+            masks = matched.by_image.get(relative_stem(image, place / folders.images), ())
+            defective.append(_sample(folder, "test", image, place / folders.images, place.name, masks))
+    with_images = {path.name for path in test.defective}
+    for path in subfolders(folder / "ground_truth"):
+        if path.name not in with_images and path.name.lower() not in folders.good:
+            unused += split_masks_beside(path)[0]  # masks of a defect without images
+    if unused:
+        paths = [path.relative_to(folder).as_posix() for path in unused]
+        log.warning("%s: %d masks have no image and are not used: %s.", folder.name, len(paths), join_names(paths))
+    unmasked = [f"{sample.defect}/{sample.image.name}" for sample in defective if not sample.masks]
+    if 0 < len(unmasked) < len(defective):
         log.warning("%s: %d of %d defective images have no mask and count for the image metrics only: %s.",
-                    folder.name, len(unmasked), len(test), join_names(unmasked))  # fmt: skip
-    good_test = [_sample(folder, "test", path) for path in _good_images(folder / "test", good, image_folder)]
-    samples = train + good_test + test
-    return sorted(samples, key=lambda sample: (sample.split == "test", sample.defect, sample.image.name))
+                    folder.name, len(unmasked), len(defective), join_names(unmasked))  # fmt: skip
+    samples += defective
+    if not folders.images and folders.masks is None:
+        reported = {*unused, *(image for place in train.defective for image in train.images[place])}
+        _warn_unused_files(folder, samples, reported)
+    check_unique(samples)
+    return sorted(samples, key=lambda sample: (sample.split == "test", sample.defect, sample.folder, sample.image.name))
 
 
-def _good_images(split_folder: Path, good: str, image_folder: str) -> list[Path]:
-    """Return the good images of a split; the name of their folder may be in upper case."""
-    folders = [path for path in subfolders(split_folder) if path.name.lower() == good]
-    return [image for path in folders for image in image_files(path / image_folder)]
+def check_unique(samples: Iterable[Sample]) -> None:
+    """Raise BenchError if two samples have one id."""
+    by_id: dict[str, Sample] = {}
+    for sample in samples:
+        other = by_id.setdefault(sample.id, sample)
+        if other is not sample:
+            raise BenchError(
+                f"Images of one category and label must have different paths; {other.image} and {sample.image} "
+                f"are both {sample.id}. Rename one of them."
+            )
 
 
-def _sample(folder: Path, split: Split, image: Path, defect: str = GOOD, masks: tuple[Path, ...] = ()) -> Sample:
-    return Sample(image, folder.name, split, defect, masks)
+class _DefectFolders:
+    """The folders of defect types of one split that have images, their images, and the masks beside these."""
+
+    def __init__(self, folder: Path, split: str, folders: Folders) -> None:
+        self.images: dict[Path, list[Path]] = {}
+        self.masks_beside: dict[Path, list[Path]] = {}
+        for path in subfolders(folder / split):
+            images, masks = (image_files(path / folders.images), []) if folders.images else split_masks_beside(path)
+            if images:
+                self.images[path], self.masks_beside[path] = images, masks
+        self.good = [path for path in self.images if path.name.lower() in folders.good]
+        self.defective = [path for path in self.images if path.name.lower() not in folders.good]
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Return the entries of a folder, sorted by name, without hidden ones; none if the folder does not exist."""
-    try:
-        if not folder.is_dir():
-            return []
-        return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
-    except OSError as error:
-        raise BenchError(
-            f"The folders of a data set must be readable; {folder} is not ({error.strerror}). Change its permissions."
-        ) from error
+def _find_masks(folder: Path, place: Path, test: _DefectFolders, folders: Folders) -> MatchedMasks:
+    """Return the masks of the images of one defect: those of the data set's own rule, of ground_truth/, or beside."""
+    images = test.images[place]
+    if folders.masks is not None:
+        by_image = folders.masks(folder, place.name)
+        stems = {relative_stem(image, place / folders.images) for image in images}
+        unused = [path for stem, paths in by_image.items() if stem not in stems for path in paths]
+        return MatchedMasks(by_image, unused)
+    mask_folder = next(
+        (path for path in subfolders(folder / "ground_truth") if nfc(path.name) == nfc(place.name)), None
+    )
+    matched = MatchedMasks({}, [])
+    if mask_folder is not None:
+        masks = [path for path in all_files(mask_folder) if is_image(path)]
+        for path in (*{path.parent for path in masks}, mask_folder):
+            image_files(path)  # raises if two masks have one stem
+        matched = match_masks(place, images, mask_folder, masks)
+    beside = match_masks(place, images, place, test.masks_beside[place])
+    unused = [*matched.unused, *beside.unused]
+    # An image with masks in ground_truth/ needs none beside it.
+    unused += [path for key in beside.by_image.keys() & matched.by_image.keys() for path in beside.by_image[key]]
+    return MatchedMasks({**beside.by_image, **matched.by_image}, unused)
 
 
-def describe_folder(folder: Path) -> str:
-    """Return the names in a folder for a message."""
-    names = [path.name + "/" * path.is_dir() for path in _entries(folder)]
-    return join_names(names) if names else "no files"
+def _warn_unused_files(folder: Path, samples: list[Sample], reported: set[Path]) -> None:
+    """Log a warning with the files below train/, test/ and ground_truth/, and the other folders, that are not used."""
+    used = {path for sample in samples for path in (sample.image, *sample.masks)} | reported
+    tops = [folder / name for name in ("train", "test", "ground_truth")]
+    rest = [path for top in tops for path in all_files(top) if path not in used]
+    others = [path for path in rest if not is_image(path)]
+    images = [path for path in rest if is_image(path)]
+    parts = []
+    if images:
+        parts.append(f"{len(images)} images: {join_names(path.relative_to(folder).as_posix() for path in images)}")
+    if others:
+        extensions = Counter(path.suffix.lower() or "no extension" for path in others)
+        counted = ", ".join(f"{count} {extension}" for extension, count in sorted(extensions.items()))
+        names = join_names(path.relative_to(folder).as_posix() for path in others)
+        parts.append(f"{len(others)} files without the extension of an image ({counted}): {names}")
+    loose = image_files(folder)
+    if loose:
+        parts.append(f"{len(loose)} images beside train/ and test/: {join_names(path.name for path in loose)}")
+    splits = {path.name: sum(map(is_image, all_files(path))) for path in subfolders(folder) if path not in tops}
+    if any(splits.values()):
+        parts.append("folders: " + join_names(f"{name}/ ({count} images)" for name, count in splits.items() if count))
+    if parts:
+        log.warning("%s: not used are %s.", folder.name, "; ".join(parts))
 
 
-def join_names(names: list[str], maximum: int = 6) -> str:
-    """Join names with commas; beyond the maximum, only their number is given."""
-    rest = f" and {len(names) - maximum} more" if len(names) > maximum else ""
-    return ", ".join(names[:maximum]) + rest
+def _sample(  # noqa: PLR0917  as the fields of Sample
+    folder: Path, split: Split, image: Path, place: Path, defect: str = GOOD, masks: tuple[Path, ...] = ()
+) -> Sample:
+    """Return a sample. `place` is the folder of the images of its defect type."""
+    subfolder = image.parent.relative_to(place).as_posix()
+    return Sample(image, nfc(folder.name), split, nfc(defect), masks, nfc(subfolder.removeprefix(".")))

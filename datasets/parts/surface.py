@@ -33,7 +33,7 @@ class Surface:
 
     Attributes:
         color: (3, 256, 256) reflectance for red, green and blue light, in [0, 1].
-        height: (256, 256) height towards the camera, in pixels.
+        height: (256, 256) height toward the camera, in pixels.
         gloss: (256, 256) strength of the highlight, in [0, 1].
     """
 
@@ -47,7 +47,7 @@ class Camera:
     """One exposure of a fixed camera with random variation of lamp and sensor.
 
     Attributes:
-        lamp: (3,) unit vector to the lamp: right, down, towards the camera.
+        lamp: (3,) unit vector to the lamp: right, down, toward the camera.
         brightness: (3, 256, 256) illumination per color and pixel, about 1.
         grain: (3, 256, 256) standard normal noise of the sensor.
         noise: standard deviation of the noise at brightness 1.

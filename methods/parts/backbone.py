@@ -44,22 +44,31 @@ class Backbone(nn.Module):
     std: Tensor
 
     def __init__(
-        self, tag: str, stages: Sequence[int], folder: Path | None, *, seed: int, precision: Precision = "float32"
+        self,
+        tag: str,
+        stages: Sequence[int],
+        folder: Path | None,
+        *,
+        seed: int,
+        precision: Precision = "float32",
+        size: tuple[int, int] | None = None,
     ) -> None:
         """Create the network and load its weights.
 
         Args:
-            tag: timm's name of architecture and weights, as "wide_resnet50_2.tv_in1k".
+            tag: timm's name of architecture and weights, for example "wide_resnet50_2.tv_in1k".
             stages: indices of the feature maps, ascending, as timm counts them; in a ResNet 0 is the stem, and 1 to 4
                 are layer1 to layer4.
             folder: of the user's own weights, searched first; or None.
             seed: of random weights.
             precision: of weights and feature maps; images are normalized in float32 in any case.
+            size: height and width of the images, for networks of a fixed input size such as ViT; None: that size.
         """
         super().__init__()
         self.weights = find_weights(tag, folder)
         architecture = architecture_name(tag)
-        self.network = _create_network(architecture, tuple(stages), seed)
+        self.network = _create_network(architecture, tuple(stages), seed, size)
+        self._has_channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # Swin
         self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.network.feature_info.reduction())
         is_random = self.weights.source == "random"
@@ -80,7 +89,8 @@ class Backbone(nn.Module):
     @classmethod
     def from_setup(cls, tag: str, stages: Sequence[int], setup: Setup) -> "Backbone":
         """Create a backbone with weights folder, seed, precision, device and compilation of the setup."""
-        backbone = cls(tag, stages, setup.weights, seed=setup.seed, precision=setup.precision).to(setup.device)
+        backbone = cls(tag, stages, setup.weights, seed=setup.seed, precision=setup.precision, size=setup.size)
+        backbone = backbone.to(setup.device)
         backbone.network = with_compiled_methods(backbone.network, setup, "forward")
         backbone.identity += " compiled" if setup.compile else ""  # which rounds differently
         return backbone
@@ -94,6 +104,8 @@ class Backbone(nn.Module):
         """Return one feature map (b, c, h / stride, w / stride) per stage of (b, 3, h, w) RGB in [0, 1]."""
         normalized = (images.float() - self.mean) / self.std
         features: list[Tensor] = self.network(normalized.to(self._dtype, memory_format=torch.channels_last))
+        if self._has_channels_last:
+            return [stage.permute(0, 3, 1, 2) for stage in features]  # (b, h, w, c) -> (b, c, h, w)
         return features
 
 
@@ -107,6 +119,8 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
     if weights.source.startswith("package"):
         tensors = _rename_efficientnet(tensors)
     tensors = {re.sub(r"^features\.(\d+)", r"features_\1", key): value for key, value in tensors.items()}  # VGG
+    if type(network).__name__ == "FeatureGetterNet":  # timm wraps networks without a feature pyramid
+        tensors = {f"model.{key}": value for key, value in tensors.items()}
     state = network.state_dict()
     counters = {key for key in state if key.endswith("num_batches_tracked")}  # not in old files; eval needs none
     missing = sorted(state.keys() - tensors.keys() - counters)
@@ -125,20 +139,56 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
                 first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)
 
 
-def _create_network(architecture: str, stages: tuple[int, ...], seed: int) -> Any:
-    """Return timm's feature extractor with random weights from `seed`; the global generator is left unchanged."""
+def _create_network(architecture: str, stages: tuple[int, ...], seed: int, size: tuple[int, int] | None = None) -> Any:
+    """Return timm's feature extractor with random weights from `seed`; the global generator is left unchanged.
+
+    A network of a fixed input size (ViT, DeiT, EVA-02, Swin, Mixer) is created for images of `size`, if possible with
+    the weights of its own size: position embeddings are then interpolated.
+
+    Raises:
+        BenchError: timm has no such stages, gives no feature maps of the architecture, or not at that size.
+    """
     if not stages or stages[0] < 0 or list(stages) != sorted(set(stages)):
         raise BenchError(f"The stages of a backbone must be one or more ascending integers >= 0, got {stages}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            network: Any = timm.create_model(architecture, features_only=True, out_indices=stages)
-        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-            raise BenchError(f"timm has no stages {stages} of '{architecture}': {error}. Choose others.") from error
+    variants: tuple[dict[str, Any], ...] = ({},)
+    if size is not None and getattr(pretrained_cfg(architecture), "fixed_input_size", False):
+        variants = ({"dynamic_img_size": True}, {"img_size": size}, {})
+    errors: list[Exception] = []
+    for variant in variants:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                network: Any = timm.create_model(architecture, features_only=True, out_indices=stages, **variant)
+                if size is not None and len(variants) > 1:
+                    _check_maps(network.eval(), size)
+                break
+            except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                errors.append(error)
+    else:
+        reason = " ".join(str(max(errors, key=lambda error: not isinstance(error, TypeError))).split())
+        of_size = f" for images of {size[0]} x {size[1]}" if size is not None and len(variants) > 1 else ""
+        raise BenchError(
+            f"timm must have the stages {stages} of '{architecture}' as feature maps{of_size}; it has not: "
+            f"{reason.rstrip('.')}. Choose other stages or another size, or a network such as wide_resnet50_2.tv_in1k, "
+            f"vit_small_patch16_224.augreg_in21k or swin_tiny_patch4_window7_224.ms_in1k."
+        ) from errors[-1]
     kind, _, last = network.feature_info.module_name()[-1].partition(".")
-    if kind == "blocks" and last.isdigit():  # EfficientNets would also compute the blocks after the last stage
+    if (
+        kind == "blocks" and last.isdigit() and hasattr(network, "blocks")
+    ):  # EfficientNets would also compute the blocks after the last stage
         network.blocks = network.blocks[: int(last) + 1]
     return network
+
+
+@torch.no_grad()
+def _check_maps(network: Any, size: tuple[int, int]) -> None:
+    """Raise an error unless the network gives a map of its channels per stage for images of `size`."""
+    maps = network(torch.zeros(1, 3, *size))
+    is_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+    shapes = [tuple(stage.shape) for stage in maps]
+    channels = [shape[-1 if is_last else 1] for shape in shapes if len(shape) == 4]
+    if channels != list(network.feature_info.channels()):
+        raise RuntimeError(f"its stages have the shapes {', '.join(map(str, shapes))}, not (1, channels, h, w)")
 
 
 @torch.no_grad()

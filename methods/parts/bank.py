@@ -11,7 +11,7 @@ TILE = 1024
 """Rows of the bank per matrix product."""
 
 N_RERANKED = 8
-"""Neighbors found in half precision whose distances are computed again in float32."""
+"""Neighbors returned by the search in half precision whose distances are computed again in float32."""
 
 MIN_PROJECTED_ROWS = 2048
 """Rows of a bank from which the search in projected dimensions is faster."""
@@ -124,9 +124,10 @@ class MemoryBank:
 def nearest_neighbors(queries: Tensor, bank: MemoryBank, count: int) -> tuple[Tensor, Tensor]:
     """Return squared Euclidean distances (n, k) to the nearest rows, ascending, and the indices of the rows (n, k).
 
-    The search uses matrix products, first in projected dimensions if the bank has them. The distances of the rows found
-    are then computed from differences, so there is no cancellation and hardly any dependence on the other images of the
-    batch. In half precision more rows than `count` are found, and the nearest by float32 distances are returned.
+    The search uses matrix products, first in projected dimensions if the bank has them. The distances of the returned
+    rows are then computed from differences, so there is no cancellation and hardly any dependence on the other images
+    of the batch. In half precision the search returns more rows than `count`, and those nearest by float32 distances
+    are the result.
 
     Args:
         queries: (n, d), minus the bank's center.

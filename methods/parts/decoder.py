@@ -10,8 +10,8 @@ class Decoder(nn.Module):
     """Maps feature maps to images: four stages of two 3 x 3 convolutions without bias and ReLU, then one more to RGB.
 
     The first two stages end with a bilinear upsampling by 2 (align_corners=True); the output is resized to `size`
-    (h, w) if the stride of the features is not 4. Source: AMI-Net's code [C]; that the second convolution of a stage
-    keeps the width of the first is our reading [I].
+    (h, w) if the stride of the features is not 4. Source: AMI-Net's code; that the second convolution of a stage keeps
+    the width of the first is our reading.
     """
 
     def __init__(self, channels: int, size: tuple[int, int]) -> None:

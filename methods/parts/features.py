@@ -21,8 +21,8 @@ def fuse(stages: Sequence[Tensor], *, average_pool: bool = False) -> Tensor:
     """Concatenate stage maps (b, c_i, h_i, w_i) to (b, sum of c_i, h_0, w_0), channels last in memory.
 
     Each stage is resized bilinearly to the grid of the first one (align_corners=True). `average_pool` then takes the
-    mean of 3 x 3 features including zero padding, so a border is scaled by 2/3 and a corner by 4/9 [C, AMI-Net]. Both
-    operations are linear and separable, so each stage costs two small matrix products.
+    mean of 3 x 3 features including zero padding, so a border is scaled by 2/3 and a corner by 4/9 (AMI-Net's code).
+    Both operations are linear and separable, so each stage costs two small matrix products.
     """
     rows, columns = stages[0].shape[2:]
     return torch.cat([_resize(stage, rows, columns, average_pool) for stage in stages], dim=3).permute(0, 3, 1, 2)

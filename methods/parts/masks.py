@@ -92,7 +92,7 @@ def adaptive_mask(distances: Tensor, clusters: Tensor, *, count: int, lambda_: f
 
     A cluster hides the members whose distance is at least mean + lambda_ * std of its members' distances (std with
     Bessel's correction). A single member is never hidden; members with equal distances are all hidden, because of `>=`
-    [C].
+    (authors' code).
 
     Args:
         distances: (b, n) of each token to the center of its cluster.

@@ -1,9 +1,9 @@
 """MFRNet's restoration network, our reading: hybrid transformer blocks in a U, applied once per crossed mask.
 
 Known from the paper (Wang et al., arXiv 2404.13273): hidden parts of a feature map are restored by a transformer, in
-passes with complementary masks [A]; its unit is called hybrid transformer block [F]. We assume that this is the block
-of the Defect Transformer by the same authors (arXiv 2207.08319), whose abstract names the three parts of `HybridBlock`.
-All else is our reading [I].
+passes with complementary masks (abstract); its unit is called hybrid transformer block (caption of a figure). We assume
+that this is the block of the Defect Transformer by the same authors (arXiv 2207.08319), whose abstract names the three
+parts of `HybridBlock`. All else is our reading.
 
 Maps have the shape (b, h, w, c) inside, so an operation on single features is a linear layer without copies.
 """
@@ -40,7 +40,7 @@ class MultiPoolingAttention(nn.Module):
     """Attention of every feature to the map pooled to several grids at once, so that few keys cover the whole map.
 
     pools: sides of the grids; a grid that is larger than the map is the map itself. A depthwise convolution per grid is
-    added to it, and one LayerNorm is applied to all of them [I].
+    added to it, and one LayerNorm is applied to all of them (our reading).
     """
 
     def __init__(self, width: int, heads: int, pools: Sequence[int]) -> None:

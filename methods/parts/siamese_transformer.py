@@ -1,6 +1,6 @@
 """ST-MAE's network: each half of an image's patches is restored from the other half.
 
-Source: the re-implementation TSTB-dev/ST-MAE at a8afa00 [R]. Differences from it [I]: queries, keys and values have a
+Source: the re-implementation TSTB-dev/ST-MAE at a8afa00. Our differences from it: queries, keys and values have a
 bias, and the output has one bias per value of a patch instead of one per channel.
 """
 
@@ -49,8 +49,8 @@ class SiameseTransformer(nn.Module):
             decoder_depth: blocks of the decoder.
             decoder_heads: of its attention; must divide `decoder_width`.
             joint: the decoder's attention covers both halves; False decodes them separately.
-            slot_order: slots stay in their order instead of being moved to their positions [R].
-            shared_norm: the blocks of each stack share one LayerNorm [R].
+            slot_order: slots stay in their order instead of being moved to their positions (re-implementation).
+            shared_norm: the blocks of each stack share one LayerNorm (re-implementation).
 
         Raises:
             BenchError: if a number of heads does not divide its width.

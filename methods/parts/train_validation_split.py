@@ -1,4 +1,4 @@
-"""Validation images to choose the best epoch by, split off the training images as in RIAD's re-implementation [R]."""
+"""Validation images to choose the best epoch by, split off the training images as in RIAD's re-implementation."""
 
 import torch
 from torch import Generator, Tensor

@@ -16,7 +16,7 @@ class UNet(nn.Module):
     convolution doubles it, and the encoder's output at that size is concatenated. With width 64 there are 28,800,835
     parameters.
 
-    Source: plutoyuxie's re-implementation of RIAD, models/unet.py [R]. Its convolutions have a bias before each batch
+    Source: plutoyuxie's re-implementation of RIAD, models/unet.py. Its convolutions have a bias before each batch
     norm, which has no effect; here they have none.
     """
 

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, by_benchmark
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, by_benchmark, title_with_selection
 from bench.identity import sweep_key
 from bench.report import Block, Section, Table, TableCell
 
 from .published import TABLES
-from .tables import ranked, value_cell
+from .tables import rank_cells, value_cell
 
 _FIGURE9 = "Fig. 9: ablations of AMI-Net, MVTec AD"
 _PAPER_STATEMENTS = (
@@ -53,10 +53,15 @@ def find_ablations(members: Iterable[Group]) -> list[Ablation]:
         if len(points) > 1:
             ordered = tuple(sorted(points.values(), key=lambda point: _sort_key(point[0])))
             first = ordered[0][1]
-            oracle = " (oracle)" if first.selection == "oracle" else ""
-            ablations.append(Ablation(f"{first.first.run.title}{oracle}", setting, ordered))
-    named = [replace(each, title=each.title + _fixed_values(each, ablations)) for each in ablations]
-    return sorted(named, key=lambda each: (list(each.points[0][1].first.run.settings).index(each.setting), each.title))
+            title = title_with_selection(first.first.run.title, first.selection)
+            ablations.append(Ablation(title, setting, ordered))
+    unique = [replace(ablation, title=ablation.title + _fixed_values(ablation, ablations)) for ablation in ablations]
+    return sorted(unique, key=_setting_and_title)
+
+
+def _setting_and_title(ablation: Ablation) -> tuple[int, str]:
+    """Sort by the position of the setting in the settings of the method, then by title."""
+    return list(ablation.points[0][1].first.run.settings).index(ablation.setting), ablation.title
 
 
 def _fixed_key(group: Group, setting: str) -> str:
@@ -71,10 +76,10 @@ def _fixed_key(group: Group, setting: str) -> str:
 
 def _fixed_values(ablation: Ablation, ablations: Sequence[Ablation]) -> str:
     """Return the values of the other ablated settings, if a grid of settings gives several ablations of this one."""
-    similar = [each for each in ablations if (each.title, each.setting) == (ablation.title, ablation.setting)]
+    similar = [other for other in ablations if (other.title, other.setting) == (ablation.title, ablation.setting)]
     if len(similar) == 1:
         return ""
-    settings = sorted({each.setting for each in ablations if each.title == ablation.title} - {ablation.setting})
+    settings = sorted({other.setting for other in ablations if other.title == ablation.title} - {ablation.setting})
     run = ablation.points[0][1].first.run
     return "".join(f", {name}={run.settings[name]}" for name in settings)
 
@@ -102,13 +107,13 @@ def figure9_section(members: Iterable[Group]) -> Section:
 
 def ablation_tables(members: Sequence[Group]) -> list[Table]:
     """Return one table per ablation, by benchmark."""
-    return [_table(each) for groups in by_benchmark(members).values() for each in find_ablations(groups)]
+    return [_table(ablation) for groups in by_benchmark(members).values() for ablation in find_ablations(groups)]
 
 
 def _table(ablation: Ablation) -> Table:
     groups = [group for _, group in ablation.points]
-    columns = [ranked([value_cell(group, MEAN, metric) for group in groups]) for metric in METRICS]
-    columns.append(ranked([value_cell(group, MEAN, LATENCY) for group in groups], lowest=True))
+    columns = [rank_cells([value_cell(group, MEAN, metric) for group in groups]) for metric in METRICS]
+    columns.append(rank_cells([value_cell(group, MEAN, LATENCY) for group in groups], lowest=True))
     rows: list[Sequence[str | TableCell]] = [
         (str(value), *(column[i] for column in columns)) for i, (value, _) in enumerate(ablation.points)
     ]

@@ -72,7 +72,9 @@ def _section(group: Group, store: Store) -> Section:
     if without_soft_masks:
         notes.append(f"No bilinearly resized masks are stored for: {'; '.join(without_soft_masks)}.")
     if group.first.run.resolution == "original":
-        notes.append("Exact values are at input size here, because maps are stored so; the record is at original size.")
+        notes.append(
+            "Exact values are at input size in this table, because maps are stored so; the record is at original size."
+        )
     return Section(heading(group), (Table.from_rows("", _HEADER, rows), tuple(notes)))
 
 
@@ -85,9 +87,9 @@ def _row(variant: str, metric: str, by_category: dict[str, list[VariantResult]],
         )
         for category, results in by_category.items()
     ]
-    exact = float(np.mean([each.exact for each in differences]))
-    value = float(np.mean([each.variant for each in differences]))
-    largest = max(differences, key=lambda each: abs(each.value))
+    exact = float(np.mean([difference.exact for difference in differences]))
+    value = float(np.mean([difference.variant for difference in differences]))
+    largest = max(differences, key=lambda difference: abs(difference.value))
     is_zero = format_points(largest.value) == format_points(0)
     n_values = len(differences)
     fewer = f" (defined in {n_values} of {n_evaluated} categories)" if n_values < n_evaluated else ""

@@ -9,17 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from bench.evaluation.statistics import Ranking, rank, summarize_seeds
-from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, MeanStd, timed_devices, unique_names
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, MeanStd, groups_by_unique_name, timed_devices
 from bench.report import Figure
 
 from .ablations import find_ablations
-from .published import published_few_shot, published_timing
+from .published import published_few_shot, published_timings
 from .statistics_tables import METRIC, comparable_groups, values_by_category
 from .style import (
     BLACK,
-    GREY,
+    GRAY,
     MARKERS,
-    WARNING_COLOUR,
+    WARNING_COLOR,
     MethodStyle,
     finish_figure,
     label,
@@ -45,7 +45,7 @@ def speed_figure(benchmark: str, members: Sequence[Group], styles: Mapping[str, 
     title = "Speed against image AUROC"
     points = [
         (name, group, latency, auroc)
-        for name, group in unique_names(members).items()
+        for name, group in groups_by_unique_name(members).items()
         if (latency := group.mean_std(MEAN, LATENCY)) and (auroc := group.mean_std(MEAN, METRIC))
     ]
     if not points:
@@ -53,19 +53,20 @@ def speed_figure(benchmark: str, members: Sequence[Group], styles: Mapping[str, 
         return missing_figure("speed", benchmark, title, reason + rerun_command(members[0].first, "--time", "--force"))
     devices = {timed_devices(group) for _, group, _, _ in points}
     run = members[0].first.run
-    published = published_timing() if (run.dataset, run.protocol) == ("mvtec", "one-for-one") else []
+    published = published_timings() if (run.dataset, run.protocol) == ("mvtec", "one-for-one") else []
     with theme():
         figure, (axes,) = new_figure(7.2, 4.2)
         for name, _, latency, auroc in points:
             _speed_point(axes, name, styles[name], latency, auroc)
-        for index, (name, milliseconds, value) in enumerate(published):
-            style = styles.get(name, MethodStyle(BLACK, "s" if index else "o", "-"))
-            hollow: dict[str, Any] = {"marker": style.marker, "mfc": "none", "mec": style.colour, "ms": 9, "mew": 1.5}
-            axes.plot(milliseconds, value, ls="", label=label(f"{name}, published"), **hollow)
+        for index, timing in enumerate(published):
+            style = styles.get(timing.method, MethodStyle(BLACK, "s" if index else "o", "-"))
+            hollow: dict[str, Any] = {"marker": style.marker, "mfc": "none", "mec": style.color, "ms": 9, "mew": 1.5}
+            name = label(f"{timing.method}, published")
+            axes.plot(timing.latency_ms, timing.image_auroc, ls="", label=name, **hollow)
         if len(devices) == 1 and len(points) > 1:
             front = pareto_front([(latency.mean, 100 * auroc.mean) for _, _, latency, auroc in points])
             x, y = zip(*front, strict=True)
-            axes.step(x, y, where="post", color=GREY, lw=1, zorder=1, label="Pareto front, measured")
+            axes.step(x, y, where="post", color=GRAY, lw=1, zorder=1, label="Pareto front, measured")
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
         axes.margins(x=0.25, y=0.15)
@@ -90,7 +91,7 @@ def _speed_point(axes: Axes, name: str, style: MethodStyle, latency: MeanStd, au
         xerr=[[min(latency.std, 0.9 * latency.mean)], [latency.std]] if latency.std else None,
         yerr=100 * auroc.std if auroc.std else None,
         fmt=style.marker,
-        color=style.colour,
+        color=style.color,
         mec="white",
         mew=0.5,
         ms=9,
@@ -128,15 +129,17 @@ def kshot_figure(dataset: str, members: Sequence[Group], styles: Mapping[str, Me
         for index, (name, groups) in enumerate(lines.items()):
             shift = 1 + 0.015 * (index - len(lines) / 2)  # so that error bars do not cover each other
             summaries = [summarize_seeds(group.seed_means(group.categories, METRIC)) for group in groups]
-            means = np.array([100 * each.mean for each in summaries])
-            half = [100 * (each.interval.high - each.mean) if each.interval else np.nan for each in summaries]
-            single_seed = single_seed or any(each.interval is None for each in summaries)
+            means = np.array([100 * summary.mean for summary in summaries])
+            half = [
+                100 * (summary.interval.high - summary.mean) if summary.interval else np.nan for summary in summaries
+            ]
+            single_seed = single_seed or any(summary.interval is None for summary in summaries)
             x, style = [group.first.run.k * shift for group in groups], styles[name]
-            line: dict[str, Any] = {"ls": style.dash, "color": style.colour, "capsize": 3, "label": label(name)}
+            line: dict[str, Any] = {"ls": style.dash, "color": style.color, "capsize": 3, "label": label(name)}
             axes.errorbar(x, means, yerr=half, fmt=style.marker, **line)
         for index, (name, points) in enumerate(published.items()):
-            style = styles.get(name, MethodStyle(GREY, MARKERS[-1 - index], ":"))
-            hollow: dict[str, Any] = {"ls": ":", "marker": style.marker, "color": style.colour, "mfc": "none"}
+            style = styles.get(name, MethodStyle(GRAY, MARKERS[-1 - index], ":"))
+            hollow: dict[str, Any] = {"ls": ":", "marker": style.marker, "color": style.color, "mfc": "none"}
             axes.plot(*zip(*points, strict=True), **hollow, label=label(f"{name}, published"))
         axes.set_xscale("log", base=2)
         axes.set_xticks(ks, list(map(str, ks)))
@@ -160,7 +163,7 @@ def _groups_by_name_over_k(members: Sequence[Group]) -> dict[str, list[Group]]:
         by_k.setdefault(group.first.run.k, []).append(group)
     lines: dict[str, list[Group]] = {}
     for _, groups in sorted(by_k.items()):
-        for name, group in unique_names(groups).items():
+        for name, group in groups_by_unique_name(groups).items():
             if group.mean_std(MEAN, METRIC):
                 lines.setdefault(name, []).append(group)
     return {name: groups for name, groups in lines.items() if len(groups) > 1}
@@ -172,10 +175,10 @@ def _groups_by_name_over_k(members: Sequence[Group]) -> dict[str, list[Group]]:
 def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
     """Draw the image AUROC of each method on each category, hardest category first."""
     title = "Image AUROC by category"
-    names = {name: group for name, group in unique_names(members).items() if group.records}
-    categories = sorted({category for group in names.values() for category, _ in group.records})
-    results = [[group.mean_std(category, METRIC) for category in categories] for group in names.values()]
-    values = np.array([[np.nan if each is None else 100 * each.mean for each in row] for row in results])
+    groups_by_name = {name: group for name, group in groups_by_unique_name(members).items() if group.records}
+    categories = sorted({category for group in groups_by_name.values() for category, _ in group.records})
+    results = [[group.mean_std(category, METRIC) for category in categories] for group in groups_by_name.values()]
+    values = np.array([[np.nan if cell is None else 100 * cell.mean for cell in row] for row in results])
     if len(categories) < 2 or np.isnan(values).all():
         command = rerun_command(members[0].first, "--category", "all").replace(" --category all", "")
         return missing_figure("heatmap", benchmark, title, f"At least two categories are required. Run {command}")
@@ -183,7 +186,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
     values, categories = values[:, order], [categories[i] for i in order]
     with theme():
         width = max(6.0, 2.6 + 0.52 * len(categories))
-        figure, (axes,) = new_figure(width, 1.9 + 0.32 * len(names))
+        figure, (axes,) = new_figure(width, 1.9 + 0.32 * len(groups_by_name))
         sns.heatmap(
             values,
             ax=axes,
@@ -195,18 +198,18 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
             annot_kws={"fontsize": 7.5},
             linewidths=0.6,
             xticklabels=[label(name) for name in categories],
-            yticklabels=[label(name) for name in names],
+            yticklabels=[label(name) for name in groups_by_name],
             cbar_kws={"label": "%", "aspect": 12},
         )
         axes.set_facecolor("#f2f2f2")
         for row, column in np.argwhere(np.isnan(values)):
-            axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=WARNING_COLOUR)
+            axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=WARNING_COLOR)
         axes.tick_params(length=0)
         axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
         axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
         axes.grid(visible=False)
         caption = "Mean over seeds in percent; hardest category on the left. – marks a category without a value."
-        return finish_figure("heatmap", benchmark, title, caption, figure, groups=list(names.values()))
+        return finish_figure("heatmap", benchmark, title, caption, figure, groups=list(groups_by_name.values()))
 
 
 # --- Mean ranks ------------------------------------------------------------------------------------------------------
@@ -215,7 +218,7 @@ def category_heatmap(benchmark: str, members: Sequence[Group]) -> Figure:
 def critical_difference_diagram(benchmark: str, members: Sequence[Group]) -> Figure:
     """Draw the mean ranks of the largest set of comparable methods with Nemenyi's critical difference."""
     title = "Mean ranks over categories"
-    methods = max(comparable_groups(unique_names(members)), key=len, default={})
+    methods = max(comparable_groups(groups_by_unique_name(members)), key=len, default={})
     values, categories = values_by_category(methods) if len(methods) > 2 else ({}, [])
     if len(values) < 3 or len(categories) < 2:
         reason = "At least three methods with the same categories (two or more), seeds and selection are required. Run "
@@ -254,7 +257,7 @@ def _rank_labels(axes: Axes, ranking: Ranking) -> None:
         is_left = index < n_left
         height = top + 0.5 * (index if is_left else count - 1 - index) + 0.25
         edge = 0.9 if is_left else count + 0.1
-        axes.plot([mean, mean, edge], [0, height, height], color=GREY, lw=0.9)
+        axes.plot([mean, mean, edge], [0, height, height], color=GRAY, lw=0.9)
         axes.plot(mean, 0, "o", ms=4, color=BLACK)
         alignment = "right" if is_left else "left"
         x = edge + (-0.05 if is_left else 0.05)
@@ -304,11 +307,11 @@ def _ablation_panel(axes: Axes, points: Sequence[tuple[Any, Group]]) -> None:
     values = [value for value, _ in points]
     is_numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     x = values if is_numeric else list(range(len(values)))
-    for metric, line_format, colour in (("image_auroc", "o-", "#0173b2"), ("pixel_auroc", "s--", "#de8f05")):
+    for metric, line_format, color in (("image_auroc", "o-", "#0173b2"), ("pixel_auroc", "s--", "#de8f05")):
         results = [group.mean_std(MEAN, metric) for _, group in points]
-        means = [100 * each.mean if each else np.nan for each in results]
-        bars = [100 * each.std if each and each.std else 0 for each in results]
-        line: dict[str, Any] = {"color": colour, "capsize": 3, "label": METRICS[metric]}
+        means = [100 * result.mean if result else np.nan for result in results]
+        bars = [100 * result.std if result and result.std else 0 for result in results]
+        line: dict[str, Any] = {"color": color, "capsize": 3, "label": METRICS[metric]}
         axes.errorbar(x, means, yerr=bars if any(bars) else None, fmt=line_format, **line)
     if is_numeric and min(values) > 0 and max(values) / min(values) >= 16:
         axes.set_xscale("log")

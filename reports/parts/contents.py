@@ -10,10 +10,10 @@ from bench.evaluation.summary import (
     Group,
     by_benchmark,
     groups,
+    groups_by_unique_name,
     heading,
-    latency_device,
+    latency_conditions,
     table_metrics,
-    unique_names,
 )
 from bench.record import Record
 from bench.report import Block, Figure, Report, Section, Table, TableCell
@@ -25,12 +25,12 @@ from .audit import audit
 from .example_sheets import example_sheets
 from .paper_tables import build_table, dataset_rows, method_columns
 from .prediction_data import bootstrap_by_category, collect_figure_data
-from .published import TABLES, averaged_categories, get_table, records_for_table
+from .published import TABLES, averaged_categories, get_table, records_for_table, tables_of_runs
 from .published_comparison import compare_with_published
 from .resources import figure8_section, resource_tables
 from .statistics_tables import Samples, interval_table, selection_gap, statistics_section
 from .style import method_styles
-from .tables import ranked, value_cell
+from .tables import rank_cells, value_cell
 from .verification import verification
 
 __all__ = ["audit", "draw_figures", "figures_only", "results", "verification"]
@@ -50,13 +50,15 @@ _FIGURE_KINDS = {"4": "k", "fig8": "speed", "fig9": "ablation"}
 
 
 def draw_figures(records: Sequence[Record], store: Store, table: str) -> list[Figure]:
-    """Draw every figure of the records; a figure that can't be drawn has no files and states the reason."""
+    """Draw every figure of the records; a figure that cannot be drawn has no files and states the reason."""
     return list(_with_unique_names(_figures(groups(records_for_table(records, table)), store)))
 
 
 def _figures(members: Sequence[Group], store: Store) -> Iterator[Figure]:
     benchmarks = by_benchmark(members)
-    styles = method_styles(name for each in benchmarks.values() for name in unique_names(each))
+    styles = method_styles(
+        name for benchmark_groups in benchmarks.values() for name in groups_by_unique_name(benchmark_groups)
+    )
     for dataset in dict.fromkeys(group.dataset for group in members if group.first.run.k):
         kshot_groups = [group for group in members if group.first.run.k and group.dataset == dataset]
         yield comparison_figures.kshot_figure(dataset, kshot_groups, styles)
@@ -69,7 +71,7 @@ def _figures(members: Sequence[Group], store: Store) -> Iterator[Figure]:
         yield curve_figures.epochs_figure(benchmark, benchmark_groups)
         yield curve_figures.roc_figure(benchmark, benchmark_groups, data, styles)
         yield curve_figures.pro_figure(benchmark, benchmark_groups, data, styles)
-        for name, group in unique_names(benchmark_groups).items():
+        for name, group in groups_by_unique_name(benchmark_groups).items():
             if group.selection == "last":
                 figure = curve_figures.score_histogram(name, benchmark, group, data)
                 yield from [figure] if figure else []
@@ -93,7 +95,7 @@ def figures_only(records: Sequence[Record], figures: Sequence[Figure], table: st
 
 
 def _figure_sections(figures: Sequence[Figure], level: int = 2) -> list[Section]:
-    """Return one section per figure, one for all example sheets, and one for the figures that can't be drawn."""
+    """Return one section per figure, one for all example sheets, and one for the figures that cannot be drawn."""
     drawn = [figure for figure in figures if figure.files and figure.kind != "examples"]
     sheets = [figure for figure in figures if figure.files and figure.kind == "examples"]
     missing = [figure for figure in figures if not figure.files]
@@ -111,7 +113,10 @@ def results(records: Sequence[Record], store: Store, figures: Sequence[Figure], 
     members = groups(selected)
     if table:
         kind = _FIGURE_KINDS.get(table)
-        sections = [_paper_section(table, members), *_figure_sections([each for each in figures if each.kind == kind])]
+        sections = [
+            _paper_section(table, members),
+            *_figure_sections([figure for figure in figures if figure.kind == kind]),
+        ]
     elif members:
         sections = _all_sections(members, store, figures)
     else:
@@ -134,16 +139,16 @@ def _all_sections(members: Sequence[Group], store: Store, figures: Sequence[Figu
             f"With more than {MAX_PIXEL_BOOTSTRAP} records, pixel metrics have no intervals over test images."
         )
     sections = [Section("", tuple(introduction))]
-    measured = [each for each in TABLES.values() if any(each.contains(group.first.run) for group in members)]
-    sections += [compare_with_published(published, members) for published in measured]
+    tables_with_records = tables_of_runs(group.first.run for group in members)
+    sections += [compare_with_published(published, members) for published in tables_with_records]
     benchmarks = by_benchmark(members)
     for benchmark, benchmark_groups in benchmarks.items():
-        names = unique_names(benchmark_groups)
-        samples = {name: bootstrap_by_category(group, store, pixels=pixels) for name, group in names.items()}
+        groups_by_name = groups_by_unique_name(benchmark_groups)
+        samples = {name: bootstrap_by_category(group, store, pixels=pixels) for name, group in groups_by_name.items()}
         sections.append(Section(benchmark, _benchmark_tables(benchmark_groups)))
         sections += [*statistics_section(benchmark_groups, samples), *selection_gap(benchmark_groups)]
         sections += _figure_sections([figure for figure in figures if figure.benchmark == benchmark])
-        sections += [_category_section(group, samples[name]) for name, group in names.items()]
+        sections += [_category_section(group, samples[name]) for name, group in groups_by_name.items()]
     across = _figure_sections([figure for figure in figures if figure.benchmark not in benchmarks])
     return [*sections, *([Section("Across protocols", ()), *across] if across else [])]
 
@@ -162,10 +167,14 @@ def _comparison_table(members: Sequence[Group]) -> Table:
     rows: list[tuple[str | TableCell, ...]] = []
     rules_after = []
     for selection in ("last", "oracle"):
-        names = {name: group for name, group in unique_names(members).items() if group.selection == selection}
-        columns = [ranked([value_cell(group, MEAN, metric) for group in names.values()]) for metric in METRICS]
-        columns.append(ranked([value_cell(group, MEAN, LATENCY) for group in names.values()], lowest=True))
-        rows += [(name, *(column[i] for column in columns)) for i, name in enumerate(names)]
+        groups_by_name = {
+            name: group for name, group in groups_by_unique_name(members).items() if group.selection == selection
+        }
+        columns = [
+            rank_cells([value_cell(group, MEAN, metric) for group in groups_by_name.values()]) for metric in METRICS
+        ]
+        columns.append(rank_cells([value_cell(group, MEAN, LATENCY) for group in groups_by_name.values()], lowest=True))
+        rows += [(name, *(column[i] for column in columns)) for i, name in enumerate(groups_by_name)]
         rules_after.append(len(rows) - 1)
     return Table.from_rows("", ("method", *METRICS.values(), "latency"), rows, rules_after=rules_after)
 
@@ -179,7 +188,7 @@ def _category_section(group: Group, samples: Samples) -> Section:
     run = group.first.run
     settings = ", ".join(f"{name}={value}" for name, value in run.settings.items())
     sentences = [
-        f"Seeds: {', '.join(map(str, group.seeds))}. Profile: {run.profile}. L{latency_device(group)[1:]}.",
+        f"Seeds: {', '.join(map(str, group.seeds))}. Profile: {run.profile}. Latency: {latency_conditions(group)}.",
         f"Settings: `{settings}`.",
         *(f"Failed: {record.category}, seed {record.run.seed}: {record.failure}" for record in group.failed),
         f"Command: `{group.first.command}`",

@@ -25,7 +25,7 @@ def flatten(record: Record) -> dict[str, Any]:
 
 def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        return [pair for key, each in value.items() for pair in _flatten(f"{name}.{key}" if name else key, each)]
+        return [pair for key, part in value.items() for pair in _flatten(f"{name}.{key}" if name else key, part)]
     return [(name, value)]
 
 
@@ -39,7 +39,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"--against must be an earlier CSV report; {file} can't be read ({error}).") from error
+        raise BenchError(f"--against must be an earlier CSV report; {file} cannot be read ({error}).") from error
     csv.field_size_limit(2**31 - 1)  # lists of losses are longer than the default limit
     rows = list(csv.DictReader(io.StringIO(text)))
     missing = [name for name in KEY_COLUMNS if not rows or name not in rows[0]]

@@ -8,14 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from bench.evaluation.curves import Floats
-from bench.evaluation.summary import Group, unique_names
+from bench.evaluation.summary import Group, groups_by_unique_name
 from bench.record import Record
 from bench.report import Figure
 
 from .prediction_data import MAX_FPR, FigureData, FigureDataByKey, figure_key, first_seed_records
 from .style import (
     BLACK,
-    GREY,
+    GRAY,
     LEGEND_WIDTH,
     PALETTE,
     MethodStyle,
@@ -37,8 +37,8 @@ from .style import (
 MAX_PANELS = 15
 """Largest number of categories in a figure; the hardest ones are shown."""
 
-MAX_COLOURS = 6
-"""Largest number of categories that have their own colour in the figure over epochs."""
+MAX_COLORS = 6
+"""Largest number of categories that have their own color in the figure over epochs."""
 
 MAX_COLUMNS = 6
 """Largest number of methods in the figure over epochs."""
@@ -52,8 +52,13 @@ _LOWEST_SEED = "Results of the lowest seed."
 def epochs_figure(benchmark: str, members: Sequence[Group]) -> Figure:
     """Draw image AUROC and loss over epochs: one column per method, one line per category."""
     title = "Over epochs"
-    names = {name: group for name, group in unique_names(members).items() if group.selection == "last"}
-    fits = {name: [record for record in first_seed_records(group) if record.losses] for name, group in names.items()}
+    groups_by_name = {
+        name: group for name, group in groups_by_unique_name(members).items() if group.selection == "last"
+    }
+    fits = {
+        name: [record for record in first_seed_records(group) if record.losses]
+        for name, group in groups_by_name.items()
+    }
     fits = {name: records for name, records in fits.items() if records}
     if not fits:
         command = rerun_command(members[0].first, "--method", "aminet", "--selection", "both")
@@ -61,7 +66,7 @@ def epochs_figure(benchmark: str, members: Sequence[Group]) -> Figure:
     ordered = sorted(fits, key=lambda name: not any(record.metrics_by_epoch for record in fits[name]))
     shown = {name: fits[name] for name in ordered[:MAX_COLUMNS]}  # methods evaluated over epochs first
     categories = sorted({record.category for records in shown.values() for record in records})
-    styles = method_styles(categories) if len(categories) <= MAX_COLOURS else {}
+    styles = method_styles(categories) if len(categories) <= MAX_COLORS else {}
     with theme():
         figure, axes = new_figure(2.9 * len(shown) + 1.8, 4.6, 2, len(shown), sharex="col")
         for column, (name, records) in enumerate(shown.items()):
@@ -76,24 +81,24 @@ def epochs_figure(benchmark: str, members: Sequence[Group]) -> Figure:
         caption = (
             f"{_LOWEST_SEED} Filled dot: last epoch, the reported value. Star: epoch chosen by the oracle, with the "
             "best sum of image and pixel AUROC on the test set; such a choice is not possible in practice. "
-            + ("" if styles else f"Each grey line is one of {len(categories)} categories. ")
+            + ("" if styles else f"Each gray line is one of {len(categories)} categories. ")
             + (f"{len(shown)} of {len(fits)} methods. " if len(fits) > len(shown) else "")
         )
-        groups = [names[name] for name in shown]
+        groups = [groups_by_name[name] for name in shown]
         return finish_figure("epochs", benchmark, title, caption, figure, groups=groups)
 
 
 def _plot_fit(auroc_axes: Axes, loss_axes: Axes, record: Record, style: MethodStyle | None) -> None:
-    colour, dash = (style.colour, style.dash) if style else (GREY, "-")
+    color, dash = (style.color, style.dash) if style else (GRAY, "-")
     name = label(record.category) if style else None
-    loss_axes.plot(range(1, len(record.losses) + 1), record.losses, ls=dash, color=colour, lw=1.3, label=name)
+    loss_axes.plot(range(1, len(record.losses) + 1), record.losses, ls=dash, color=color, lw=1.3, label=name)
     points = [(point["epoch"], point) for point in record.metrics_by_epoch if "image_auroc" in point]
     if not points:
         return
     x, y = [epoch for epoch, _ in points], [100 * point["image_auroc"] for _, point in points]
-    auroc_axes.plot(x, y, ls=dash, color=colour, lw=1.3, label=name)
+    auroc_axes.plot(x, y, ls=dash, color=color, lw=1.3, label=name)
     best = best_epoch_index([point for _, point in points])
-    auroc_axes.plot(x[-1], y[-1], "o", ms=5, color=colour, mec=BLACK, mew=0.6, label="last epoch")
+    auroc_axes.plot(x[-1], y[-1], "o", ms=5, color=color, mec=BLACK, mew=0.6, label="last epoch")
     auroc_axes.plot(x[best], y[best], "*", ms=11, color="white", mec=BLACK, mew=0.9, label="oracle, on the test set")
 
 
@@ -130,11 +135,11 @@ def roc_figure(
     return _curve_figure(
         ("roc", "ROC curves over images"),
         benchmark,
-        "The grey diagonal is a random classifier; ties are straight lines.",
+        "The gray diagonal is a random classifier; ties are straight lines.",
         members=members,
         data=data,
         styles=styles,
-        line=lambda each: each.roc,
+        line=lambda figure_data: figure_data.roc,
         max_rate=1,
     )
 
@@ -150,7 +155,7 @@ def pro_figure(
         members=members,
         data=data,
         styles=styles,
-        line=lambda each: each.pro,
+        line=lambda figure_data: figure_data.pro,
         max_rate=MAX_FPR,
     )
 
@@ -167,12 +172,14 @@ def _curve_figure(
     max_rate: float,
 ) -> Figure:
     kind, title = kind_and_title
-    names = {name: group for name, group in unique_names(members).items() if group.selection == "last"}
+    groups_by_name = {
+        name: group for name, group in groups_by_unique_name(members).items() if group.selection == "last"
+    }
     lines = {
         (name, category): points
-        for name, group in names.items()
+        for name, group in groups_by_name.items()
         for category in group.categories
-        if (each := data.get(figure_key(group, category))) and (points := line(each)) is not None
+        if (figure_data := data.get(figure_key(group, category))) and (points := line(figure_data)) is not None
     }
     if not lines:
         command = rerun_command(members[0].first, "--force")
@@ -185,7 +192,7 @@ def _curve_figure(
         for panel, category in zip(axes, categories, strict=True):
             for name in (name for name, line_category in lines if line_category == category):
                 style = styles[name]
-                panel.plot(*lines[name, category], color=style.colour, ls=style.dash, lw=1.4, label=label(name))
+                panel.plot(*lines[name, category], color=style.color, ls=style.dash, lw=1.4, label=label(name))
             if max_rate == 1:
                 panel.plot([0, 1], [0, 1], color="#cfcfcf", lw=0.8, zorder=0)
             panel.set_title(wrapped(category, 24), fontsize=8.5)
@@ -194,7 +201,7 @@ def _curve_figure(
         first_of_row[0].set_ylabel("true positive rate" if max_rate == 1 else "detected share of a region")
         first_of_row[-1].set_xlabel("false positive rate")
         legend(figure, axes)
-        groups = [group for name, group in names.items() if any(name == each for each, _ in lines)]
+        groups = [group for name, group in groups_by_name.items() if any(name == line_name for line_name, _ in lines)]
         text = f"{_LOWEST_SEED} {caption} {selection_note}"
         return finish_figure(kind, benchmark, title, text, figure, groups=groups)
 
@@ -205,7 +212,7 @@ def hardest_categories(members: Sequence[Group], categories: Sequence[str]) -> t
     if len(names) <= MAX_PANELS:
         return names, ""
     means = {
-        name: np.mean([each.mean for group in members if (each := group.mean_std(name, "image_auroc"))] or [1.0])
+        name: np.mean([value.mean for group in members if (value := group.mean_std(name, "image_auroc"))] or [1.0])
         for name in names
     }
     hardest = sorted(sorted(names, key=lambda name: means[name])[:MAX_PANELS])
@@ -218,7 +225,9 @@ def hardest_categories(members: Sequence[Group], categories: Sequence[str]) -> t
 def score_histogram(name: str, benchmark: str, group: Group, data: FigureDataByKey) -> Figure | None:
     """Draw the histograms of the image scores, one panel per category; None without stored predictions."""
     title = f"Scores of {name}"
-    by_category = {category: each for category in group.categories if (each := data.get(figure_key(group, category)))}
+    by_category = {
+        category: figure_data for category in group.categories if (figure_data := data.get(figure_key(group, category)))
+    }
     if not by_category:
         return None
     categories, selection_note = hardest_categories([group], list(by_category))
@@ -246,7 +255,7 @@ def _histogram_panel(axes: Axes, data: FigureData, left: float, bottom: float) -
     filled: dict[str, Any] = {"fill": True, "color": PALETTE[0], "alpha": 0.55}
     axes.stairs(bottom + good / highest, x, baseline=bottom, label="good", **filled)
     axes.stairs(bottom + defective / highest, x, baseline=bottom, color="#b34700", lw=1.4, label="defective")
-    axes.plot([left, left + 1], [bottom, bottom], color=GREY, lw=0.8)
+    axes.plot([left, left + 1], [bottom, bottom], color=GRAY, lw=0.8)
     value = data.record.metrics.get("image_auroc")
     title = data.record.category + (f", AUROC {100 * value:.1f}" if value is not None else "")
     axes.text(left, bottom + 1.06, label(title), fontsize=8, fontweight="bold")

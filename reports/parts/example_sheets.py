@@ -15,19 +15,19 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from scipy import ndimage
 
 from bench.evaluation.curves import Bools
-from bench.evaluation.summary import Group, caveats, unique_names
+from bench.evaluation.summary import Group, caveats, groups_by_unique_name
 from bench.report import Figure
 from bench.store import Store
 
 from .prediction_data import CONTOUR_FPR, ExampleImage, FigureData, FigureDataByKey, figure_key
-from .style import BLACK, WARNING_COLOUR, label, slug, wrapped
+from .style import BLACK, WARNING_COLOR, label, slug, wrapped
 
 SELECTION_RULE = (
     "Best, median and worst are the defective images with the highest, median and lowest score; good is the good image "
     "with the highest score."
 )
 LEGEND = (
-    "The colours of a map range from the median to the maximum of the maps shown of a method and category. Solid "
+    "The colors of a map range from the median to the maximum of the maps shown of a method and category. Solid "
     "contour: ground truth. Dotted contour: pixels above the value that "
     f"{CONTOUR_FPR:.0%} of the category's normal pixels exceed."
 )
@@ -37,8 +37,8 @@ IMAGE_SIZE = 150
 
 _GAP, _LEFT, _TOP, _LINE, _MIN_WIDTH = 6, 118, 62, 14, 640  # pixels
 _CHARACTER_WIDTH = 5.7  # pixels per character of the notes
-_TRUTH_COLOUR = (0, 200, 255)
-_CONTOUR_COLOUR = (255, 255, 255)
+_TRUTH_COLOR = (0, 200, 255)
+_CONTOUR_COLOR = (255, 255, 255)
 
 Pixels = NDArray[np.uint8]
 ExampleRow = tuple[ExampleImage, dict[str, Image.Image]]
@@ -56,10 +56,10 @@ def example_rows(data: FigureData, store: Store, size: int) -> Iterator[ExampleR
             mask = Image.fromarray(np.where(example.mask, 255, 0).astype(np.uint8))
             images["ground truth"] = _resized(mask, size, nearest=True)
         if example.map is not None:
-            coloured = _coloured(example.map, data.color_range)
-            images["anomaly map"] = _resized(Image.fromarray(coloured), size)
+            colored = _colored(example.map, data.color_range)
+            images["anomaly map"] = _resized(Image.fromarray(colored), size)
             if image is not None and image.size == (example.map.shape[1], example.map.shape[0]):
-                images["overlay"] = _overlay(image, coloured, example, data.contour_threshold, size)
+                images["overlay"] = _overlay(image, colored, example, data.contour_threshold, size)
         for name, path in paths.items():
             view = _read(path)
             if view is not None:
@@ -71,15 +71,15 @@ def example_rows(data: FigureData, store: Store, size: int) -> Iterator[ExampleR
 def example_sheets(benchmark: str, members: Sequence[Group], data: FigureDataByKey, store: Store) -> list[Figure]:
     """Return one sheet per method and category: one row per example, one column per kind of image."""
     sheets = []
-    for name, group in unique_names(members).items():
+    for name, group in groups_by_unique_name(members).items():
         if group.selection != "last":
             continue
         for category in group.categories:
-            each = data.get(figure_key(group, category))
-            rows = list(example_rows(each, store, IMAGE_SIZE)) if each else []
-            if each and rows:
+            figure_data = data.get(figure_key(group, category))
+            rows = list(example_rows(figure_data, store, IMAGE_SIZE)) if figure_data else []
+            if figure_data and rows:
                 title = f"{name} on {category}"
-                heading = f"{title}, {benchmark}, seed {each.record.run.seed}"
+                heading = f"{title}, {benchmark}, seed {figure_data.record.run.seed}"
                 content = _sheet(rows, heading, caveats(group))
                 file = slug(f"examples {benchmark} {name} {category}")
                 caption = f"{SELECTION_RULE} {LEGEND}"
@@ -92,7 +92,7 @@ def _sheet(rows: Sequence[ExampleRow], title: str, group_caveats: Sequence[str])
     columns = list(dict.fromkeys(name for _, images in rows for name in images))
     step = IMAGE_SIZE + _GAP
     width = max(_LEFT + len(columns) * step + _GAP, _MIN_WIDTH)
-    notes = [(line, WARNING_COLOUR) for note in group_caveats for line in _note_lines(note, width)]
+    notes = [(line, WARNING_COLOR) for note in group_caveats for line in _note_lines(note, width)]
     notes += [(line, BLACK) for note in (SELECTION_RULE, LEGEND) for line in _note_lines(note, width)]
     bottom = _TOP + len(rows) * step
     page = Image.new("RGB", (width, bottom + _LINE + _LINE * len(notes)), "white")
@@ -107,8 +107,8 @@ def _sheet(rows: Sequence[ExampleRow], title: str, group_caveats: Sequence[str])
         for column, name in enumerate(columns):
             if name in images:
                 page.paste(images[name].convert("RGB"), (_LEFT + column * step, y))
-    for line, (text, colour) in enumerate(notes):
-        draw.text((_GAP, bottom + 6 + _LINE * line), text, colour, _font(10))
+    for line, (text, color) in enumerate(notes):
+        draw.text((_GAP, bottom + 6 + _LINE * line), text, color, _font(10))
     file = io.BytesIO()
     page.save(file, "JPEG", quality=88)
     return file.getvalue()
@@ -156,24 +156,24 @@ def _resized(image: Image.Image, size: int, *, nearest: bool = False) -> Image.I
     return image.resize(new_size, Image.Resampling.NEAREST if nearest else smooth)
 
 
-def _coloured(values: NDArray[np.float32], color_range: tuple[float, float]) -> Pixels:
-    """Return (h, w, 3) in a colour map of increasing lightness, which is readable in grey."""
+def _colored(values: NDArray[np.float32], color_range: tuple[float, float]) -> Pixels:
+    """Return (h, w, 3) in a color map of increasing lightness, which is readable in gray."""
     low, high = color_range
     scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     pixels: Pixels = mpl.colormaps["inferno"](scaled, bytes=True)[..., :3]
     return pixels
 
 
-def _overlay(image: Image.Image, coloured: Pixels, example: ExampleImage, threshold: float, size: int) -> Image.Image:
+def _overlay(image: Image.Image, colored: Pixels, example: ExampleImage, threshold: float, size: int) -> Image.Image:
     """Blend the map over the image, more opaque for higher values, with both contours."""
     assert example.map is not None
-    weight = 0.75 * np.asarray(coloured, np.float32).max(axis=2, keepdims=True) / 255
-    mixed = np.asarray(image, np.float32) * (1 - weight) + coloured * weight
+    weight = 0.75 * np.asarray(colored, np.float32).max(axis=2, keepdims=True) / 255
+    mixed = np.asarray(image, np.float32) * (1 - weight) + colored * weight
     pixels = np.array(_resized(Image.fromarray(mixed.astype(np.uint8)), size))
     dots = np.add.outer(np.arange(pixels.shape[0]), np.arange(pixels.shape[1])) // 2 % 2 == 0
-    pixels[_contour(example.map > threshold, pixels) & dots] = _CONTOUR_COLOUR
+    pixels[_contour(example.map > threshold, pixels) & dots] = _CONTOUR_COLOR
     if example.mask is not None and example.mask.any():
-        pixels[_contour(example.mask, pixels)] = _TRUTH_COLOUR
+        pixels[_contour(example.mask, pixels)] = _TRUTH_COLOR
     return Image.fromarray(pixels)
 
 

@@ -20,11 +20,11 @@ function sort(button) {
   for (const body of table.tBodies) {
     const rows = [...body.rows].map((row, index) => ({ row, index, value: value(row) }));
     rows.sort((a, b) => {
-      const missing = [a, b].some((each) => each.value === "" || each.value === "–");
+      const missing = [a, b].some((cell) => cell.value === "" || cell.value === "–");
       const order = compare(a.value, b.value) ?? a.value.localeCompare(b.value);
       return (missing || ascending ? order : -order) || a.index - b.index;
     });
-    body.append(...rows.map((each) => each.row));
+    body.append(...rows.map((pair) => pair.row));
   }
 }
 
@@ -48,11 +48,11 @@ function filterExamples(text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   for (const method of document.querySelectorAll(".method")) {
     let shown = 0;
-    for (const each of method.querySelectorAll(".example")) {
-      const { method: name, category, benchmark } = each.dataset;
+    for (const example of method.querySelectorAll(".example")) {
+      const { method: name, category, benchmark } = example.dataset;
       const label = `${name} ${category} ${benchmark}`.toLowerCase();
-      each.hidden = !words.every((word) => label.includes(word));
-      shown += !each.hidden;
+      example.hidden = !words.every((word) => label.includes(word));
+      shown += !example.hidden;
     }
     method.hidden = shown === 0;
   }
@@ -62,9 +62,9 @@ function filterExamples(text) {
 function reveal(target) {
   if (!target) return;
   for (const marked of document.querySelectorAll("details.target")) marked.classList.remove("target");
-  for (let each = target; each; each = each.parentElement) {
-    if (each.tagName === "DETAILS") each.open = true;
-    each.hidden = false;
+  for (let element = target; element; element = element.parentElement) {
+    if (element.tagName === "DETAILS") element.open = true;
+    element.hidden = false;
   }
   target.classList.add("target");
   target.scrollIntoView({ block: "start" });
@@ -72,8 +72,9 @@ function reveal(target) {
 
 function openExample(row) {
   const [benchmark, method, category] = [...row.children].map((cell) => cell.dataset.value);
-  reveal([...document.querySelectorAll(".example")].find((each) =>
-    each.dataset.benchmark === benchmark && each.dataset.method === method && each.dataset.category === category));
+  reveal([...document.querySelectorAll(".example")].find((example) =>
+    example.dataset.benchmark === benchmark && example.dataset.method === method &&
+    example.dataset.category === category));
 }
 
 function zoom(button) {
@@ -100,7 +101,7 @@ document.addEventListener("click", (event) => {
   else if (at(".zoom")) zoom(at(".zoom"));
   else if (at(".copy")) copy(at(".copy"));
   else if (at("#zoom")) document.getElementById("zoom").close();
-  else if (at("#close-all")) for (const each of document.querySelectorAll(".example[open]")) each.open = false;
+  else if (at("#close-all")) for (const example of document.querySelectorAll(".example[open]")) example.open = false;
   else if (at("#results tbody tr") && !at("sup")) openExample(at("#results tbody tr"));
 });
 document.addEventListener("keydown", (event) => {

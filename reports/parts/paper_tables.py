@@ -6,7 +6,16 @@ A published table is followed by the results of this store, their differences, a
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from bench.evaluation.summary import Group, MeanStd, caveats, missing_reasons, percent, unique_names
+from bench.evaluation.summary import (
+    Group,
+    MeanStd,
+    caveats,
+    format_percent,
+    groups_by_unique_name,
+    missing_reasons,
+    missing_summary,
+    name_suffix,
+)
 from bench.record import Selection
 from bench.report import Table, TableCell, TextRun
 
@@ -20,7 +29,7 @@ from .published import (
     published_name,
     row_names,
 )
-from .tables import FAILED, MISSING, NO_VALUE, ranked
+from .tables import FAILED, MISSING, NO_VALUE, rank_cells
 
 COLUMN_GROUPS: dict[Selection, str] = {
     "last": "measured, last epoch",
@@ -50,13 +59,15 @@ class MethodColumn:
     """A method with one set of settings and one selection rule.
 
     Attributes:
-        title: unique name of the method.
+        title: unique name of the method, with the selection rule.
+        heading: unique name without the selection rule, for a table that states the rule above the column.
         selection: "last" or "oracle".
         groups: its groups by k.
         published: its name in the paper, or "".
     """
 
     title: str
+    heading: str
     selection: Selection
     groups: dict[int, Group]
     published: str
@@ -77,18 +88,12 @@ class MethodColumn:
         values = {level: self.value(row, level) for level in LEVELS}
         n_seeds = len(group.seeds)
         notes = caveats(group)
-        notes += [f"{each.n_seeds} of {n_seeds} seeds" for each in values.values() if each and each.n_seeds != n_seeds]
+        notes += [f"{mean.n_seeds} of {n_seeds} seeds" for mean in values.values() if mean and mean.n_seeds != n_seeds]
         for level, value in values.items():
             notes += missing_summary(group, row.averaged, LEVELS[level]) if value is None else []
-        return TableCell(tuple(TextRun(percent(value)) for value in values.values()), tuple(dict.fromkeys(notes)))
-
-
-def missing_summary(group: Group, categories: Sequence[str], metric: str) -> list[str]:
-    """Explain why the mean over these categories does not exist, with the number of categories that did not run."""
-    reasons = missing_reasons(group, categories, metric)
-    others = [reason for reason in reasons if not reason.endswith("did not run")]
-    count = len(reasons) - len(others)
-    return [*others, *([f"{count} of {len(categories)} categories did not run"] if count else [])]
+        return TableCell(
+            tuple(TextRun(format_percent(value)) for value in values.values()), tuple(dict.fromkeys(notes))
+        )
 
 
 def method_columns(groups: Iterable[Group]) -> list[MethodColumn]:
@@ -98,8 +103,9 @@ def method_columns(groups: Iterable[Group]) -> list[MethodColumn]:
         by_k.setdefault(group.first.run.k, []).append(group)
     columns: dict[tuple[str, str], MethodColumn] = {}
     for k, members in sorted(by_k.items()):
-        for title, group in unique_names(members).items():
-            empty = MethodColumn(title, group.selection, {}, published_name(group.first.run))
+        for title, group in groups_by_unique_name(members).items():
+            heading = group.first.run.title + name_suffix(group, members)
+            empty = MethodColumn(title, heading, group.selection, {}, published_name(group.first.run))
             column = columns.get((title, group.selection), empty)
             columns[title, group.selection] = replace(column, groups=column.groups | {k: group})
     return sorted(columns.values(), key=lambda column: (column.selection != "last", column.title))
@@ -142,10 +148,10 @@ def build_table(
         members = [column for column in columns if column.selection == selection]
         if members:
             column_groups.append((group_title, len(members)))
-            header += [column.title.replace(" (oracle)", "") for column in members]
+            header += [column.heading for column in members]
             parts.append([[column.cell(row) for column in members] for row in rows])
     cells = [
-        [TableCell.from_text(row.title), *(cell for part in parts for cell in ranked(part[i]))]
+        [TableCell.from_text(row.title), *(cell for part in parts for cell in rank_cells(part[i]))]
         for i, row in enumerate(rows)
     ]
     averages = [i for i, row in enumerate(rows) if row.category in AVERAGES]

@@ -48,7 +48,7 @@ BOOTSTRAP_SEED = 0
 
 
 def load_predictions(store: Store, record: Record, *, maps: bool = True) -> Predictions | None:
-    """Return the predictions of a record; None if they are not stored or, with a warning, can't be read."""
+    """Return the predictions of a record; None if they are not stored or, with a warning, cannot be read."""
     if "sha256" not in record.artifacts:
         return None
     try:
@@ -97,7 +97,7 @@ class FigureData:
         roc: (false positive rate, true positive rate) over images; None if a class is empty.
         pro: (false positive rate over pixels, mean detected share of a defect region); None without maps.
         examples: the example images.
-        color_range: map values at the ends of the colour scale.
+        color_range: map values at the ends of the color scale.
         contour_threshold: map value that `CONTOUR_FPR` of the normal pixels exceed.
     """
 
@@ -142,7 +142,11 @@ def collect_figure_data(members: Sequence[Group], store: Store) -> dict[tuple[st
     ]
     with ThreadPoolExecutor(N_READERS) as pool:  # decompression and counting release Python's global lock
         data = pool.map(lambda pair: _figure_data(pair[1], load_predictions(store, pair[1])), keys_and_records)
-        return {key: each for (key, _), each in zip(keys_and_records, data, strict=True) if each is not None}
+        return {
+            key: figure_data
+            for (key, _), figure_data in zip(keys_and_records, data, strict=True)
+            if figure_data is not None
+        }
 
 
 def _figure_data(record: Record, predictions: Predictions | None) -> FigureData | None:
@@ -224,7 +228,7 @@ def bootstrap_by_category(group: Group, store: Store, *, pixels: bool = True) ->
     by_category = {}
     for category in group.categories:
         records = [record for (name, _), record in sorted(group.records.items()) if name == category]
-        samples = [each for record in records if (each := _cached_samples(record, store, pixels=pixels))]
+        samples = [cached for record in records if (cached := _cached_samples(record, store, pixels=pixels))]
         if records and len(samples) == len(records):
             by_category[category] = mean_over_categories(samples)
     return by_category
@@ -244,7 +248,7 @@ def _bootstrap_samples(record: Record, store: Store, *, pixels: bool) -> Bootstr
     if predictions is None or predictions.is_anomalous.all() or not predictions.is_anomalous.any():
         return None
     maps, masks = None, None
-    # Maps are stored at input size, so pixel metrics at original resolution can't be computed from them.
+    # Maps are stored at input size, so pixel metrics at original resolution cannot be computed from them.
     if record.run.resolution == "input" and predictions.has_pixel_labels.any() and predictions.maps is not None:
         maps, masks = list(predictions.maps), list(predictions.masks)
     return bootstrap(

@@ -33,7 +33,7 @@ class PublishedTable:
         name: value of `--table`.
         title: number and content.
         file: CSV in reports/published/.
-        campaign: preset of bench.toml that runs the methods of this table.
+        campaign: campaign of bench.toml that runs the methods of this table.
         dataset: name of the data set.
         protocol: "one-for-one", "unified" or "kshot".
         methods: methods of the campaign, by their names in bench.toml.
@@ -75,7 +75,10 @@ class PublishedTable:
         return (run.dataset, run.protocol) == (self.dataset, self.protocol) and run.k in self.ks
 
 
-_METHODS = ("aminet", "aminet_jitter", "patchcore")
+_TABLE_1 = ("ae_ssim", "riad", "patchcore", "mkd", "mbpfm", "aminet", "aminet_jitter")
+_TABLE_2 = ("patchcore", "fastflow", "aminet", "aminet_jitter")
+_TABLE_3 = ("padim", "mkd", "patchcore", "uniad", "aminet", "aminet_jitter")
+_TABLE_4 = ("aminet", "aminet_jitter")
 _BEST_EPOCH = (
     "The values of AMI-Net are those of the best of 30 epochs, chosen on the test set (from the authors' code); "
     "the paper does not state seeds, repetitions or deviations."
@@ -85,23 +88,23 @@ TABLES = {
     for table in (
         PublishedTable(
             "1", "Table I: MVTec AD, one model per category", "table1_mvtec_one_for_one.csv", "table1", "mvtec",
-            "one-for-one", _METHODS,
+            "one-for-one", _TABLE_1,
             remarks=(_BEST_EPOCH, "The PatchCore column is the variant that keeps 25 % of the patches."),
         ),
         PublishedTable(
             "2", "Table II: BTAD, one model per category", "table2_btad_one_for_one.csv", "table2", "btad",
-            "one-for-one", _METHODS,
+            "one-for-one", _TABLE_2,
             remarks=(_BEST_EPOCH, "The paper cites the other methods from other papers (its references 41 and 42)."),
         ),
         PublishedTable(
             "3", "Table III: MVTec AD, one model for all categories", "table3_mvtec_unified.csv", "table3", "mvtec",
-            "unified", _METHODS,
+            "unified", _TABLE_3,
             remarks=(_BEST_EPOCH, "The paper cites the other methods from the papers of UniAD and HVQ-Trans."),
         ),
         PublishedTable(
-            "4", "Table IV: MVTec AD, few-shot", "table4_mvtec_fewshot.csv", "table4", "mvtec", "kshot", _METHODS[:2],
+            "4", "Table IV: MVTec AD, few-shot", "table4_mvtec_fewshot.csv", "table4", "mvtec", "kshot", _TABLE_4,
             ks=(2, 4, 8),
-            remarks=(_BEST_EPOCH, "AMI-Net has one draw of the images in the paper and one per seed here."),
+            remarks=(_BEST_EPOCH, "AMI-Net has one draw of the images in the paper and one per seed in maskbench."),
         ),
     )
 }  # fmt: skip
@@ -112,6 +115,11 @@ _PUBLISHED_NAMES: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("patchcore", {}, "PatchCore"),
     ("riad", {}, "RIAD"),
     ("autoencoder", {"loss": "ssim"}, "AE-SSIM"),
+    ("mbpfm", {}, "MBPFM"),
+    ("mkd", {}, "MKD"),
+    ("fastflow", {}, "FastFlow"),
+    ("uniad", {}, "UniAD"),
+    ("padim", {}, "PaDiM"),
 )
 """File in methods/, the settings that distinguish variants, and the name in the paper."""
 
@@ -136,6 +144,14 @@ class Tolerance:
     mean: float
     source: str
 
+    @property
+    def explanation(self) -> str:
+        """The tolerance of a category and of a mean, and its source, as sentences without a final full stop."""
+        return (
+            f"{self.category:g} points for a category, {self.mean:g} for the mean over 15, and {self.mean:g} times the "
+            f"square root of 15/n for the mean over n. The paper states none, so this is our choice: {self.source}"
+        )
+
     def for_mean_over(self, categories: int) -> float:
         """Return the tolerance of the mean over so many categories, assuming that their errors are independent."""
         return min(self.category, self.mean * sqrt(15 / categories)) if categories > 1 else self.category
@@ -144,8 +160,8 @@ class Tolerance:
 TOLERANCES = (
     Tolerance(
         ("AMI-Net", "AMI-Net‡"), ("1", "2", "3"), "oracle", 0.5, 0.1,
-        "the authors' released weights are another run, whose epoch was also chosen on the test set; they differ from "
-        "Table I by up to 0.6 points in a category and 0.02 in the mean (ami_net_released_checkpoints.csv)",
+        "the authors' released checkpoint is from another run, whose epoch was also chosen on the test set; it differs "
+        "from Table I by up to 0.6 points in a category and 0.02 in the mean (ami_net_released_checkpoints.csv)",
     ),
     Tolerance(
         ("PatchCore",), ("1",), "last", 0.8, 0.1,
@@ -155,7 +171,7 @@ TOLERANCES = (
 )  # fmt: skip
 
 RELEASED = "ami_net_released_checkpoints.csv"
-"""The values of the released weights of AMI-Net‡ in the setting of Table I, from the authors' README [C]."""
+"""The values of the released checkpoints of AMI-Net‡ in the setting of Table I, from the authors' README."""
 
 SAME_WEIGHTS = Tolerance(
     ("AMI-Net‡",), ("1",), "last", 0.2, 0.1,
@@ -184,6 +200,12 @@ def get_table(name: str) -> PublishedTable:
     if name not in TABLES:
         raise BenchError(f"--table must be one of {', '.join(TABLES)}, fig8, fig9, got '{name}'. Choose one of them.")
     return TABLES[name]
+
+
+def tables_of_runs(runs: Iterable[Run]) -> list[PublishedTable]:
+    """Return the published tables that at least one of these runs belongs to."""
+    runs = list(runs)
+    return [table for table in TABLES.values() if any(table.contains(run) for run in runs)]
 
 
 def records_for_table(records: Sequence[Record], table: str) -> list[Record]:
@@ -230,10 +252,27 @@ def published_rows(file: str) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
-def published_timing() -> list[tuple[str, float, float]]:
-    """Return (method, milliseconds per image, image AUROC in percent) from the text about Fig. 8."""
+@dataclass(frozen=True, slots=True)
+class PublishedTiming:
+    """A point of Fig. 8 that the text of the paper gives.
+
+    Attributes:
+        method: published name.
+        latency_ms: of one image.
+        image_auroc: mean over MVTec AD, in percent.
+        conditions: machine, size of the images and batch size.
+    """
+
+    method: str
+    latency_ms: float
+    image_auroc: float
+    conditions: str
+
+
+def published_timings() -> list[PublishedTiming]:
+    """Return the points of Fig. 8 that the text of the paper gives."""
     return [
-        (row["method"], float(row["inference_ms"]), float(row["image_auroc"]))
+        PublishedTiming(row["method"], float(row["inference_ms"]), float(row["image_auroc"]), row["protocol"])
         for row in published_rows("fig8_timing.csv")
     ]
 
@@ -253,11 +292,16 @@ def _average_checks() -> dict[tuple[str, str, str, str], dict[str, str]]:
     return {(row["table"], row["method"], row["average"], row["level"]): row for row in rows}
 
 
+def has_image_auroc(table: str, method: str) -> bool:
+    """Return whether the printed image values of a method are AUROCs. `table` is the number in the paper: "Table I"."""
+    return (table, method) != ("Table I", "AE-SSIM")
+
+
 def known_errata(table: str, method: str, category: str) -> Iterable[str]:
     """Yield the known errors of a published value as sentences. `table` is the number in the paper: "Table I"."""
-    if (table, method) == ("Table I", "AE-SSIM"):
+    if not has_image_auroc(table, method):
         yield (
-            "The image values of AE-SSIM are no AUROC: each equals the rounded mean of its true negative and true "
+            "The image values of AE-SSIM are not AUROCs: each equals the rounded mean of its true negative and true "
             "positive rates in the classification table of the MVTec AD paper."
         )
     if (table, method) == ("Table I", "RIAD") and category in {"carpet", "grid"}:

@@ -17,12 +17,13 @@ from .published import (
     Tolerance,
     averaged_categories,
     find_tolerance,
+    has_image_auroc,
     printed_values,
     published_rows,
 )
 from .tables import NO_VALUE
 
-VERDICTS: dict[bool | None, str] = {True: "agrees", False: "differs", None: "not verified"}
+STATUS: dict[bool | None, str] = {True: "agrees", False: "differs", None: "not verified"}
 
 _WITHIN = {True: "yes", False: "no", None: NO_VALUE}
 _RELEASED_METRICS = ("image_auroc", "pixel_auroc", "image_ap", "pixel_ap")
@@ -33,7 +34,7 @@ _RELEASED_METRICS = ("image_auroc", "pixel_auroc", "image_ap", "pixel_ap")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """An expected value beside the measured value, in percent.
+    """An expected value and the measured value, in percent.
 
     Attributes:
         table: published table, or data set and protocol.
@@ -62,7 +63,7 @@ class Check:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the difference is within the tolerance; None if it can't be verified."""
+        """Whether the difference is within the tolerance; None if it cannot be verified."""
         if self.difference is None or self.tolerance is None or self.reason:
             return None
         return abs(self.difference) <= self.tolerance + 1e-9
@@ -98,16 +99,16 @@ def _published_check(published: PublishedTable, column: MethodColumn, row: Table
 def _reason(
     published: PublishedTable, column: MethodColumn, tolerance: Tolerance | None, group: Group | None, level: str
 ) -> str:
-    """Return why a value can't be verified; "" if it can."""
+    """Return why a value cannot be verified; "" if it can."""
     run = group.first.run if group else None
     reduced = run and (run.synthetic or run.limit or run.profile_note or "random" in run.file_hashes.values())
-    no_auroc = (published.number, column.published, level) == ("Table I", "AE-SSIM", "image")
+    no_auroc = level == "image" and not has_image_auroc(published.number, column.published)
     last_epoch = column.published.startswith("AMI-Net") and column.selection == "last"
     released = run and run.is_released_checkpoint
     reasons = (
         (reduced, "reduced settings, limited images, synthetic data or random weights do not reproduce the paper"),
-        (no_auroc, "the published value is no AUROC"),
-        (released, "the released weights are from another run than the table and are compared in a separate table"),
+        (no_auroc, "the published value is not an AUROC"),
+        (released, "the released checkpoint is from another run than the table and is compared in a separate table"),
         (tolerance, ""),
         (
             last_epoch,
@@ -120,7 +121,7 @@ def _reason(
 
 
 def released_checks(groups: Iterable[Group]) -> Iterator[Check]:
-    """Yield a check of every value in the authors' README about their weights, for runs with the same weights."""
+    """Yield a check of every value in the authors' README, for runs with the released checkpoints."""
     published = TABLES["1"]
     for group in groups:
         run = group.first.run
@@ -130,7 +131,7 @@ def released_checks(groups: Iterable[Group]) -> Iterator[Check]:
                 for metric in _RELEASED_METRICS:
                     value = group.mean_std_over(categories, metric)
                     yield Check(
-                        table="Released weights, values of their README",
+                        table="Released checkpoints, values of their README",
                         method=run.title,
                         category=AVERAGES.get(row["category"], row["category"].replace("_", " ")),
                         metric=metric,
@@ -152,13 +153,13 @@ def check_tables(checks: Sequence[Check]) -> Iterator[Table]:
     by_method: dict[tuple[str, str], list[Check]] = {}
     for check in checks:
         by_method.setdefault((check.table, check.method), []).append(check)
-    header = ("row", "metric", "expected", "measured", "difference", "tolerance", "verdict")
+    header = ("row", "metric", "expected", "measured", "difference", "tolerance", "status")
     for (table, method), members in by_method.items():
         yield Table.from_rows(f"{table}: {method}", header, [_check_row(check) for check in members])
 
 
 def _check_row(check: Check) -> list[str | TableCell]:
-    verdict = TextRun(VERDICTS[check.agrees], bold=check.agrees is False)
+    status = TextRun(STATUS[check.agrees], bold=check.agrees is False)
     return [
         check.category,
         METRICS[check.metric],
@@ -166,7 +167,7 @@ def _check_row(check: Check) -> list[str | TableCell]:
         NO_VALUE if check.measured is None else _format(check.measured),
         NO_VALUE if check.difference is None else "+" * (check.difference > 0) + _format(check.difference),
         NO_VALUE if check.tolerance is None else f"±{check.tolerance:g}",
-        TableCell((verdict,), (check.reason,) if check.reason else ()),
+        TableCell((status,), (check.reason,) if check.reason else ()),
     ]
 
 
@@ -195,7 +196,7 @@ def compare_with_published(published: PublishedTable, groups: Iterable[Group]) -
 
 
 def _difference_table(published: PublishedTable, column: MethodColumn) -> Table | None:
-    """Return a method beside its published values, for the rows that have both; None if there is no such row."""
+    """Return a method next to its published values, for the rows that have both; None if there is no such row."""
     by_row: dict[str, dict[str, Check]] = {}
     for check in published_checks(published, [column]):
         if check.measured is not None:
@@ -237,18 +238,13 @@ def _tolerance_note(published: PublishedTable, column: MethodColumn) -> list[str
     tolerance = find_tolerance(column.published, published.name, column.selection)
     if tolerance is None:
         return []
-    note = (
-        f"Tolerance: {tolerance.category:g} points for a category, {tolerance.mean:g} for the mean over 15, and "
-        f"{tolerance.mean:g} times the square root of 15/n for the mean over n. The paper states none, so this is our "
-        f"choice: {tolerance.source}"
-    )
-    return [note]
+    return [f"Tolerance: {tolerance.explanation}"]
 
 
 def missing_commands(published: PublishedTable, groups: Sequence[Group]) -> list[str]:
     """Return the commands that produce the missing runs of a published table's campaign."""
     categories = averaged_categories("average_all", published.category_file)
-    missing: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}  # methods by (categories, ks)
+    methods: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}  # by (categories, ks) of missing runs
     for name in published.methods:
         ks_by_categories: dict[tuple[str, ...], list[int]] = {}
         for k in published.ks:
@@ -257,13 +253,13 @@ def missing_commands(published: PublishedTable, groups: Sequence[Group]) -> list
             unfinished = tuple(category for category in categories if category not in finished)
             if unfinished:
                 ks_by_categories.setdefault(unfinished, []).append(k)
-        for unfinished, ks in ks_by_categories.items():
-            missing.setdefault((unfinished, tuple(ks)), []).append(name)
+        for unfinished, missing_ks in ks_by_categories.items():
+            methods.setdefault((unfinished, tuple(missing_ks)), []).append(name)
     commands = []
-    for (unfinished, wanted_ks), names in missing.items():
+    for (unfinished, ks), names in methods.items():
         words = ["bench", "run", published.campaign]
         words += ["--method", ",".join(names)] if tuple(names) != published.methods else []
-        words += ["--k", ",".join(map(str, wanted_ks))] if wanted_ks != published.ks else []
+        words += ["--k", ",".join(map(str, ks))] if ks != published.ks else []
         words += ["--category", ",".join(unfinished)] if unfinished != categories else []
         commands.append(" ".join(words))
     with_oracle = {group.first.run.name for group in groups if group.selection == "oracle"}

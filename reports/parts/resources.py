@@ -9,18 +9,18 @@ from bench.evaluation.summary import (
     MEAN,
     Group,
     caveats,
-    latency_device,
-    milliseconds,
-    percent,
+    format_latency,
+    format_percent,
+    groups_by_unique_name,
+    latency_note,
+    missing_summary,
     timed_devices,
-    unique_names,
 )
 from bench.record import Record
 from bench.report import Section, Table, TableCell
 
-from .paper_tables import missing_summary
-from .published import TABLES, averaged_categories, published_name, published_rows
-from .tables import NO_VALUE, ranked, value_cell
+from .published import TABLES, averaged_categories, published_name, published_timings
+from .tables import NO_VALUE, rank_cells, value_cell
 
 _SIZES = {"trainable_parameters": "trainable parameters", "bank_rows": "rows in the memory bank"}
 """Entries of `method_info` that give the size of a method."""
@@ -30,16 +30,20 @@ _FIGURE8 = "Fig. 8: speed against image AUROC, MVTec AD"
 
 def resource_tables(groups: Sequence[Group]) -> list[Table]:
     """Return the tables of time and memory of one benchmark."""
-    names = {name: group for name, group in unique_names(groups).items() if group.selection == "last" and group.records}
-    return [table for table in (_speed_table(names), _memory_table(names)) if table]
+    groups_by_name = {
+        name: group
+        for name, group in groups_by_unique_name(groups).items()
+        if group.selection == "last" and group.records
+    }
+    return [table for table in (_speed_table(groups_by_name), _memory_table(groups_by_name)) if table]
 
 
-def _speed_table(names: dict[str, Group]) -> Table | None:
-    if not names:
+def _speed_table(groups_by_name: dict[str, Group]) -> Table | None:
+    if not groups_by_name:
         return None
-    latencies = ranked([value_cell(group, MEAN, LATENCY) for group in names.values()], lowest=True)
+    latencies = rank_cells([value_cell(group, MEAN, LATENCY) for group in groups_by_name.values()], lowest=True)
     rows = []
-    for (name, group), latency in zip(names.items(), latencies, strict=True):
+    for (name, group), latency in zip(groups_by_name.items(), latencies, strict=True):
         records = list(group.records.values())
         low, high = (_mean(record.latency.get(name) for record in records) for name in ("p5_ms", "p95_ms"))
         rows.append(
@@ -61,12 +65,14 @@ def _speed_table(names: dict[str, Group]) -> Table | None:
     return Table.from_rows("Speed", header, rows, remarks=[remark])
 
 
-def _memory_table(names: dict[str, Group]) -> Table | None:
-    records = {name: list(group.records.values()) for name, group in names.items()}
-    columns = [ranked([_peak(each, place) for each in records.values()], lowest=True) for place in ("host", "device")]
+def _memory_table(groups_by_name: dict[str, Group]) -> Table | None:
+    records = {name: list(group.records.values()) for name, group in groups_by_name.items()}
+    columns = [
+        rank_cells([_peak(members, place) for members in records.values()], lowest=True) for place in ("host", "device")
+    ]
     if all(cell.text == NO_VALUE for column in columns for cell in column):
         return None
-    rows = [(name, *peaks, _size(each)) for (name, each), *peaks in zip(records.items(), *columns, strict=True)]
+    rows = [(name, *peaks, _size(members)) for (name, members), *peaks in zip(records.items(), *columns, strict=True)]
     remark = "Highest peak of all categories, during fit and test. Host: memory of the whole process."
     return Table.from_rows("Memory", ("method", "host", "device", "size"), rows, remarks=[remark])
 
@@ -89,18 +95,20 @@ def _size(records: Iterable[Record]) -> str:
 def figure8_section(groups: Iterable[Group]) -> Section:
     """Return the two points that the text of the paper gives for Fig. 8, with the measured methods."""
     published = TABLES["1"]
-    timings = published_rows("fig8_timing.csv")
-    fastest = min(float(row["inference_ms"]) for row in timings)
+    timings = published_timings()
+    fastest = min(timing.latency_ms for timing in timings)
     rows: list[Sequence[str | TableCell]] = []
-    for row in timings:
-        ratio = f"{float(row['inference_ms']) / fastest:.1f}"
-        note = f"{row['protocol']}; the authors' script times the network only, untrained, on a random image."
-        latency = TableCell.from_text(f"{float(row['inference_ms']):.2f} ms", note)
-        rows.append((row["method"], "published", latency, ratio, row["image_auroc"]))
+    for timing in timings:
+        note = f"{timing.conditions}; the authors' script times the network only, untrained, on a random image."
+        latency = TableCell.from_text(f"{timing.latency_ms:.2f} ms", note)
+        ratio = f"{timing.latency_ms / fastest:.1f}"
+        rows.append((timing.method, "published", latency, ratio, f"{timing.image_auroc:.1f}"))
     members = [group for group in groups if published.contains(group.first.run) and group.records]
-    is_reference = [published_name(each.first.run) == "AMI-Net‡" and each.selection == "last" for each in members]
-    reference = members[is_reference.index(True)] if any(is_reference) else None
-    rows += [_figure8_row(name, group, reference) for name, group in unique_names(members).items()]
+    references = [
+        group for group in members if published_name(group.first.run) == "AMI-Net‡" and group.selection == "last"
+    ]
+    reference = references[0] if references else None
+    rows += [_figure8_row(name, group, reference) for name, group in groups_by_unique_name(members).items()]
     header = ("method", "source", "latency", "relative to AMI-Net‡", "image AUROC")
     remark = "Times on different machines are not comparable; the ratio of two methods on one machine is."
     table = Table.from_rows("", header, rows, rules_after=[len(timings) - 1], remarks=[remark])
@@ -112,13 +120,13 @@ def _figure8_row(name: str, group: Group, reference: Group | None) -> Sequence[s
     latency = group.mean_std(MEAN, LATENCY)
     reference_latency = reference.mean_std(MEAN, LATENCY) if reference else None
     ratio = NO_VALUE
-    if latency and reference and reference_latency and latency_device(reference) == latency_device(group):
+    if latency and reference and reference_latency and timed_devices(reference) == timed_devices(group):
         ratio = f"{latency.mean / reference_latency.mean:.1f}"
     categories = averaged_categories("average_all", TABLES["1"].file)
     auroc = group.mean_std_over(categories, "image_auroc")
     reasons = [] if auroc else missing_summary(group, categories, "image_auroc")
-    latency_cell = TableCell.from_text(milliseconds(latency), *caveats(group), latency_device(group))
-    return name, "measured", latency_cell, ratio, TableCell.from_text(percent(auroc), *reasons)
+    latency_cell = TableCell.from_text(format_latency(latency), *caveats(group), latency_note(group))
+    return name, "measured", latency_cell, ratio, TableCell.from_text(format_percent(auroc), *reasons)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

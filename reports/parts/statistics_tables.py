@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.evaluation.bootstrap import BootstrapSamples, Interval, differences, intervals, mean_over_categories
 from bench.evaluation.statistics import SeedSummary, compare, conclude, conclude_ranking, rank, summarize_seeds
-from bench.evaluation.summary import HEADINGS, MEAN, METRICS, Group, percent, unique_names
+from bench.evaluation.summary import HEADINGS, MEAN, METRICS, Group, format_percent, groups_by_unique_name
 from bench.identity import comparison_key
 from bench.record import Record
 from bench.report import Block, Section, Table
@@ -27,9 +27,9 @@ def statistics_section(members: Sequence[Group], samples: Mapping[str, Samples])
 
     samples: bootstrap samples by the unique name of the method.
     """
-    names = unique_names(members)
-    blocks: list[Block] = [*_seed_tables(names)]
-    sets = comparable_groups(names)
+    groups_by_name = groups_by_unique_name(members)
+    blocks: list[Block] = [*_seed_tables(groups_by_name)]
+    sets = comparable_groups(groups_by_name)
     compared = [methods for methods in sets if len(methods) > 1]
     blocks += [block for methods in compared for block in _comparison(methods, samples)]
     others = [name for methods in sets if len(methods) == 1 for name in methods]
@@ -39,10 +39,10 @@ def statistics_section(members: Sequence[Group], samples: Mapping[str, Samples])
     return [Section("Statistics", tuple(blocks), 2)] if blocks else []
 
 
-def comparable_groups(names: Mapping[str, Group]) -> list[dict[str, Group]]:
+def comparable_groups(groups_by_name: Mapping[str, Group]) -> list[dict[str, Group]]:
     """Divide groups into sets with the same protocol, categories, seeds, images, evaluation and selection."""
     sets: dict[tuple[object, ...], dict[str, Group]] = {}
-    for name, group in names.items():
+    for name, group in groups_by_name.items():
         if group.records:
             sets.setdefault(_comparison_key(group), {})[name] = group
     return list(sets.values())
@@ -59,18 +59,18 @@ def _comparison_key(group: Group) -> tuple[object, ...]:
 # --- Seeds -----------------------------------------------------------------------------------------------------------
 
 
-def _seed_tables(names: Mapping[str, Group]) -> list[Block]:
+def _seed_tables(groups_by_name: Mapping[str, Group]) -> list[Block]:
     """Return a table of the variation over seeds, for methods with several seeds."""
     header = ("method", "metric", "seeds", "mean", "standard deviation", "95 % interval of the mean")
     rows = []
-    for name, group in names.items():
+    for name, group in groups_by_name.items():
         for metric, heading in METRICS.items():
             means = group.seed_means(group.categories, metric)
             if len(means) > 1:
                 rows.append((name, heading, str(len(means)), *_seed_cells(summarize_seeds(means))))
     if not rows:
         return []
-    has_draws = any(group.first.run.k for group in names.values())
+    has_draws = any(group.first.run.k for group in groups_by_name.values())
     meaning = "training run and a draw of the training images" if has_draws else "training run on the same images"
     title = f"Variation over seeds (a seed is a {meaning}; interval by Student's t, limited to 0 and 100)"
     return [Table.from_rows(title, header, rows)]
@@ -90,16 +90,16 @@ def interval_table(group: Group, samples: Samples) -> list[Table]:
     """Return a table of each metric and category with its bootstrap interval; empty without samples."""
     if not samples:
         return []
-    by_row = {category: intervals(each) for category, each in samples.items()}
+    by_row = {category: intervals(category_samples) for category, category_samples in samples.items()}
     if samples.keys() == set(group.categories):
         by_row[MEAN] = intervals(mean_over_categories(list(samples.values())))
-    metrics = [metric for metric in HEADINGS if any(metric in each for each in by_row.values())]
+    metrics = [metric for metric in HEADINGS if any(metric in row_intervals for row_intervals in by_row.values())]
     rows = [
-        (category, *(_interval_cell(group, category, metric, each.get(metric)) for metric in metrics))
-        for category, each in by_row.items()
+        (category, *(_interval_cell(group, category, metric, row_intervals.get(metric)) for metric in metrics))
+        for category, row_intervals in by_row.items()
     ]
     remarks = ["Percentile bootstrap of whole test images, good and defective ones resampled separately, 1000 samples."]
-    error_bound = max(each.error_bound for each in samples.values())
+    error_bound = max(category_samples.error_bound for category_samples in samples.values())
     remarks += [f"Pixel metrics of a sample are exact to {100 * error_bound:.2g} points."] if error_bound else []
     if group.first.run.resolution == "original":
         remarks.append("No intervals of pixel metrics at original resolution: maps are stored at input size.")
@@ -110,7 +110,7 @@ def interval_table(group: Group, samples: Samples) -> list[Table]:
 
 
 def _interval_cell(group: Group, category: str, metric: str, interval: Interval | None) -> str:
-    return f"{percent(group.mean_std(category, metric))} ({_percent_range(interval)})" if interval else NO_VALUE
+    return f"{format_percent(group.mean_std(category, metric))} ({_percent_range(interval)})" if interval else NO_VALUE
 
 
 def _percent_range(interval: Interval) -> str:
@@ -147,7 +147,8 @@ def _comparison(methods: Mapping[str, Group], samples: Mapping[str, Samples]) ->
         return []
     n_seeds = len({seed for group in methods.values() for _, seed in group.records})
     blocks = [_means_table(comparisons, n_seeds), *_pair_tables(comparisons, n_seeds)]
-    if any(each is None for comparison in comparisons.values() for each in comparison.samples.values()):
+    samples_of_means = [samples for comparison in comparisons.values() for samples in comparison.samples.values()]
+    if any(samples is None for samples in samples_of_means):
         blocks.append("Without an interval, the variation over test images is unknown, since predictions are missing.")
     return blocks + _ranking(comparisons)
 
@@ -164,7 +165,7 @@ def values_by_category(methods: Mapping[str, Group], metric: str = METRIC) -> tu
     values: dict[str, list[float]] = {name: [] for name in methods}
     categories = []
     for category in sorted({category for group in methods.values() for category, _ in group.records}):
-        means = [each for group in methods.values() if (each := group.mean_std(category, metric))]
+        means = [mean for group in methods.values() if (mean := group.mean_std(category, metric))]
         if len(means) == len(methods):
             categories.append(category)
             for column, mean in zip(values.values(), means, strict=True):
@@ -217,15 +218,15 @@ def _ranking(comparisons: Mapping[str, _MetricComparison]) -> list[Block]:
     if not rankings:
         return []
     first = next(iter(rankings.values()))
-    ranks = [dict(zip(each.methods, each.mean_ranks, strict=True)) for each in rankings.values()]
-    rows = [(name, *(f"{each[name]:.2f}" for each in ranks)) for name in first.methods]
-    rows.append(("critical difference", *(f"{each.critical_difference:.2f}" for each in rankings.values())))
+    ranks = [dict(zip(ranking.methods, ranking.mean_ranks, strict=True)) for ranking in rankings.values()]
+    rows = [(name, *(f"{rank_of[name]:.2f}" for rank_of in ranks)) for name in first.methods]
+    rows.append(("critical difference", *(f"{ranking.critical_difference:.2f}" for ranking in rankings.values())))
     title = f"Mean ranks (1 is best; critical difference by Nemenyi at {first.alpha:.0%})"
     header = ("method", *(METRICS[metric] for metric in rankings))
     table = Table.from_rows(title, header, rows, rules_after=[len(rows) - 2])
     return [
         table,
-        tuple(f"{METRICS[each]}: {conclude_ranking(rankings[each])}" for each in HEADLINES if each in rankings),
+        tuple(f"{METRICS[metric]}: {conclude_ranking(rankings[metric])}" for metric in HEADLINES if metric in rankings),
     ]
 
 
@@ -237,13 +238,13 @@ _Pair = tuple[Record, Record]
 
 def selection_gap(members: Sequence[Group]) -> list[Section]:
     """Return how much the metrics increase if the epoch is chosen on the test set, for methods with both records."""
-    names = unique_names(members)
-    last = {_method_key(group): (name, group) for name, group in names.items() if group.selection == "last"}
+    groups_by_name = groups_by_unique_name(members)
+    last = {_method_key(group): (name, group) for name, group in groups_by_name.items() if group.selection == "last"}
     oracles = [group for group in members if group.selection == "oracle" and _method_key(group) in last]
     blocks = [block for group in oracles for block in _gap_blocks(*last[_method_key(group)], group)]
     sentence = (
-        "The last epoch and the best epoch on the test set, of the same fits. The gap is no improvement of the method: "
-        "it exists because the epoch is chosen with the test labels."
+        "The last epoch and the best epoch on the test set, of the same fits. The gap is not an improvement of the "
+        "method: it exists because the epoch is chosen with the test labels."
     )
     return [Section("Selection gap", (sentence, *blocks), 2)] if blocks else []
 
@@ -260,14 +261,19 @@ def _gap_blocks(name: str, last: Group, oracle: Group) -> list[Block]:
         fits.setdefault(category, []).append((last.records[category, seed], oracle.records[category, seed]))
     if not fits:
         return []
-    header = ("category", "last epoch", "best epoch", *(f"{each}: last, best, gap" for each in HEADLINES.values()))
+    header = (
+        "category",
+        "last epoch",
+        "best epoch",
+        *(f"{heading}: last, best, gap" for heading in HEADLINES.values()),
+    )
     rows = []
     for category, pairs in fits.items():
         epochs = [", ".join(str(pair[side].epoch) for pair in pairs) for side in (0, 1)]
         rows.append((category, *epochs, *(_format_gap(_last_and_best(pairs, metric)) for metric in HEADLINES)))
     means = []
     for metric in HEADLINES:
-        values = [each for pairs in fits.values() if (each := _last_and_best(pairs, metric))]
+        values = [pair for pairs in fits.values() if (pair := _last_and_best(pairs, metric))]
         means.append(_format_gap(_mean_pair(values) if len(values) == len(fits) else None))
     rows.append((MEAN, "", "", *means))
     blocks: list[Block] = [Table.from_rows(f"{name}, mean over seeds", header, rows, rules_after=[len(rows) - 2])]

@@ -1,6 +1,6 @@
 """The style of all figures, and their conversion to files. Neither uses pyplot, so no global state changes.
 
-Each method has its own colour, marker and dash, so figures are readable in grey and with colour blindness. Measured
+Each method has its own color, marker and dash, so figures are readable in gray and with color blindness. Measured
 values are filled, published ones hollow. The caveats of the data are printed inside the figure, below the axes.
 """
 
@@ -22,14 +22,14 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogFormatter
 
-from bench.evaluation.summary import Group, caveats
+from bench.evaluation.summary import Group, caveats, title_with_selection
 from bench.record import Record
 from bench.report import Figure
 
 DPI = 160
-BLACK, GREY, WARNING_COLOUR = "#222222", "#8a8a8a", "#a33b00"
+BLACK, GRAY, WARNING_COLOR = "#222222", "#8a8a8a", "#a33b00"
 PALETTE = sns.color_palette("colorblind").as_hex()
-"""Ten colours that remain distinguishable with colour blindness."""
+"""Ten colors that remain distinguishable with color blindness."""
 
 MARKERS = "osD^vPX*hd"
 DASHES: tuple[Any, ...] = (
@@ -46,7 +46,7 @@ _THEME: Any = {
     "axes.titley": 1.0,  # fixed, since there are no ticks above the axes
     "axes.labelsize": 9,
     "axes.labelcolor": BLACK,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -63,7 +63,7 @@ _THEME: Any = {
     "ytick.color": BLACK,
     "lines.markersize": 6,
     "text.color": BLACK,
-    "text.parse_math": False,  # a dollar sign in a name is no formula
+    "text.parse_math": False,  # a dollar sign in a name is not a formula
     "svg.hashsalt": "maskbench",  # the same figure gives the same bytes
     "svg.fonttype": "path",
     "pdf.fonttype": 42,  # publishers do not accept Type 3 fonts
@@ -74,20 +74,20 @@ _METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date
 """Metadata by file format: no date, so that the same figure gives the same bytes."""
 
 LEGEND_WIDTH = 1.6
-"""Inches reserved for a legend beside the panels."""
+"""Inches reserved for a legend on the right of the panels."""
 
 
 @dataclass(frozen=True, slots=True)
 class MethodStyle:
-    """Colour, marker and dash pattern of a method in all figures of a report."""
+    """Color, marker and dash pattern of a method in all figures of a report."""
 
-    colour: str
+    color: str
     marker: str
     dash: Any
 
 
 def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
-    """Return a style per name; after ten names the colours repeat with other markers."""
+    """Return a style per name; after ten names the colors repeat with other markers."""
     styles = {}
     for index, name in enumerate(dict.fromkeys(names)):
         shift = index // len(PALETTE)
@@ -120,15 +120,15 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def shared_and_own_caveats(groups: Sequence[Group]) -> list[str]:
+def shared_and_other_caveats(groups: Sequence[Group]) -> list[str]:
     """Return the caveats that all groups share in one line, then the others by the title of the method."""
     by_group = [caveats(group) for group in groups]
     shared = [note for note in (by_group[0] if by_group else []) if all(note in notes for notes in by_group)]
     lines = ["; ".join(shared)] if shared else []
     for group, notes in zip(groups, by_group, strict=True):
         rest = [note for note in notes if note not in shared]
-        oracle = " (oracle)" if group.selection == "oracle" else ""
-        lines += [f"{group.first.run.title}{oracle}: {'; '.join(rest)}"] if rest else []
+        title = title_with_selection(group.first.run.title, group.selection)
+        lines += [f"{title}: {'; '.join(rest)}"] if rest else []
     return list(dict.fromkeys(lines))
 
 
@@ -215,8 +215,8 @@ def limit_to_percent(axes: Axes) -> None:
 def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
     """Add one legend for all axes on the right."""
     handles: dict[str, Any] = {}
-    for each in axes:
-        new_handles, names = each.get_legend_handles_labels()
+    for panel in axes:
+        new_handles, names = panel.get_legend_handles_labels()
         handles |= {name: handle for name, handle in zip(names, new_handles, strict=True) if name not in handles}
     if handles:
         figure.legend(list(handles.values()), [wrapped(name, 30) for name in handles], loc="outside right upper")
@@ -261,23 +261,23 @@ def finish_figure(
 
     method: the method that is shown, if a benchmark has several figures of this kind.
     """
-    files = render_files(canvas, f"{title}: {benchmark}", shared_and_own_caveats(groups))
+    files = render_files(canvas, f"{title}: {benchmark}", shared_and_other_caveats(groups))
     return Figure(slug(f"{kind} {benchmark} {method}"), kind, benchmark, title, caption.strip(), files)
 
 
 def missing_figure(kind: str, benchmark: str, title: str, reason: str) -> Figure:
-    """Return a figure that can't be drawn; `reason` ends with the command that produces the data."""
+    """Return a figure that cannot be drawn; `reason` ends with the command that produces the data."""
     return Figure(slug(f"{kind} {benchmark}"), kind, benchmark, title, reason, {})
 
 
 def render_files(canvas: Canvas, title: str, notes: Sequence[str]) -> RenderedFigure:
     """Add title and notes to the figure, and fix its layout; call it inside `theme`."""
     width = canvas.get_figwidth()
-    legend_width = sum(each.get_window_extent().width / canvas.dpi for each in canvas.legends)
+    legend_width = sum(box.get_window_extent().width / canvas.dpi for box in canvas.legends)
     canvas.suptitle(wrapped(title, (width - legend_width) * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
     if notes:
         lines = "\n".join(wrapped(note, width * 17) for note in notes)
-        canvas.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=WARNING_COLOUR)
+        canvas.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=WARNING_COLOR)
     engine = canvas.get_layout_engine()
     if engine is not None:
         engine.execute(canvas)

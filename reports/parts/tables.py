@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from bench.evaluation.summary import LATENCY, MEAN, Group, caveats, milliseconds, missing_reasons, percent
+from bench.evaluation.summary import LATENCY, MEAN, Group, caveats, format_latency, format_percent, missing_reasons
 from bench.report import Table, TableCell, TextRun
 
 NO_VALUE = "–"
@@ -29,7 +29,7 @@ def value_cell(group: Group, category: str, metric: str) -> TableCell:
         categories = group.categories if category == MEAN else [category]
         text = FAILED if group.failed and not group.records else NO_VALUE
         return TableCell.from_text(text, *missing_reasons(group, categories, metric))
-    text = milliseconds(value) if metric == LATENCY else percent(value)
+    text = format_latency(value) if metric == LATENCY else format_percent(value)
     fewer_seeds = [f"{value.n_seeds} of {len(group.seeds)} seeds"] if value.n_seeds < len(group.seeds) else []
     return TableCell.from_text(text, *caveats(group), *fewer_seeds)
 
@@ -43,7 +43,7 @@ def format_points(fraction: float) -> str:
 # --- Rank ------------------------------------------------------------------------------------------------------------
 
 
-def ranked(cells: Sequence[TableCell], *, lowest: bool = False) -> list[TableCell]:
+def rank_cells(cells: Sequence[TableCell], *, lowest: bool = False) -> list[TableCell]:
     """Return comparable cells with the best value bold and the second best underlined, for each text run.
 
     The best is the highest value, or the lowest. Values that are printed alike have the same rank; fewer than two
@@ -51,13 +51,13 @@ def ranked(cells: Sequence[TableCell], *, lowest: bool = False) -> list[TableCel
     """
     longest = max((len(cell.runs) for cell in cells), default=0)
     texts = [[cell.runs[i].text if i < len(cell.runs) else "" for cell in cells] for i in range(longest)]
-    columns = [_ranked_runs(column, lowest=lowest) for column in texts]
+    columns = [_rank_texts(column, lowest=lowest) for column in texts]
     return [
         replace(cell, runs=tuple(columns[i][index] for i in range(len(cell.runs)))) for index, cell in enumerate(cells)
     ]
 
 
-def _ranked_runs(texts: Sequence[str], *, lowest: bool) -> list[TextRun]:
+def _rank_texts(texts: Sequence[str], *, lowest: bool) -> list[TextRun]:
     numbers = [leading_number(text) for text in texts]
     distinct = sorted({number for number in numbers if number is not None}, reverse=not lowest)
     best, second = [*distinct, None, None][:2] if sum(number is not None for number in numbers) > 1 else (None, None)

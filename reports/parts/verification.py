@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.evaluation.summary import METRICS, Group, by_benchmark, groups
+from bench.evaluation.summary import METRICS, Group, by_benchmark, groups, title_with_selection
 from bench.record import Record
 from bench.report import Block, Report, Section
 
 from .csv_rows import KEY_COLUMNS, escape_formula, flatten, read_rows
 from .paper_tables import method_columns
-from .published import SAME_WEIGHTS, TABLES, TOLERANCES, get_table, records_for_table
+from .published import SAME_WEIGHTS, TABLES, TOLERANCES, get_table, records_for_table, tables_of_runs
 from .published_comparison import (
-    VERDICTS,
+    STATUS,
     Check,
     all_agree,
     check_tables,
@@ -41,8 +41,8 @@ def verification(records: Sequence[Record], table: str, against: Path | None) ->
         return Report("verification", _TITLE, (section,), tuple(records)), None
     selected = records_for_table(records, table)
     checks = list(_rerun_checks(selected, against) if against else _all_published_checks(selected, table))
-    counts = Counter(VERDICTS[check.agrees] for check in checks)
-    summary = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in VERDICTS.values())
+    counts = Counter(STATUS[check.agrees] for check in checks)
+    summary = ", ".join(f"{status}: {counts[status]}" for status in STATUS.values())
     blocks: list[Block] = [*check_tables(checks), *([f"Result of {len(checks)} rows: {summary}."] if checks else [])]
     if all_agree(checks) is None:
         reason = "." if checks else ": no record belongs to a published table with values of its method."
@@ -69,14 +69,13 @@ def _rerun_checks(records: Sequence[Record], file: Path) -> Iterator[Check]:
     for row in read_rows(file):
         record = by_key.get(tuple(row[name] for name in KEY_COLUMNS))
         k = f" k={row['k']}" if row["k"] != "0" else ""
-        oracle = " (oracle)" if row["selection"] == "oracle" else ""
         for metric in METRICS:
             earlier = row.get(f"metrics.{metric}")
             if earlier:
                 value = record.metrics.get(metric) if record else None
                 yield Check(
                     table=f"{row['dataset']} {row['protocol']}{k}",
-                    method=row.get("title", row["name"]) + oracle,
+                    method=title_with_selection(row.get("title", row["name"]), row["selection"]),
                     category=f"{row['category']}, seed {row['seed']}",
                     metric=metric,
                     expected=round(100 * float(earlier), 2),
@@ -87,7 +86,7 @@ def _rerun_checks(records: Sequence[Record], file: Path) -> Iterator[Check]:
 
 
 def _rerun_reason(record: Record | None, metric: str) -> str:
-    """Return why an earlier value can't be compared; "" if it can."""
+    """Return why an earlier value cannot be compared; "" if it can."""
     if record is None:
         return "this store has no such run: it did not run, or its settings or images differ"
     if record.failure:
@@ -99,25 +98,26 @@ def _tolerance_sentences() -> Iterator[str]:
     for tolerance in (*TOLERANCES, SAME_WEIGHTS):
         yield (
             f"Tolerance of {' and '.join(tolerance.methods)} ({tolerance.selection}), tables "
-            f"{', '.join(tolerance.tables)}: {tolerance.category:g} points for a category, {tolerance.mean:g} for the "
-            f"mean over 15. The paper states none, so this is our choice: {tolerance.source}."
+            f"{', '.join(tolerance.tables)}: {tolerance.explanation}."
         )
 
 
 def _unverified(records: Sequence[Record], table: str) -> list[Block]:
     """Return which measured methods have no published values, and which published methods did not run."""
     members = groups(records)
-    measured = [each for each in TABLES.values() if any(each.contains(group.first.run) for group in members)]
+    tables_with_records = tables_of_runs(group.first.run for group in members)
     sentences: list[str] = []
-    for published in [get_table(table)] if table else measured:
+    for published in [get_table(table)] if table else tables_with_records:
         in_table: list[Group] = [group for group in members if published.contains(group.first.run)]
         unpublished = [column.title for column in method_columns(in_table) if not column.published]
         sentences += [f"{published.number} has no values of {', '.join(unpublished)}."] if unpublished else []
-        sentences += [f"Missing in {published.number}: `{each}`" for each in missing_commands(published, in_table)]
+        sentences += [
+            f"Missing in {published.number}: `{command}`" for command in missing_commands(published, in_table)
+        ]
     without = [
         name
         for name, benchmark in by_benchmark(members).items()
-        if not any(published.contains(benchmark[0].first.run) for published in measured)
+        if not any(published.contains(benchmark[0].first.run) for published in tables_with_records)
     ]
     sentences += [f"There are no published values for {', '.join(without)}."] if without else []
     return [tuple(sentences)] if sentences else []

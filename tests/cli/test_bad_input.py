@@ -164,7 +164,7 @@ def test_an_empty_category_is_skipped_with_a_warning(bench, parts: Path) -> None
     assert succeeded() == {("meanmap", "plate")}
 
 
-def test_a_category_with_a_file_that_can_not_be_opened_is_skipped(bench, parts: Path) -> None:
+def test_a_category_with_a_file_that_cannot_be_opened_is_skipped(bench, parts: Path) -> None:
     image = parts / "bolt" / "train" / "good" / "000.png"
     image.unlink()
     image.symlink_to(parts / "missing.png")

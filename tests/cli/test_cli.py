@@ -68,6 +68,15 @@ def test_a_run_prints_a_table_the_folder_of_the_records_and_the_next_command(ben
     assert "No run of this plan has failed" in retried.stdout
 
 
+def test_a_sweep_gives_one_table_with_a_row_per_variant(bench, folder: Path) -> None:
+    result = bench(*RUN, "--method", "meanmap", "--category", "bolt", "--sweep", "smoothing=1,4", "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines() if "smoothing=" in line] == [
+        "smoothing=1.0", "smoothing=4.0"
+    ]  # fmt: skip
+    assert "sweep:" not in result.stdout  # the first column has the settings
+
+
 def test_a_dry_run_prints_every_value_with_its_origin_and_runs_nothing(bench, folder: Path) -> None:
     result = bench(*RUN, "--method", "meanmap", "--dry-run")
     assert result.returncode == 0, result.stderr

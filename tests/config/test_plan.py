@@ -1,7 +1,5 @@
 """bench.toml and the options of a call become one plan, which records the origin of each value."""
 
-import re
-import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -345,14 +343,6 @@ def test_the_shipped_file_is_read_if_the_folder_has_none(tmp_path: Path) -> None
     assert {"table1", "table2", "table3", "table4", "figure8"} <= set(shipped.names("campaign"))
     assert shipped.aliases()["aminet_jitter"].title == "AMI-Net‡"
     assert load_config(shipped.files[0].parent).files == shipped.files
-
-
-def test_the_shipped_file_lists_every_option_with_its_default() -> None:
-    (shipped,) = load_config(Path(__file__)).files
-    lines = re.findall(r"^# (\w+ = \S.*?) +# .+$", shipped.read_text(encoding="utf-8"), re.MULTILINE)
-    listed = tomllib.loads("\n".join(line for line in lines if line.partition(" ")[0] in OPTIONS))
-    defaults = {name: option.default for name, option in OPTIONS.items()}
-    assert listed == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
 def test_every_shipped_profile_and_campaign_gives_a_plan(tmp_path: Path) -> None:

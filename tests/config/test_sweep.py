@@ -13,7 +13,7 @@ from bench.config.method_specs import MethodSpec, check_setting_names
 from bench.config.plan import make_plan
 from bench.config.sweep import for_method, grid_points, parse_values
 from bench.errors import BenchError
-from bench.evaluation.summary import groups, table_notes, unique_names
+from bench.evaluation.summary import groups, groups_by_unique_name, table_notes
 from bench.execution.schedule import make_schedule
 from bench.store import Store
 
@@ -164,7 +164,7 @@ def test_each_variant_is_a_separate_run_and_a_separate_row(plan_parts, run_plan)
     table = groups(Store(plan.runs).records())
     assert [group.first.run.sweep_label for group in table] == ["smoothing=0.0", "smoothing=2.0", "smoothing=10.0"]
     assert any("smoothing=0.0" in note for note in table_notes(table[0]))
-    assert list(unique_names(table)) == [f"Mean map (floor) [smoothing={value}]" for value in (0.0, 2.0, 10.0)]
+    assert list(groups_by_unique_name(table)) == [f"Mean map (floor) [smoothing={value}]" for value in (0.0, 2.0, 10.0)]
 
 
 def test_a_sweep_reuses_an_existing_record_and_labels_it(plan_parts, run_plan) -> None:

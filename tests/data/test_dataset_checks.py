@@ -10,6 +10,7 @@ from bench import registry
 from bench.data import dataset_checks
 from bench.dataset import Sample
 from bench.errors import CheckResult
+from bench.method import Preprocessing
 
 SIZE = 192
 
@@ -46,7 +47,9 @@ def lid(tmp_path: Path) -> Path:
 def results_of(root: Path) -> dict[str, CheckResult]:
     calls: list[tuple[int, int]] = []
     samples = registry.load("datasets", "folder").samples(root)
-    results = dataset_checks.check_dataset(samples, [], lambda done, total: calls.append((done, total)))
+    results = dataset_checks.check_dataset(
+        samples, [], lambda done, total: calls.append((done, total)), Preprocessing(64, 64), is_official=False
+    )
     assert calls[-1] == (len(samples), len(samples))
     return {result.requirement: result for result in results}
 
@@ -140,3 +143,36 @@ def test_near_duplicates_equal_those_of_a_loop() -> None:
         distance <= dataset_checks.MAX_DIFFERENCE for distance in differences
     )
     assert 40 < sum(distance <= dataset_checks.MAX_DIFFERENCE for distance in differences) < 60
+
+
+# ---- own images
+
+
+def test_masks_are_checked_at_the_size_of_the_planned_input(lid: Path) -> None:
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[0] = 255  # one row of three
+    save(mask, lid / "ground_truth" / "dent" / "20_mask.png")
+    (problem,) = problems_of(lid).values()
+    assert (
+        problem.startswith("lid: 1 of 2 masks mark nothing at the size of the input") or "changes the number" in problem
+    )
+    requirement = "Masks have two values, and keep their defect regions at 64 x 64 pixels."
+    assert requirement in results_of(lid)
+
+
+def test_the_range_of_12_bit_images_is_reported_with_its_numbers(lid: Path) -> None:
+    for path in sorted(lid.glob("t*/*/*.png")):
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L")).astype(np.uint16)
+        Image.fromarray(pixels * 2 + 800).save(path)
+    (problem,) = problems_of(lid).values()
+    assert "6 training images with more than 8 bits per channel run from" in problem
+    assert "becomes black" in problem
+
+
+def test_a_file_of_several_pages_is_reported(lid: Path) -> None:
+    path = lid / "test" / "good" / "10.png"
+    pages = [Image.fromarray(part(seed)) for seed in (10, 50)]
+    path.unlink()
+    pages[0].save(path.with_suffix(".tif"), save_all=True, append_images=pages[1:])
+    assert "it has 2 pages or frames" in problems_of(lid)["Every image can be read."]

@@ -1,26 +1,16 @@
-"""Images: all file formats become RGB in [0, 1], masks fit their images, and unreadable files are named."""
+"""Images: files become tensors in [0, 1], maps and masks fit the original images, and unreadable files are named."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.data.images import (
-    FileImages,
-    OriginalResolution,
-    content_hash,
-    decode,
-    defect_mask,
-    preprocess,
-    soft_mask,
-    visible_box,
-)
+from bench.data.images import FileImages, OriginalResolution, content_hash
+from bench.data.preprocessing import preprocess, visible_box
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.method import Preprocessing
@@ -52,14 +42,7 @@ def only(image: Path, preprocessing: Preprocessing = SMALL) -> torch.Tensor:
     return batch[0]
 
 
-def mask_of(tmp_path: Path, mask: np.ndarray | Image.Image, preprocessing: Preprocessing = SMALL) -> np.ndarray:
-    mask_image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
-    mask_image.save(tmp_path / "mask.png")
-    image = save_image(tmp_path / "image.png", gray(0, mask_image.height, mask_image.width))
-    return defect_mask(sample(image, tmp_path / "mask.png"), preprocessing)
-
-
-# ---- decoding
+# ---- tensors
 
 
 def test_rgb_values_are_divided_by_255(tmp_path: Path) -> None:
@@ -76,70 +59,11 @@ def test_gray_becomes_three_equal_channels(tmp_path: Path) -> None:
     assert only(save_image(tmp_path / "a.png", gray(51))).unique().tolist() == [pytest.approx(0.2)]
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
-    values = np.array([[0, 257], [257 * 128, 65535]], dtype=np.uint16)
-    for name in ("a.png", "a.tif"):
-        result = np.asarray(decode(save_image(tmp_path / name, values)))
-        assert result[..., 0].tolist() == [[0, 1], [128, 255]]
-        assert result.shape == (2, 2, 3)
-
-
-def test_big_endian_sixteen_bits_are_read_correctly(tmp_path: Path) -> None:
-    Image.frombytes("I;16B", (2, 1), np.array([0x1010, 0xFFFF], dtype=">u2").tobytes()).save(tmp_path / "a.tif")
-    assert np.asarray(decode(tmp_path / "a.tif"))[0, :, 0].tolist() == [16, 255]
-
-
-def test_float_images_run_from_0_to_1(tmp_path: Path) -> None:
-    result = decode(save_image(tmp_path / "a.tif", np.array([[0.0, 0.2], [0.5, 1.0]], dtype=np.float32)))
-    assert np.asarray(result)[..., 0].tolist() == [[0, 51], [128, 255]]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        np.array([[0.0, 255.0]], dtype=np.float32),
-        np.array([[0.0, np.nan]], dtype=np.float32),
-        np.array([[0, 70000]], dtype=np.int32),
-        np.array([[-1, 3]], dtype=np.int32),
-    ],
-)
-def test_values_of_an_unknown_range_are_an_error_and_not_clipped(tmp_path: Path, values: np.ndarray) -> None:
-    with pytest.raises(BenchError, match=r"a\.tif is not: its values run from"):
-        decode(save_image(tmp_path / "a.tif", values))
-
-
-def test_alpha_is_dropped(tmp_path: Path) -> None:
-    pixels = np.dstack([noise(), np.zeros((8, 8), dtype=np.uint8)])
-    assert np.array_equal(np.asarray(decode(save_image(tmp_path / "a.png", pixels))), pixels[..., :3])
-
-
-def test_a_palette_gives_its_colors_with_and_without_transparency(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
-    image.putpalette([10, 20, 30, 200, 100, 50])
-    image.save(tmp_path / "plain.png")
-    image.save(tmp_path / "clear.png", transparency=b"\x00\x80")  # Pillow's conversion warns about this
-    for name in ("plain.png", "clear.png"):
-        assert np.asarray(decode(tmp_path / name)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
-
-
-def test_one_bit_images_become_black_and_white(tmp_path: Path) -> None:
-    result = decode(save_image(tmp_path / "a.png", np.array([[0, 255]], dtype=np.uint8), "1"))
-    assert np.asarray(result)[0, :, 0].tolist() == [0, 255]
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.tif")
-    assert np.asarray(decode(tmp_path / "a.tif"))[0, 0].tolist() == [255, 0, 0]
-
-
 def test_a_one_pixel_image_fills_its_input(tmp_path: Path) -> None:
     for preprocessing in (Preprocessing(4, 6), Preprocessing(4, 6, keep_aspect=True), Preprocessing(8, 8, crop=4)):
         result = only(save_image(tmp_path / "a.png", gray(51, 1, 1)), preprocessing)
         assert result.shape == (3, *preprocessing.size)
         assert torch.allclose(result, torch.tensor(0.2))
-
-
-# ---- broken files
 
 
 @pytest.mark.parametrize(
@@ -157,49 +81,6 @@ def test_a_file_that_is_not_an_image_is_named_in_one_line(tmp_path: Path, conten
     with pytest.raises(BenchError, match=rf"{path} is not: {reason}") as error:
         list(FileImages([sample(path)], SMALL).batches(1))
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"missing\.png is not: No such file"):
-        decode(tmp_path / "missing.png")
-    with pytest.raises(BenchError, match="is not: Is a directory"):
-        decode(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif"])
-def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
-    path = save_image(tmp_path / name, noise(64, 64))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(BenchError, match=f"{name} is not: "):
-        decode(path)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif", "a.gif"])
-@given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged headers
-def test_any_damage_gives_an_image_or_a_bench_error(tmp_path: Path, name: str, data: st.DataObject) -> None:
-    path = save_image(tmp_path / name, noise(6, 9))
-    content = bytearray(path.read_bytes())
-    for index in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
-        content[index] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    messages = []
-    try:
-        assert decode(path).mode == "RGB"
-    except BenchError as error:
-        messages.append(str(error))
-    assert all(str(path) in message and "\n" not in message for message in messages)
-
-
-def test_an_image_of_20000_pixels_on_a_side_is_an_error_before_it_is_decoded(tmp_path: Path) -> None:
-    path = save_image(tmp_path / "huge.png", gray(0))
-    content = bytearray(path.read_bytes())
-    content[16:24] = struct.pack(">II", 20000, 20000)  # the header's width and height
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    path.write_bytes(content)
-    with pytest.raises(BenchError, match=r"huge\.png is not: .*400000000 pixels"):
-        decode(path)
 
 
 def test_a_long_image_that_becomes_too_large_with_keep_aspect_is_named(tmp_path: Path) -> None:
@@ -257,99 +138,7 @@ def test_a_preprocessing_without_pixels_is_an_error(preprocessing: Preprocessing
         FileImages([], preprocessing)
 
 
-# ---- masks
-
-
-def test_an_image_without_a_mask_has_no_defect_pixels(tmp_path: Path) -> None:
-    (result,) = FileImages([sample(save_image(tmp_path / "a.png", gray(9)))], SMALL).masks()
-    assert result.shape == (4, 4)
-    assert result.dtype == np.bool_
-    assert not result.any()
-
-
-CORNER = np.pad(np.ones((2, 2), dtype=np.uint8), ((0, 2), (0, 2)))  # a defect of 2 x 2 in the corner of 4 x 4
-
-
-@pytest.mark.parametrize("factor", [255, 1, 3, 128, 127])
-def test_a_mask_of_any_constant_value_is_binary(tmp_path: Path, factor: int) -> None:
-    assert np.array_equal(mask_of(tmp_path, CORNER * factor), CORNER == 1)
-
-
-def test_a_mask_of_class_indices_is_the_union_of_the_classes(tmp_path: Path) -> None:
-    assert np.array_equal(mask_of(tmp_path, CORNER * np.array([1, 5, 0, 0], dtype=np.uint8)), CORNER == 1)
-
-
-@pytest.mark.parametrize("value", [1, 255, 65535])
-def test_a_sixteen_bit_mask_keeps_its_small_values(tmp_path: Path, value: int) -> None:
-    assert np.array_equal(mask_of(tmp_path, CORNER.astype(np.uint16) * np.uint16(value)), CORNER == 1)
-
-
-def test_one_bit_palette_color_and_transparent_masks_are_read(tmp_path: Path) -> None:
-    expected = CORNER == 1
-    assert np.array_equal(mask_of(tmp_path, Image.fromarray(CORNER * 255).convert("1")), expected)
-    for color in ([255, 0, 0], [0, 0, 255], [128, 0, 0], [1, 1, 1]):
-        painted = CORNER[..., None] * np.array(color, dtype=np.uint8)
-        assert np.array_equal(mask_of(tmp_path, painted), expected), color
-        assert np.array_equal(mask_of(tmp_path, Image.fromarray(painted).convert("RGBA")), expected), color
-        palette = Image.fromarray(CORNER).convert("P")
-        palette.putpalette([0, 0, 0, *color])
-        assert np.array_equal(mask_of(tmp_path, palette), expected), color
-
-
-def test_soft_edges_of_a_mask_are_thresholded_at_half(tmp_path: Path) -> None:
-    soft = np.array([[0, 60, 127, 128]] * 4, dtype=np.uint8)
-    assert mask_of(tmp_path, soft)[0].tolist() == [False, False, False, True]
-    wide = np.array([[0, 300, 32767, 32768]] * 4, dtype=np.uint16)
-    assert mask_of(tmp_path, wide)[0].tolist() == [False, False, False, True]
-    assert mask_of(tmp_path, wide % 301)[0].tolist() == [False, True, True, True]  # 0, 300, 259, 260: class indices
-
-
-def test_several_masks_give_their_union(tmp_path: Path) -> None:
-    image = save_image(tmp_path / "a.png", gray(0))
-    masks = [
-        save_image(tmp_path / f"m{i}.png", rotated * 255) for i, rotated in enumerate((CORNER, np.rot90(CORNER, 2)))
-    ]
-    result = defect_mask(sample(image, *masks), SMALL)
-    assert result.sum() == 8
-    assert np.array_equal(result, np.rot90(result, 2))
-
-
-def test_a_mask_is_enlarged_by_nearest_neighbor_with_any_filter_of_the_image(tmp_path: Path) -> None:
-    result = mask_of(tmp_path, CORNER * 255, Preprocessing(16, 16, resample="lanczos"))
-    assert np.array_equal(result, np.kron(CORNER, np.ones((4, 4))) == 1)
-
-
-def test_a_mask_is_cropped_like_its_image(tmp_path: Path) -> None:
-    pixels = np.zeros((4, 8), dtype=np.uint8)
-    pixels[1, 5] = pixels[3, 0] = 255  # the second is outside the center crop
-    preprocessing = Preprocessing(4, 4, resample="nearest", keep_aspect=True)
-    result = mask_of(tmp_path, pixels, preprocessing)
-    assert np.argwhere(result).tolist() == [[1, 3]]
-    assert only(save_image(tmp_path / "same.png", pixels), preprocessing)[0].argwhere().tolist() == [[1, 3]]
-
-
-def test_a_mask_of_half_the_size_of_its_image_fits(tmp_path: Path) -> None:
-    image, mask = save_image(tmp_path / "a.png", gray(0, 9, 12)), save_image(tmp_path / "m.png", gray(255, 4, 6))
-    assert defect_mask(sample(image, mask), SMALL).all()
-
-
-# ---- soft masks and original resolution
-
-
-def test_a_soft_mask_has_intermediate_values_along_its_edges(tmp_path: Path) -> None:
-    pixels = np.zeros((4, 4), dtype=np.uint8)
-    pixels[:, :1] = 1  # a mask of class indices
-    image, mask = save_image(tmp_path / "a.png", gray(0)), save_image(tmp_path / "m.png", pixels)
-    # From 4 columns to 2, each output is a triangular average of the inputs; at the border the weights are 3, 3 and 1.
-    result = soft_mask(sample(image, mask), Preprocessing(4, 2))
-    assert result[:, 1].tolist() == [0] * 4
-    assert result[:, 0].tolist() == [round(255 * 3 / 7)] * 4
-    assert not soft_mask(sample(image), SMALL).any()
-
-
-def test_a_soft_mask_without_a_resize_is_the_mask(tmp_path: Path) -> None:
-    image, mask = save_image(tmp_path / "a.png", gray(0)), save_image(tmp_path / "m.png", CORNER * 255)
-    assert np.array_equal(soft_mask(sample(image, mask), SMALL) == 255, defect_mask(sample(image, mask), SMALL))
+# ---- original resolution
 
 
 @pytest.mark.parametrize(
@@ -391,23 +180,6 @@ def test_at_original_resolution_a_mask_of_another_size_is_an_error(tmp_path: Pat
     image, mask = save_image(tmp_path / "a.png", gray(0, 8, 8)), save_image(tmp_path / "m.png", gray(255))
     with pytest.raises(BenchError, match=r"m\.png is not: it has 4 x 4 pixels, its image 8 x 8"):
         OriginalResolution([sample(image, mask)], SMALL).mask(0)
-
-
-def test_a_mask_of_another_aspect_ratio_is_an_error_with_both_sizes(tmp_path: Path) -> None:
-    image, mask = save_image(tmp_path / "a.png", gray(0, 100, 200)), save_image(tmp_path / "m.png", gray(255, 200, 100))
-    with pytest.raises(BenchError, match=r"m\.png is not: it has 100 x 200 pixels, its image 200 x 100"):
-        defect_mask(sample(image, mask), SMALL)
-
-
-def test_an_unreadable_mask_is_named_and_so_is_an_unreadable_image_with_a_mask(tmp_path: Path) -> None:
-    image, mask = save_image(tmp_path / "a.png", gray(0)), save_image(tmp_path / "m.png", gray(255))
-    mask.write_bytes(mask.read_bytes()[:40])
-    with pytest.raises(BenchError, match=r"A mask must be .*m\.png"):
-        defect_mask(sample(image, mask), SMALL)
-    save_image(mask, gray(255))
-    image.write_bytes(b"")
-    with pytest.raises(BenchError, match=r"An image must be .*a\.png"):
-        defect_mask(sample(image, mask), SMALL)
 
 
 # ---- batches and digests

@@ -1,15 +1,18 @@
 """Protocols: which images train a model and which evaluate it."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.data.protocol import k_shot, one_for_one, split_calibration, subsample, unified
+from bench.data.protocol import k_shot, one_for_one, split_calibration, split_without_defects, subsample, unified
 from bench.dataset import Sample
 from bench.errors import BenchError
+from bench.evaluation.metrics import min_calibration_images
 
 
 def samples(category: str, *, train: int = 10, good: int = 2, defects: dict[str, int] | None = None) -> list[Sample]:
@@ -43,10 +46,50 @@ def test_one_for_one_trains_on_no_defective_and_no_test_image() -> None:
     assert len(task.tests["bolt"]) == 4
 
 
-@pytest.mark.parametrize(("counts", "part"), [({"train": 0}, "training"), ({"good": 0, "defects": {}}, "test")])
-def test_a_category_without_training_or_test_images_is_named(counts: dict, part: str) -> None:
-    with pytest.raises(BenchError, match=f"'bolt' has no {part} image"):
-        one_for_one([*samples("bolt", **counts), *samples("tile")])
+def test_a_category_without_training_images_is_named() -> None:
+    with pytest.raises(BenchError, match="needs good training images; 'bolt' has none"):
+        one_for_one([*samples("bolt", train=0), *samples("tile")])
+
+
+def test_a_category_without_test_images_is_trained_on_and_not_evaluated() -> None:
+    listed = [*samples("bolt", good=0, defects={}), *samples("tile")]
+    assert one_for_one(listed)[0].tests == {"bolt": ()}
+    (task,) = unified(listed)
+    assert [*task.tests] == ["tile"]
+    assert len(task.train) == 20
+    (task,) = unified(samples("bolt", good=0, defects={}))
+    assert task.tests == {"bolt": ()}
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "rate"), [(3, 1, 0.5), (8, 2, 0.34), (30, 10, 0.1), (60, 19, 0.05), (200, 40, 0.05)]
+)
+def test_without_defects_good_images_are_held_out_for_a_threshold(train: int, held_out: int, rate: float) -> None:
+    (task,) = one_for_one(samples("bolt", train=train, good=2, defects={}))
+    split, found = split_without_defects(task, 0)
+    assert (len(split.calibration["bolt"]), found) == (held_out, rate)
+    assert min_calibration_images(found) <= held_out
+    assert {*split.train} | {*split.calibration["bolt"]} == {*task.train}
+    assert len(split.train) == train - held_out
+    assert split.tests == task.tests
+
+
+def test_without_any_test_images_the_held_out_images_are_scored() -> None:
+    (task,) = one_for_one(samples("bolt", good=0, defects={}))
+    split, _ = split_without_defects(task, 0)
+    assert split.tests == split.calibration
+    assert split_without_defects(task, 0)[0] == split
+    with pytest.raises(BenchError, match="at least 3 good training images to fit and to set a threshold; 'bolt' has 2"):
+        split_without_defects(one_for_one(samples("bolt", train=2, good=0, defects={}))[0], 0)
+
+
+def test_a_draw_distinguishes_subfolders_and_ignores_the_unicode_form() -> None:
+    plain = [Sample(Path(f"/data/ö{i}.png"), "bolt", "train") for i in range(9)]
+    decomposed = [replace(sample, image=Path(normalize("NFD", sample.image.as_posix()))) for sample in plain]
+    drawn, again = (k_shot(listed, 3, 0)[0].train for listed in (plain, decomposed))
+    assert [sample.id for sample in drawn] == [sample.id for sample in again]
+    nested = [replace(plain[0], folder=f"line{i}") for i in range(9)]
+    assert len({sample.folder for sample in k_shot(nested, 3, 0)[0].train}) == 3
 
 
 @pytest.mark.parametrize("draw", [one_for_one, unified, k_shot])

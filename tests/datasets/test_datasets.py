@@ -177,7 +177,7 @@ def test_own_categories_must_have_different_names(tmp_path: Path) -> None:
         folder.samples(tmp_path)
 
 
-def test_hidden_files_other_files_and_other_splits_are_skipped(tmp_path: Path, caplog) -> None:
+def test_hidden_files_are_skipped_and_other_unused_files_are_counted_and_named(tmp_path: Path, caplog) -> None:
     create_category(tmp_path, "lid")
     create_images(tmp_path, "lid/validation/good/000.png", ".trash/train/good/000.png", "lid/test/.thumbs/000.png")
     create_images(tmp_path, "lid/train/good/.000.png")
@@ -190,7 +190,12 @@ def test_hidden_files_other_files_and_other_splits_are_skipped(tmp_path: Path, c
         (tmp_path / name).write_text("not an image")
     (tmp_path / "lid/test/good/folder.png").mkdir()
     assert len(folder.samples(tmp_path)) == 4
-    assert warnings(caplog) == []
+    assert warnings(caplog) == [
+        (
+            "lid: not used are 2 files without the extension of an image (1 .txt, 1 no extension): "
+            "train/good/no_extension, test/crack/notes.txt; folders: validation/ (1 images)."
+        )
+    ]
 
 
 def test_links_to_a_parent_folder_are_harmless(tmp_path: Path) -> None:
@@ -226,7 +231,10 @@ def test_masks_without_an_image_give_one_warning(tmp_path: Path, caplog) -> None
     create_category(tmp_path, "lid")
     create_images(tmp_path, "lid/ground_truth/crack/007_mask.png", "lid/ground_truth/removed/000_mask.png")
     samples = folder.samples(tmp_path)
-    expected = "lid: 2 masks have no image and are not used: crack/007_mask.png, removed/000_mask.png."
+    expected = (
+        "lid: 2 masks have no image and are not used: ground_truth/crack/007_mask.png, "
+        "ground_truth/removed/000_mask.png."
+    )
     assert expected in warnings(caplog)
     assert sum(len(sample.masks) for sample in samples) == 1
 
@@ -245,14 +253,15 @@ def test_a_category_without_images_is_skipped_with_a_warning(tmp_path: Path, cap
     (tmp_path / "box" / "train").mkdir(parents=True)
     assert {sample.category for sample in folder.samples(tmp_path)} == {"lid"}
     assert (
-        "Own images: categories without images are skipped: box (none in test/*/ and train/good/), "
-        "cap (none in train/good/)."
+        "Own images: categories without images are skipped: box (none in train/good/), cap (none in train/good/)."
     ) in warnings(caplog)
 
 
 def test_without_any_complete_category_the_error_names_them(tmp_path: Path) -> None:
-    create_images(tmp_path, "cap/train/good/000.png", "lid/test/crack/000.png")
-    with pytest.raises(BenchError, match=r"missing in cap \(none in test/\*/\), lid \(none in train/good/\)") as error:
+    create_images(tmp_path, "cap/train/bad/000.png", "lid/test/crack/000.png")
+    with pytest.raises(
+        BenchError, match=r"missing in cap \(none in train/good/\), lid \(none in train/good/\)"
+    ) as error:
         folder.samples(tmp_path)
     assert "--data DIR" in str(error.value)
 
@@ -267,7 +276,7 @@ def test_two_files_of_one_stem_are_an_error(tmp_path: Path, place: str) -> None:
 
 @pytest.mark.parametrize("dataset", [mvtec, btad, folder], ids=["mvtec", "btad", "folder"])
 def test_a_wrong_root_is_an_error_in_one_line(tmp_path: Path, dataset) -> None:
-    create_images(tmp_path, "somewhere/images/000.png", "file.png")
+    create_images(tmp_path, "somewhere/pages/000.pdf", "file.png")
     for root, problem in ((tmp_path / "absent", "does not exist"), (tmp_path / "file.png", "is a file"),
                           (tmp_path / "somewhere", "none")):  # fmt: skip
         with pytest.raises(BenchError, match=problem) as error:
@@ -316,6 +325,6 @@ def test_real_inspection_images_are_listed(shared: Path, caplog) -> None:
     assert tally.keys() >= {"bottle", "capsule", "kolektorsdd", "magnetic_tile", "tire"}
     assert tally["bottle"] == 292
     assert all(bool(sample.masks) == sample.is_anomalous for sample in samples)
-    assert warnings(caplog) == []
+    assert warnings(caplog) == ["tire: not used are folders: validation/ (29 images)."]
     mvtec.samples(root / "mvtec")
     assert any(warning.startswith("MVTec AD: ") for warning in warnings(caplog))

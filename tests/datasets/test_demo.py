@@ -71,7 +71,7 @@ def test_defects_range_from_faint_to_clear() -> None:
 
 
 MEANS = {
-    # good, then each kind of defect
+    # good, then each defect type
     "blister": [130.847, 127.114, 129.214, 133.421, 131.547],
     "fabric": [100.999, 103.203, 102.766, 106.145, 104.271],
     "gear": [172.730, 164.392, 166.913, 172.577, 162.972],

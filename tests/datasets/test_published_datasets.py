@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bench import registry
-from bench.data.images import defect_mask
+from bench.data.masks import sample_mask
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.method import Preprocessing
@@ -84,7 +84,7 @@ def test_visa_uses_its_one_class_split(visa_root: Path, caplog) -> None:
 
 def test_a_class_index_in_a_visa_mask_is_a_defect(visa_root: Path) -> None:
     (defective,) = (sample for sample in visa.samples(visa_root) if sample.is_anomalous)
-    assert np.argwhere(defect_mask(defective, ORIGINAL_SIZE)).tolist() == [[1, 2]]
+    assert np.argwhere(sample_mask(defective, ORIGINAL_SIZE).mask).tolist() == [[1, 2]]
 
 
 def test_visa_warns_about_missing_images(visa_root: Path, caplog) -> None:
@@ -162,7 +162,7 @@ def test_mvtec_loco_uses_the_union_of_masks_and_warns_about_validation(tmp_path:
         ("pushpins", "test", "structural_anomalies", "pushpins/test/structural_anomalies/000.png",
          "pushpins/ground_truth/structural_anomalies/000/000.png"),
     ]  # fmt: skip
-    assert np.argwhere(defect_mask(samples[2], ORIGINAL_SIZE)).tolist() == [[0, 2], [3, 2]]
+    assert np.argwhere(sample_mask(samples[2], ORIGINAL_SIZE).mask).tolist() == [[0, 2], [3, 2]]
     assert has_warning(caplog, "MVTec LOCO AD: validation/ is not used (pushpins)")
 
 
@@ -195,7 +195,7 @@ def test_the_official_counts_have_the_published_sums(module, sums: tuple[int, ..
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names("datasets") if name not in {"demo", "folder"}])
-def test_the_error_for_a_missing_data_set_has_its_page_licence_and_layout(name: str, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_data_set_has_its_page_license_and_layout(name: str, tmp_path: Path) -> None:
     module = registry.load("datasets", name)
     for root in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(BenchError) as error:

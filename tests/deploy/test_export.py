@@ -1,4 +1,4 @@
-"""The ONNX file: it equals Pillow's resize and the method's predictions; what can't be exported is an error."""
+"""The ONNX file: it equals Pillow's resize and the method's predictions; what cannot be exported is an error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_an_exported_model_predicts_as_the_method(
 @pytest.mark.filterwarnings("ignore:::torch")
 @pytest.mark.filterwarnings("ignore:::onnxscript")
 @pytest.mark.slow
-def test_a_method_with_random_predictions_can_not_be_exported(
+def test_a_method_with_random_predictions_cannot_be_exported(
     tmp_path: Path, images: list[Path], save_model: Callable[[str], SavedModel]
 ) -> None:
     from bench.deploy import export
@@ -148,7 +148,7 @@ def test_a_model_with_other_predictions_is_not_written(
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_half_precision_can_not_be_exported(
+def test_half_precision_cannot_be_exported(
     tmp_path: Path, images: list[Path], save_model: Callable[[str], SavedModel]
 ) -> None:
     from dataclasses import replace

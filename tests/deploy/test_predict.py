@@ -147,6 +147,43 @@ def test_images_are_listed_from_files_and_folders_with_relative_paths(folder: Pa
             saved_model.list_images([wrong])
 
 
+def test_results_of_this_and_of_earlier_predictions_are_not_inputs(tmp_path: Path) -> None:
+    for name in (
+        "new.jfif",
+        "out/overlays/old.png",
+        "other/overlays/old.png",
+        "__MACOSX/new.png",
+        "plain/overlays/a.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "other" / "scores.csv").touch()
+    names = [str(name) for _, name in saved_model.list_images([tmp_path], tmp_path / "out")]
+    assert names == ["new.jfif", "plain/overlays/a.png"]
+
+
+def test_two_images_of_one_name_have_different_relative_paths_inside_the_output(tmp_path: Path) -> None:
+    for name in ("a/0.png", "b/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    images = saved_model.list_images([tmp_path / "a" / ".." / "b", tmp_path / "a" / "0.png"])
+    assert [str(name) for _, name in images] == ["b/0.png", "a/0.png"]
+
+
+def test_an_image_of_another_size_or_aspect_ratio_has_a_warning(
+    folder: Path, saved: saved_model.SavedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training images have 80 x 60 pixels."""
+    for name, size in (("same", (80, 60)), ("close", (150, 110)), ("large", (240, 180)), ("tall", (60, 80))):
+        Image.new("L", size, 100).save(tmp_path / f"{name}.png")
+    predictions = predict.predict_images(saved, saved_model.list_images([tmp_path]), tmp_path / "out", lambda *_: None)
+    warnings = {Path(prediction.image).stem: prediction.warning for prediction in predictions}
+    assert warnings["same"] == warnings["close"] == ""
+    assert warnings["large"] == "it has 240 x 180 pixels, the training images 80 x 60"
+    assert warnings["tall"]
+    assert sum("2 of 4 images differ from the training images" in record.message for record in caplog.records) == 1
+
+
 @pytest.fixture
 def copied(folder: Path, tmp_path: Path) -> Path:
     """A copy of the record in another store, to be damaged."""

@@ -65,13 +65,13 @@ def test_without_masks_there_are_image_metrics_only():
 
 def test_an_image_without_pixel_labels_is_sampled_but_its_pixels_do_not_count():
     scores, labels, maps, masks = category(0)
-    labelled = np.arange(12) != 11
-    samples = bootstrap(scores, labels, maps, masks, has_pixel_labels=labelled, n_samples=10, seed=5)
+    labeled = np.arange(12) != 11
+    samples = bootstrap(scores, labels, maps, masks, has_pixel_labels=labeled, n_samples=10, seed=5)
     random = np.random.default_rng(5)
     good = random.multinomial(4, np.full(4, 1 / 4), size=10)
     images = np.repeat(np.arange(12), [*good[0], *random.multinomial(8, np.full(8, 1 / 8), size=10)[0]])
     exact = evaluate(scores[images], labels[images], None, None).values
-    images = images[labelled[images]]
+    images = images[labeled[images]]
     pixel = evaluate(scores[images], labels[images], maps[images], masks[images]).values
     for name, values in samples.values.items():
         assert values[0] == pytest.approx((exact if name in exact else pixel)[name], abs=1e-12)

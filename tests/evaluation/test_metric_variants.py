@@ -61,23 +61,23 @@ def test_every_variant_has_a_unique_name_a_meaning_and_a_source() -> None:
 def test_complete_predictions_allow_every_variant_and_results_contain_the_exact_value() -> None:
     predictions = random_predictions()
     results = audit(predictions)
-    assert {each.variant for each in results} == {variant.name for variant in METRIC_VARIANTS}
+    assert {result.variant for result in results} == {variant.name for variant in METRIC_VARIANTS}
     exact_values = exact(predictions)
     assert list(exact_values) == list(metric_variants.AUDITED)
-    assert all(each.exact == exact_values[each.metric] for each in results)
-    assert all(0 <= each.value <= 1 for each in results)
+    assert all(result.exact == exact_values[result.metric] for result in results)
+    assert all(0 <= result.value <= 1 for result in results)
 
 
 def test_without_maps_only_the_image_metrics_are_audited() -> None:
     results = audit(replace(random_predictions(), maps=None))
-    assert {each.metric for each in results} == {"image_auroc", "image_ap"}
-    assert not {each.variant for each in results} & {"image score max", "200 linear thresholds", "mean over images"}
+    assert {result.metric for result in results} == {"image_auroc", "image_ap"}
+    assert not {result.variant for result in results} & {"image score max", "200 linear thresholds", "mean over images"}
 
 
 def test_without_good_images_the_pixel_metrics_are_still_audited() -> None:
     results = audit(replace(random_predictions(), defects=("dent",) * 8))
-    assert {each.metric for each in results} == {"pixel_auroc", "pixel_ap", "aupro_30", "aupro_05"}
-    assert "scikit-learn" in {each.variant for each in results}
+    assert {result.metric for result in results} == {"pixel_auroc", "pixel_ap", "aupro_30", "aupro_05"}
+    assert "scikit-learn" in {result.variant for result in results}
 
 
 def test_a_defective_image_without_a_mask_counts_for_the_image_metrics_only() -> None:
@@ -85,7 +85,7 @@ def test_a_defective_image_without_a_mask_counts_for_the_image_metrics_only() ->
     predictions = replace(predictions_of([0, 1, 2], "gdd", maps, masks), has_pixel_labels=np.array([True, False, True]))
     exact_values = exact(predictions)
     assert exact_values["image_auroc"] == 1
-    assert exact_values["pixel_auroc"] == 1  # 7 is above 1, 2 and 3; the unlabelled 9 and 8 are no false positives
+    assert exact_values["pixel_auroc"] == 1  # 7 is above 1, 2 and 3; the unlabeled 9 and 8 are not false positives
     assert values_of(predictions, "scikit-learn")["pixel_auroc"] == 1
 
 
@@ -173,9 +173,9 @@ def test_a_soft_mask_has_a_threshold_of_a_half_zero_or_one() -> None:
 
 
 def test_the_filter_changes_nothing_if_masks_are_not_resized() -> None:
-    results = [each for each in audit(random_predictions()) if each.variant.startswith("bilinear")]
+    results = [result for result in audit(random_predictions()) if result.variant.startswith("bilinear")]
     assert len(results) == 3 * 4
-    assert all(each.value == each.exact for each in results)
+    assert all(result.value == result.exact for result in results)
 
 
 def loop_over_thresholds(predictions: Predictions) -> float:
@@ -229,9 +229,9 @@ def test_constant_maps_have_no_value_at_two_hundred_thresholds() -> None:
 def test_scikit_learn_agrees_and_min_max_changes_nothing(seed: int, scale: float) -> None:
     predictions = random_predictions(seed, count=6, size=12)
     maps = np.round(predictions.maps * 4) / 4 * np.float32(scale)  # many ties
-    results = [each for each in audit(replace(predictions, maps=maps)) if each.variant in UNCHANGED]
+    results = [result for result in audit(replace(predictions, maps=maps)) if result.variant in UNCHANGED]
     assert len(results) == 8
-    assert all(abs(each.value - each.exact) <= 1e-9 for each in results), results
+    assert all(abs(result.value - result.exact) <= 1e-9 for result in results), results
 
 
 UNCHANGED = {"scikit-learn", "min-max over the test set"}

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from bench.errors import BenchError
 from bench.evaluation import curves
-from bench.evaluation.metrics import at_threshold, auroc, average_precision, evaluate, f1_max, threshold_at
+from bench.evaluation.metrics import at_threshold, auroc, evaluate, threshold_at
 
 PIXEL_NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro_05", "aupro_30")
 SCORES, LABELS = np.array([0.0, 1.0]), np.array([False, True])
@@ -53,7 +53,7 @@ def expected(maps, masks, limits=(0.05, 0.3)):
 
 
 def pixels(maps, masks, **options):
-    """Return the pixel metrics of `evaluate`; the image scores don't matter here."""
+    """Return the pixel metrics of `evaluate`; the image scores do not matter."""
     evaluation = evaluate(np.arange(len(maps)), np.arange(len(maps)) > 0, maps, masks, **options)
     return {name: value for name, value in evaluation.values.items() if not name.startswith("image")}
 
@@ -67,13 +67,14 @@ def test_auroc_counts_a_tie_as_half():
 
 def test_average_precision_adds_the_precision_at_each_step_of_recall():
     # By decreasing score: defect (1/1), good, defect (2/3), so (1 + 2/3) / 2.
-    value = average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
-    assert value == pytest.approx(5 / 6, abs=1e-15)
+    values = evaluate(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]), None, None).values
+    assert values["image_ap"] == pytest.approx(5 / 6, abs=1e-15)
 
 
 def test_f1_max_takes_the_best_threshold():
     # Thresholds 3, 2, 1 have (precision, recall) of (1, 1/2), (1/2, 1/2), (2/3, 1): F1 of 2/3, 1/2, 4/5.
-    assert f1_max(np.array([3.0, 2.0, 1.0]), np.array([True, False, True])) == pytest.approx(0.8, abs=1e-15)
+    values = evaluate(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]), None, None).values
+    assert values["image_f1max"] == pytest.approx(0.8, abs=1e-15)
 
 
 def test_aupro_counts_a_small_region_as_much_as_a_large_one():
@@ -153,8 +154,9 @@ def test_image_metrics_equal_scikit_learn(pairs):
     scores, labels = np.array([pair[0] for pair in pairs]) / 3, np.array([pair[1] for pair in pairs])
     labels[:2] = False, True
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-    assert f1_max(scores, labels) == pytest.approx(best_f1(labels, scores), abs=1e-12)
+    values = evaluate(scores, labels, None, None).values
+    assert values["image_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert values["image_f1max"] == pytest.approx(best_f1(labels, scores), abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
@@ -196,7 +198,7 @@ def test_the_largest_and_the_smallest_numbers_of_a_dtype_are_distinguished(kind)
 @given(categories(), st.sampled_from([lambda x: 3 * x - 7, np.arctan, lambda x: np.sign(x) * np.sqrt(np.abs(x))]))
 def test_a_strictly_increasing_function_of_the_scores_changes_nothing(category, rising):
     maps, masks = category
-    # The function is applied to ranks, because rounding may make two neighbouring floats equal.
+    # The function is applied to ranks, because rounding may make two neighboring floats equal.
     values = np.unique(np.concatenate([score_map.ravel() for score_map in maps]))
     ranks = [np.searchsorted(values, score_map).astype(np.float64) for score_map in maps]
     assert pixels([rising(rank) for rank in ranks], masks) == pytest.approx(pixels(maps, masks), abs=1e-12)

@@ -84,8 +84,8 @@ def test_the_signed_rank_test_with_ties_equals_enumerating_all_signs():
 def test_every_pair_is_compared_and_corrected_for_all():
     random = np.random.default_rng(0)
     result = compare({name: random.random(15) for name in "abc"})
-    assert [(each.first, each.second, each.tests) for each in result] == [("a", "b", 3), ("a", "c", 3), ("b", "c", 3)]
-    assert [each.p_holm for each in result] == holm([each.p for each in result])
+    assert [(pair.first, pair.second, pair.tests) for pair in result] == [("a", "b", 3), ("a", "c", 3), ("b", "c", 3)]
+    assert [pair.p_holm for pair in result] == holm([pair.p for pair in result])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_difference_without_significance_is_not_called_equality():
 
 
 def test_too_few_categories_for_significance_are_stated():
-    # 2 / 2 ** 5 = 0.0625: five wins in five categories don't reach 5 %; for ten comparisons eight wins don't either.
+    # 2 / 2 ** 5 = 0.0625: five wins in five categories do not reach 5 %; for ten comparisons eight wins do not either.
     assert "no difference can be significant" in conclude(
         Comparison("a", "b", 0.1, 5, 0, 5, 0.0625, 0.0625, 1), seeds=2
     )

@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 
 from bench.evaluation.summary import (
-    CALIBRATED,
     LATENCY,
     MEAN,
     METRICS,
+    THRESHOLD_METRICS,
     Group,
     MeanStd,
     benchmark_name,
     caveats,
+    format_latency,
+    format_percent,
     groups,
+    groups_by_unique_name,
     heading,
-    latency_device,
-    milliseconds,
+    latency_note,
     missing_reasons,
-    percent,
     rows,
     table_metrics,
     table_notes,
-    unique_names,
 )
 from bench.record import Record
 
@@ -86,7 +86,7 @@ def test_a_seed_in_which_a_category_lacks_the_metric_is_not_part_of_its_mean(rec
 def test_a_failed_category_is_listed_and_there_is_no_mean_over_the_others(record: MakeRecord) -> None:
     group = single_group([record("bolt", 0, 0.5), record("tile", 0, failure="it broke")])
     assert group.categories == ["bolt", "tile"]
-    assert [each.category for each in group.failed] == ["tile"]
+    assert [record.category for record in group.failed] == ["tile"]
     assert group.mean_std("tile", "image_auroc") is None
     assert group.mean_std(MEAN, "image_auroc") is None
 
@@ -95,7 +95,7 @@ def test_a_group_of_failures_only_has_a_heading(record: MakeRecord) -> None:
     group = single_group([record("tile", 0, failure="it broke")])
     assert heading(group) == "Memory · real · one-for-one"
     assert group.mean_std(MEAN, LATENCY) is None
-    assert latency_device(group).endswith("not measured")
+    assert latency_note(group).endswith("not measured")
 
 
 def test_latency_is_averaged_like_a_metric(record: MakeRecord) -> None:
@@ -163,7 +163,7 @@ def test_two_data_sets_of_one_name_are_separate_groups_with_distinct_labels(reco
     assert (second.dataset, second.categories) == ("real (2 of 2)", ["bolt"])
     assert first.mean_std(MEAN, "image_auroc") == MeanStd(0.625, None, 1)
     assert benchmark_name(second) == "real (2 of 2) · one-for-one"
-    assert list(unique_names([first, second])) == ["Memory on real (1 of 2)", "Memory on real (2 of 2)"]
+    assert list(groups_by_unique_name([first, second])) == ["Memory on real (1 of 2)", "Memory on real (2 of 2)"]
     assert "one of several data sets named real" in caveats(first)
     assert {row["dataset_label"] for row in rows([first, second])} == {"real (1 of 2)", "real (2 of 2)"}
 
@@ -179,15 +179,15 @@ def test_a_category_added_to_a_data_set_stays_in_its_group(record: MakeRecord) -
 
 
 def test_percent_has_one_decimal_and_the_standard_deviation_if_there_is_one() -> None:
-    assert percent(MeanStd(0.98765, None, 1)) == "98.8"
-    assert percent(MeanStd(0.5, 0.0125, 3)) == "50.0 ± 1.2"
-    assert percent(MeanStd(1.0, 0.0, 2)) == "100.0 ± 0.0"
-    assert percent(None) == "–"
+    assert format_percent(MeanStd(0.98765, None, 1)) == "98.8"
+    assert format_percent(MeanStd(0.5, 0.0125, 3)) == "50.0 ± 1.2"
+    assert format_percent(MeanStd(1.0, 0.0, 2)) == "100.0 ± 0.0"
+    assert format_percent(None) == "–"
 
 
 def test_milliseconds_have_three_digits() -> None:
-    assert milliseconds(MeanStd(12.345, None, 1)) == "12.3 ms"
-    assert milliseconds(None) == "–"
+    assert format_latency(MeanStd(12.345, None, 1)) == "12.3 ms"
+    assert format_latency(None) == "–"
 
 
 def test_notes_contain_all_caveats(record: MakeRecord) -> None:
@@ -206,11 +206,11 @@ def test_notes_contain_all_caveats(record: MakeRecord) -> None:
 def test_the_latency_of_a_cpu_names_the_threads(record: MakeRecord) -> None:
     latency = {"median_ms": 2.0}
     on_cpu = record("bolt", environment={"device": "Xeon", "threads": 2}, latency=latency)
-    assert latency_device(single_group([on_cpu])) == "latency: batch 1, network to map and score, Xeon, 2 threads"
+    assert latency_note(single_group([on_cpu])) == "latency: batch 1, network to map and score, Xeon, 2 threads"
     on_gpu = record("tile", environment={"device": "H100", "threads": 2, "cuda": "13"}, latency=latency)
-    assert latency_device(single_group([on_gpu])) == "latency: batch 1, network to map and score, H100"
-    assert latency_device(single_group([on_cpu, on_gpu])).endswith("H100 and Xeon, 2 threads")
-    assert latency_device(single_group([record("bolt")])).endswith("not measured")
+    assert latency_note(single_group([on_gpu])) == "latency: batch 1, network to map and score, H100"
+    assert latency_note(single_group([on_cpu, on_gpu])).endswith("H100 and Xeon, 2 threads")
+    assert latency_note(single_group([record("bolt")])).endswith("not measured")
 
 
 def test_overridden_settings_and_undefined_metrics_are_notes(record: MakeRecord) -> None:
@@ -220,7 +220,7 @@ def test_overridden_settings_and_undefined_metrics_are_notes(record: MakeRecord)
     undefined = {"pixel_auroc": "no masks", "aupro_30": "no masks"}
     assert table_notes(single_group([record("bolt", origin=origin, undefined_metrics=undefined, **run)])) == [
         "in bfloat16",
-        "preprocessing: 256 x 256, bilinear, centre crop 224",
+        "preprocessing: 256 x 256, bilinear, center crop 224",
         "set: epochs=1",
         "no pixel metrics in bolt (no masks)",
     ]
@@ -234,7 +234,7 @@ def test_calibrated_runs_and_original_resolution_are_notes(record: MakeRecord) -
         "pixel metrics at original resolution",
         "pixel metrics exact to 2e-06",
     ]
-    assert table_metrics(group) == METRICS | CALIBRATED
+    assert table_metrics(group) == METRICS | THRESHOLD_METRICS
     assert table_metrics(single_group([record("bolt")])) == METRICS
 
 

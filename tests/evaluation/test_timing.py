@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bench import environment
 from bench.evaluation import timing
-from bench.evaluation.timing import Clock, latency, milliseconds, parameters, percentiles, profile, throughput
+from bench.evaluation.timing import Clock, latency, parameters, percentiles, profile, throughput, time_call
 from bench.method import Method, Prediction, Setup
 
 CPU = torch.device("cpu")
@@ -155,7 +155,7 @@ def test_the_time_of_a_call_is_in_milliseconds(now: FakeTime) -> None:
     def function() -> None:
         now.now += 0.25
 
-    assert milliseconds(function, CPU) == pytest.approx(250)
+    assert time_call(function, CPU) == pytest.approx(250)
 
 
 def test_a_gpu_is_timed_by_events_around_all_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_a_gpu_is_timed_by_events_around_all_work(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: calls.append("idle"))
-    assert milliseconds(lambda: calls.append("call"), torch.device("cuda")) == 7.5
+    assert time_call(lambda: calls.append("call"), torch.device("cuda")) == 7.5
     assert calls == ["idle", "record", "call", "record", "synchronize"]
 
 

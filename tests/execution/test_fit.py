@@ -70,7 +70,7 @@ class WithPretraining(Brightness):
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    """Grey images of 8 x 8 pixels, 50 of 255; defective ones have a bright square."""
+    """Gray images of 8 x 8 pixels, 50 of 255; defective ones have a bright square."""
 
     def save(name: str, square: int) -> Path:
         pixels = np.full((8, 8), 50, np.uint8)
@@ -204,7 +204,9 @@ def test_without_defective_images_the_reason_for_missing_metrics_is_stored(task:
     good = tuple(sample for sample in task.tests["part"] if not sample.is_anomalous)
     fit = make_fit(replace(task, tests={"part": good}, calibration={"part": task.train[1:]}), calibrate=0.5)
     _, last = run(fit)
-    assert fit.evaluate(last).undefined["image_fpr"] == "no defective images"
+    evaluation = fit.evaluate(last)
+    assert evaluation.undefined["image_recall"] == "no defective images"
+    assert set(evaluation.values) == {"image_fpr"}
 
 
 # ---- predictions

@@ -1,7 +1,7 @@
 """AMI-Net compared with the authors' code, with slow implementations and with values computed by hand."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from bench.errors import BenchError
-from bench.method import NOT_FITTED, Setup
+from bench.method import NOT_FITTED, Images, Setup
 from bench.methods import aminet
 from bench.methods.aminet import AMINet, Settings
 from bench.methods.parts.features import fuse
@@ -29,32 +29,16 @@ TINY = Settings(
 SETUP = Setup((32, 32), CPU, seed=0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_deterministic: None) -> None:
-    """Networks of this size are slower with a second thread on a busy machine."""
-    torch.set_num_threads(1)
+@pytest.fixture(scope="module")
+def fitted(in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]) -> Callable[..., AMINet]:
+    """Return the function that fits a method."""
 
+    def fit(settings: Settings = TINY, setup: Setup = SETUP, count: int = 4) -> AMINet:
+        method = AMINet(settings, setup)
+        method.fit(in_memory(random_images(count)), lambda *_: None)
+        return method
 
-class ImageList:
-    """Good images in memory."""
-
-    digest = "images"
-
-    def __init__(self, count: int = 4) -> None:
-        self.images = torch.rand(count, 3, 32, 32, generator=Generator().manual_seed(1))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        for chosen in (torch.arange(len(self)) if order is None else order).split(size):
-            yield self.images[chosen]
-
-
-def fitted(settings: Settings = TINY, setup: Setup = SETUP, count: int = 4) -> AMINet:
-    method = AMINet(settings, setup)
-    method.fit(ImageList(count), lambda *_: None)
-    return method
+    return fit
 
 
 def with_settings(method: AMINet, **changes: object) -> AMINet:
@@ -66,7 +50,7 @@ def with_settings(method: AMINet, **changes: object) -> AMINet:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> AMINet:
+def tiny(fitted: Callable[..., AMINet]) -> AMINet:
     torch.manual_seed(0)
     return fitted()
 
@@ -137,7 +121,7 @@ def test_the_paper_size_has_129891328_trainable_parameters() -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == 129_891_328
 
 
-def test_info_has_the_sizes_and_the_backbone(tiny: AMINet) -> None:
+def test_info_has_the_sizes_and_the_backbone(tiny: AMINet, fitted: Callable[..., AMINet]) -> None:
     n_trainable = sum(parameter.numel() for parameter in tiny.network.parameters())
     assert tiny.info() == {
         "trainable_parameters": n_trainable,
@@ -186,16 +170,23 @@ def test_a_checkpoint_of_other_settings_raises_an_error(data: Path) -> None:
 # ---- Training ----
 
 
-def test_training_decreases_the_loss() -> None:
+def test_training_decreases_the_loss(
+    in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
     calls: list[tuple[int, int, float | None]] = []
-    AMINet(replace(TINY, epochs=12), SETUP).fit(ImageList(), lambda *call: calls.append(call))
+    AMINet(replace(TINY, epochs=12), SETUP).fit(in_memory(random_images(4)), lambda *call: calls.append(call))
     losses = [loss for _, _, loss in calls if loss is not None]
     assert [(done, total) for done, total, _ in calls] == [(epoch, 12) for epoch in range(1, 13)]
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_fit_depends_on_its_seed_only(tiny: AMINet) -> None:
-    images = ImageList().images
+def test_a_fit_depends_on_its_seed_only(
+    tiny: AMINet,
+    fitted: Callable[..., AMINet],
+    in_memory: Callable[[Tensor], Images],
+    random_images: Callable[..., Tensor],
+) -> None:
+    images = random_images(4)
     torch.manual_seed(99)  # a fit neither uses nor changes the global generator
     before = torch.get_rng_state()
     second = fitted()
@@ -203,35 +194,41 @@ def test_a_fit_depends_on_its_seed_only(tiny: AMINet) -> None:
     assert torch.equal(second.predict(images).maps, tiny.predict(images).maps)
     other = AMINet(TINY, replace(SETUP, seed=1))
     other.backbone = tiny.backbone
-    other.fit(ImageList(), lambda *_: None)
+    other.fit(in_memory(random_images(4)), lambda *_: None)
     assert not torch.equal(other.predict(images).maps, tiny.predict(images).maps)
 
 
-def test_predict_in_progress_does_not_change_the_fit(tiny: AMINet) -> None:
-    images, scores = ImageList().images, []
+def test_predict_in_progress_does_not_change_the_fit(
+    tiny: AMINet, in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
+    images, scores = random_images(4), []
     method = AMINet(replace(TINY, mask_at_test="random"), SETUP)
-    method.fit(ImageList(), lambda *_: scores.append(method.predict(images).scores))
+    method.fit(in_memory(random_images(4)), lambda *_: scores.append(method.predict(images).scores))
     assert len(scores) == 3
     assert torch.equal(with_settings(method, mask_at_test="adaptive").predict(images).maps, tiny.predict(images).maps)
 
 
-def test_a_batch_size_above_the_number_of_images_is_allowed() -> None:
-    images = ImageList().images
+def test_a_batch_size_above_the_number_of_images_is_allowed(
+    fitted: Callable[..., AMINet], random_images: Callable[..., Tensor]
+) -> None:
+    images = random_images(4)
     assert torch.equal(
         fitted(replace(TINY, batch=8), count=2).predict(images).maps,
         fitted(replace(TINY, batch=2), count=2).predict(images).maps,
     )
 
 
-def test_a_loss_that_is_not_finite_raises_an_error() -> None:
+def test_a_loss_that_is_not_finite_raises_an_error(fitted: Callable[..., AMINet]) -> None:
     with pytest.raises(BenchError, match=r"must be finite, got nan in epoch \d+.*lr"):
         fitted(replace(TINY, lr=1e30))
 
 
-def test_the_two_losses_have_gradients_for_disjoint_parameters_and_none_for_the_backbone(tiny: AMINet) -> None:
+def test_the_two_losses_have_gradients_for_disjoint_parameters_and_none_for_the_backbone(
+    tiny: AMINet, random_images: Callable[..., Tensor]
+) -> None:
     network, width = with_settings(tiny).network, TINY.width
     mask = torch.arange(16) % 2 == 0
-    losses = tiny.losses(network, patches_of(tiny, ImageList().images), mask.expand(4, -1))
+    losses = tiny.losses(network, patches_of(tiny, random_images(4)), mask.expand(4, -1))
     (losses["intra"] - losses["inter"]).backward(retain_graph=True)
     clustering = {name for name, value in network.named_parameters() if value.grad is not None and value.grad.any()}
     weight = network.embedding.weight.grad
@@ -248,12 +245,12 @@ def test_the_two_losses_have_gradients_for_disjoint_parameters_and_none_for_the_
     assert all(parameter.grad is None for parameter in tiny.backbone.parameters())
 
 
-def test_a_mask_token_of_zero_stays_zero_and_a_learned_one_changes(tiny: AMINet) -> None:
+def test_a_mask_token_of_zero_stays_zero_and_a_learned_one_changes(tiny: AMINet, fitted: Callable[..., AMINet]) -> None:
     assert tiny.network.mask_token.any()
     assert not fitted(replace(TINY, mask_token="zero")).network.mask_token.any()
 
 
-def test_without_final_norm_there_is_no_layer_norm_after_the_blocks() -> None:
+def test_without_final_norm_there_is_no_layer_norm_after_the_blocks(fitted: Callable[..., AMINet]) -> None:
     assert not any("norm." in name.removeprefix("aggregation_") for name in fitted(
         replace(TINY, final_norm=False, epochs=1)).state() if "blocks" not in name and "aggregation." not in name
     )  # fmt: skip
@@ -276,6 +273,27 @@ def test_the_inter_cluster_distance_includes_both_orders_of_each_pair() -> None:
     assert inter_cluster_distance(centers[:, :1], squared=False).tolist() == [0]
 
 
+def test_the_discrepancy_of_long_almost_parallel_tokens_has_the_digits_of_float64() -> None:
+    """Tokens of norm 800 at angles of about 0.01 to the centers: 1 - cos is about 5e-5."""
+    generator = Generator().manual_seed(0)
+    direction = F.normalize(torch.randn(1, 1, 128, generator=generator), dim=2)
+    noise = F.normalize(torch.randn(2, 64, 128, generator=generator), dim=2)
+    tokens, centers = 800 * (direction + 0.01 * noise), 13 * direction.expand(2, 1, 128)
+    exact = discrepancy_in_float64(tokens, centers)
+    assert 1e-5 < float((exact / (tokens.double() - centers.double()).norm(dim=2, keepdim=True)).median()) < 1e-4
+    assert_close(discrepancy(tokens, centers, squared=False).double(), exact, rtol=1e-5, atol=0)
+
+    from_dot_product = 1 - F.normalize(tokens, dim=2) @ F.normalize(centers, dim=2).mT
+    cancelled = torch.cdist(tokens, centers) * from_dot_product
+    assert float(((cancelled - exact) / exact).abs().max()) > 1e-4  # the form of the authors' code
+
+
+def discrepancy_in_float64(tokens: Tensor, centers: Tensor) -> Tensor:
+    tokens, centers = tokens.double(), centers.double()
+    distance = (tokens[:, :, None] - centers[:, None]).norm(dim=3)
+    return distance * (1 - F.cosine_similarity(tokens[:, :, None], centers[:, None], dim=3))
+
+
 def test_equal_centers_have_a_finite_gradient() -> None:
     centers = torch.ones(1, 3, 4, requires_grad=True)
     inter_cluster_distance(centers, squared=False).sum().backward()
@@ -283,9 +301,9 @@ def test_equal_centers_have_a_finite_gradient() -> None:
     assert centers.grad.isfinite().all()
 
 
-def test_sums_equal_means_times_tokens_and_pairs(tiny: AMINet) -> None:
+def test_sums_equal_means_times_tokens_and_pairs(tiny: AMINet, random_images: Callable[..., Tensor]) -> None:
     mask = torch.zeros(4, 16, dtype=torch.bool)
-    patches = patches_of(tiny, ImageList().images)
+    patches = patches_of(tiny, random_images(4))
     mean = tiny.losses(tiny.network, patches, mask)
     total = with_settings(tiny, cluster_reduction="sum").losses(tiny.network, patches, mask)
     assert_close(total["intra"], 16 * mean["intra"])
@@ -293,15 +311,15 @@ def test_sums_equal_means_times_tokens_and_pairs(tiny: AMINet) -> None:
     assert_close(total["mse"], mean["mse"])
 
 
-def test_the_total_is_the_weighted_sum_of_the_parts(tiny: AMINet) -> None:
+def test_the_total_is_the_weighted_sum_of_the_parts(tiny: AMINet, random_images: Callable[..., Tensor]) -> None:
     method = with_settings(tiny, mse_weight=2.0, cosine_weight=3.0, intra_weight=5.0, inter_weight=7.0)
-    loss = method.losses(method.network, patches_of(tiny, ImageList().images), torch.zeros(4, 16, dtype=torch.bool))
+    loss = method.losses(method.network, patches_of(tiny, random_images(4)), torch.zeros(4, 16, dtype=torch.bool))
     expected = 2 * loss["mse"] + 3 * loss["cosine"] + 5 * loss["intra"] - 7 * loss["inter"]
     assert_close(loss["total"], expected)
 
 
-def test_the_cosine_is_computed_over_patches_or_features(tiny: AMINet) -> None:
-    patches, mask = patches_of(tiny, ImageList().images), torch.zeros(4, 16, dtype=torch.bool)
+def test_the_cosine_is_computed_over_patches_or_places(tiny: AMINet, random_images: Callable[..., Tensor]) -> None:
+    patches, mask = patches_of(tiny, random_images(4)), torch.zeros(4, 16, dtype=torch.bool)
     network = tiny.network
     restored = network.restore(network.hide(network.embed(patches)[0], mask))
     for over, shape in (("patch", (64, 4 * 448)), ("place", (256, 448))):
@@ -322,9 +340,11 @@ def test_jitter_is_noise_in_proportion_to_the_norm() -> None:
     assert torch.equal(jittered(tokens, scale=0, generator=None), tokens)
 
 
-def test_jitter_is_added_in_both_streams_but_not_to_the_tokens_of_the_distances(tiny: AMINet) -> None:
+def test_jitter_is_added_in_both_streams_but_not_to_the_tokens_of_the_distances(
+    tiny: AMINet, random_images: Callable[..., Tensor]
+) -> None:
     method = with_settings(tiny, jitter=True)
-    patches, mask = patches_of(tiny, ImageList().images), torch.zeros(4, 16, dtype=torch.bool)
+    patches, mask = patches_of(tiny, random_images(4)), torch.zeros(4, 16, dtype=torch.bool)
     plain = tiny.forward(tiny.network, patches, mask, Generator())
     noisy = method.forward(tiny.network, patches, mask, Generator())
     assert not torch.equal(noisy[0], plain[0])  # restored
@@ -333,13 +353,15 @@ def test_jitter_is_added_in_both_streams_but_not_to_the_tokens_of_the_distances(
     assert torch.equal(method.forward(tiny.network, patches, mask, None)[0], plain[0])
 
 
-def test_there_is_no_jitter_at_test_time(tiny: AMINet) -> None:
-    images = ImageList().images
+def test_there_is_no_jitter_at_test_time(tiny: AMINet, random_images: Callable[..., Tensor]) -> None:
+    images = random_images(4)
     assert torch.equal(with_settings(tiny, jitter=True).predict(images).maps, tiny.predict(images).maps)
 
 
-def test_jitter_changes_the_fitted_network(tiny: AMINet) -> None:
-    images = ImageList().images
+def test_jitter_changes_the_fitted_network(
+    tiny: AMINet, fitted: Callable[..., AMINet], random_images: Callable[..., Tensor]
+) -> None:
+    images = random_images(4)
     assert not torch.equal(fitted(replace(TINY, jitter=True)).predict(images).maps, tiny.predict(images).maps)
 
 
@@ -441,10 +463,12 @@ def test_complementary_passes_are_combined_from_what_each_one_hid(tiny: AMINet) 
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_gives_similar_float32_maps(tiny: AMINet, precision: str) -> None:
+def test_half_precision_gives_similar_float32_maps(
+    tiny: AMINet, precision: str, in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
     method = AMINet(replace(TINY, mask_at_test="none"), replace(SETUP, precision=precision))
-    method.fit(ImageList(), lambda *_: None)
-    images = ImageList().images
+    method.fit(in_memory(random_images(4)), lambda *_: None)
+    images = random_images(4)
     prediction, expected = method.predict(images), with_settings(tiny, mask_at_test="none").predict(images)
     assert prediction.maps.dtype == prediction.scores.dtype == torch.float32
     assert torch.corrcoef(torch.stack([prediction.maps.flatten(), expected.maps.flatten()]))[0, 1] > 0.99
@@ -461,9 +485,9 @@ def test_half_precision_hides_almost_the_same_tokens(tiny: AMINet, precision: st
 
 
 def test_the_inference_copy_is_created_once_and_again_after_restore(
-    tiny: AMINet, monkeypatch: pytest.MonkeyPatch
+    tiny: AMINet, monkeypatch: pytest.MonkeyPatch, random_images: Callable[..., Tensor]
 ) -> None:
-    networks, method, images = list[Inpainter](), AMINet(TINY, SETUP), ImageList().images
+    networks, method, images = list[Inpainter](), AMINet(TINY, SETUP), random_images(4)
     method.restore(tiny.state())
 
     def recorded(network: Inpainter, setup: Setup) -> Inpainter:
@@ -491,9 +515,9 @@ def test_images_of_another_size_raise_an_error(tiny: AMINet) -> None:
         tiny.predict(torch.rand(1, 3, 64, 32))
 
 
-def test_images_can_be_non_square() -> None:
+def test_images_can_be_non_square(in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]) -> None:
     method = AMINet(replace(TINY, mask_at_test="complementary"), replace(SETUP, size=(16, 48)))
-    train = ImageList()
+    train = in_memory(random_images(4))
     train.images = torch.rand(2, 3, 16, 48)
     method.fit(train, lambda *_: None)
     assert method.predict(train.images).maps.shape == (2, 16, 48)
@@ -518,11 +542,16 @@ def test_a_state_of_other_settings_raises_an_error(tiny: AMINet) -> None:
         AMINet(replace(TINY, depth=2), SETUP).restore(tiny.state())
 
 
-def test_the_decoder_is_optional_and_does_not_change_the_scores(tiny: AMINet) -> None:
-    images, calls = ImageList(1).images, []
+def test_the_decoder_is_optional_and_does_not_change_the_scores(
+    tiny: AMINet,
+    fitted: Callable[..., AMINet],
+    in_memory: Callable[[Tensor], Images],
+    random_images: Callable[..., Tensor],
+) -> None:
+    images, calls = random_images(1), []
     plain = fitted(replace(TINY, epochs=1), count=1)
     method = AMINet(replace(TINY, epochs=1, decoder_epochs=2), SETUP)
-    method.fit(ImageList(1), lambda *call: calls.append(call))
+    method.fit(in_memory(random_images(1)), lambda *call: calls.append(call))
     assert [(done, total, loss is None) for done, total, loss in calls] == [(1, 1, False), (2, 3, True), (3, 3, True)]
     assert torch.equal(method.predict(images).maps, plain.predict(images).maps)
     picture = method.explain(images)["reconstruction"]

@@ -1,7 +1,7 @@
 """AE and AE-SSIM: their layers, augmentation, stitching of patches, and training."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from bench.errors import BenchError
-from bench.method import NOT_FITTED, Setup
+from bench.method import NOT_FITTED, Images, Setup
 from bench.methods.autoencoder import Autoencoder, Settings, build_layers, epoch_indices, patch_offsets
 from bench.methods.parts.similarity import ssim
 
@@ -20,29 +20,16 @@ SETUP = Setup((32, 32), CPU, seed=0)
 TINY = Settings(latent=4, samples_per_epoch=4, epochs=2, batch=2, patch=16, stride=8, lr=1e-3)
 
 
-class ImageList:
-    """Good images in memory."""
+@pytest.fixture(scope="module")
+def fitted(in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]) -> Callable[..., Autoencoder]:
+    """Return the function that fits a method."""
 
-    digest = "images"
+    def fit(settings: Settings = TINY, setup: Setup = SETUP, images: Tensor | None = None) -> Autoencoder:
+        method = Autoencoder(settings, setup)
+        method.fit(in_memory(random_images(size=setup.size) if images is None else images), lambda *_: None)
+        return method
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        yield from (self.images if order is None else self.images[order]).split(size)
-
-
-def random_images(count: int = 3, size: tuple[int, int] = (32, 32), seed: int = 1) -> Tensor:
-    return torch.rand(count, 3, *size, generator=Generator().manual_seed(seed))
-
-
-def fitted(settings: Settings = TINY, setup: Setup = SETUP, images: Tensor | None = None) -> Autoencoder:
-    method = Autoencoder(settings, setup)
-    method.fit(ImageList(random_images(size=setup.size) if images is None else images), lambda *_: None)
-    return method
+    return fit
 
 
 # ---- The network ----
@@ -87,7 +74,7 @@ def test_the_layers_have_the_shapes_of_the_paper(side: int, shapes: list[tuple[i
     assert kinds[-1] == "Sigmoid"
 
 
-def test_info_has_the_size_of_the_network_and_of_its_input() -> None:
+def test_info_has_the_size_of_the_network_and_of_its_input(fitted: Callable[..., Autoencoder]) -> None:
     method = fitted(replace(TINY, mode="texture", epochs=1))
     n_parameters = sum(parameter.numel() for parameter in build_layers(TINY, (16, 16)).parameters())
     assert method.info() == {"trainable_parameters": n_parameters, "mode": "texture", "input_pixels": 256}
@@ -114,7 +101,12 @@ def test_overlapping_patches_are_averaged_as_by_hand(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("size", [(40, 32), (35, 51)])
-def test_stitching_equals_a_slow_loop(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stitching_equals_a_slow_loop(
+    size: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    fitted: Callable[..., Autoencoder],
+    random_images: Callable[..., Tensor],
+) -> None:
     monkeypatch.setattr("bench.methods.autoencoder.TEST_BATCH", 5)  # so that there are several batches
     setup = replace(SETUP, size=size)
     method = fitted(replace(TINY, mode="texture", stride=7), setup)
@@ -148,14 +140,14 @@ def test_training_patches_are_crops_at_all_positions() -> None:
 # ---- Object mode: rotation and translation ----
 
 
-def test_without_augmentation_a_view_equals_the_image() -> None:
+def test_without_augmentation_a_view_equals_the_image(random_images: Callable[..., Tensor]) -> None:
     images = random_images()
     for changes in ({"rotation": 0.0, "translation": 0.0}, {"augment_probability": 0.0, "flips": True}):
         views = Autoencoder(replace(TINY, **changes), SETUP).augment(images, Generator())
         assert_close(views, images, rtol=0, atol=1e-5)
 
 
-def test_shifts_are_whole_pixels_up_to_the_setting_with_reflected_borders() -> None:
+def test_shifts_are_whole_pixels_up_to_the_setting_with_reflected_borders(random_images: Callable[..., Tensor]) -> None:
     images = random_images(1).expand(600, -1, -1, -1).contiguous()
     method = Autoencoder(replace(TINY, rotation=0.0, translation=0.1), SETUP)  # 3 of 32 pixels
     views = method.augment(images, Generator().manual_seed(0))
@@ -188,7 +180,7 @@ def test_a_rotation_is_about_the_center_and_at_most_the_setting() -> None:
     assert angles.abs().min() < 3
 
 
-def test_flips_have_half_of_the_augment_probability() -> None:
+def test_flips_have_half_of_the_augment_probability(random_images: Callable[..., Tensor]) -> None:
     images = random_images(1).expand(400, -1, -1, -1).contiguous()
     method = Autoencoder(replace(TINY, rotation=0.0, translation=0.0, flips=True, augment_probability=0.5), SETUP)
     views = method.augment(images, Generator().manual_seed(0))
@@ -210,18 +202,22 @@ def test_the_frequencies_of_the_images_in_an_epoch_differ_by_one_at_most() -> No
 
 @pytest.mark.parametrize("loss", ["l2", "ssim"])
 @pytest.mark.parametrize("mode", ["object", "texture"])
-def test_the_loss_is_the_sum_of_the_map_over_an_image(loss: str, mode: str) -> None:
+def test_the_loss_is_the_sum_of_the_map_over_an_image(
+    loss: str, mode: str, in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
     """With one patch of the size of the image, no augmentation and no training, both are the same number."""
     changes = {"rotation": 0.0, "translation": 0.0, "lr": 1e-30, "weight_decay": 0.0}
     settings = replace(TINY, loss=loss, mode=mode, patch=32, samples_per_epoch=3, batch=3, epochs=1, **changes)
     losses: list[float | None] = []
     method = Autoencoder(settings, SETUP)
-    method.fit(ImageList(random_images()), lambda _done, _total, value: losses.append(value))
+    method.fit(in_memory(random_images()), lambda _done, _total, value: losses.append(value))
     assert losses == [pytest.approx(float(method.predict(random_images()).maps.sum(dim=(1, 2)).mean()), rel=1e-4)]
 
 
 @pytest.mark.parametrize("loss", ["l2", "ssim"])
-def test_the_map_is_the_mean_over_colors_and_the_score_its_maximum(loss: str) -> None:
+def test_the_map_is_the_mean_over_colors_and_the_score_its_maximum(
+    loss: str, fitted: Callable[..., Autoencoder], random_images: Callable[..., Tensor]
+) -> None:
     method, images = fitted(replace(TINY, loss=loss)), random_images(seed=4)
     restored = method.explain(images)["reconstruction"]
     expected = (images - restored).square() if loss == "l2" else 1 - ssim(images, restored)
@@ -231,7 +227,9 @@ def test_the_map_is_the_mean_over_colors_and_the_score_its_maximum(loss: str) ->
     assert_close(method.explain(images)["difference"], prediction.maps)
 
 
-def test_with_smoothing_and_downsampling_the_map_has_full_size() -> None:
+def test_with_smoothing_and_downsampling_the_map_has_full_size(
+    fitted: Callable[..., Autoencoder], random_images: Callable[..., Tensor]
+) -> None:
     method, images = fitted(replace(TINY, downsample=2, smoothing=2.0)), random_images(seed=4)
     small = F.avg_pool2d(images, 2)
     with torch.no_grad():
@@ -256,7 +254,9 @@ def stripes() -> Tensor:
 
 
 @pytest.mark.parametrize(("loss", "fraction"), [("l2", 0.25), ("ssim", 0.5)])
-def test_it_reconstructs_stripes_better_than_a_constant_image(loss: str, fraction: float) -> None:
+def test_it_reconstructs_stripes_better_than_a_constant_image(
+    loss: str, fraction: float, fitted: Callable[..., Autoencoder]
+) -> None:
     """The error of the best constant image is the variance for L2, and almost 1 for SSIM."""
     settings = replace(TINY, loss=loss, mode="texture", latent=16, stride=16, samples_per_epoch=64, batch=4, epochs=10)
     method, images = fitted(settings, images=stripes()), stripes()
@@ -265,7 +265,9 @@ def test_it_reconstructs_stripes_better_than_a_constant_image(loss: str, fractio
     assert method.predict(images).maps.mean() < fraction * worst
 
 
-def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator() -> None:
+def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(
+    fitted: Callable[..., Autoencoder], random_images: Callable[..., Tensor]
+) -> None:
     images = random_images(seed=5)
     expected = fitted().predict(images).maps
     torch.manual_seed(123)
@@ -279,13 +281,17 @@ def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator() -> None:
      {"augment_probability": 0.5},     {"weight_decay": 1.0}, {"smoothing": 1.0}],
     ids=str,
 )  # fmt: skip
-def test_every_alternative_setting_changes_the_predictions(changes: dict[str, object]) -> None:
+def test_every_alternative_setting_changes_the_predictions(
+    changes: dict[str, object], fitted: Callable[..., Autoencoder], random_images: Callable[..., Tensor]
+) -> None:
     maps = fitted(replace(TINY, **changes)).predict(random_images()).maps
     assert torch.isfinite(maps).all()
     assert not torch.equal(maps, fitted().predict(random_images()).maps)
 
 
-def test_a_restored_method_gives_the_same_predictions_and_other_settings_raise_an_error() -> None:
+def test_a_restored_method_gives_the_same_predictions_and_other_settings_raise_an_error(
+    fitted: Callable[..., Autoencoder], random_images: Callable[..., Tensor]
+) -> None:
     method, other = fitted(), Autoencoder(TINY, SETUP)
     other.restore(method.state())
     assert torch.equal(other.predict(random_images()).maps, method.predict(random_images()).maps)
@@ -294,7 +300,9 @@ def test_a_restored_method_gives_the_same_predictions_and_other_settings_raise_a
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_gives_similar_float32_maps(precision: str) -> None:
+def test_half_precision_gives_similar_float32_maps(
+    precision: str, fitted: Callable[..., Autoencoder], random_images: Callable[..., Tensor]
+) -> None:
     prediction = fitted(setup=replace(SETUP, precision=precision)).predict(random_images())
     expected = fitted().predict(random_images())
     assert prediction.maps.dtype == prediction.scores.dtype == torch.float32
@@ -338,7 +346,9 @@ def test_sizes_that_do_not_fit_the_layers_raise_an_error_before_fit(
         Autoencoder(replace(TINY, **changes), replace(SETUP, size=size))
 
 
-def test_an_unfitted_method_wrong_sizes_and_a_loss_of_nan_raise_errors() -> None:
+def test_an_unfitted_method_wrong_sizes_and_a_loss_of_nan_raise_errors(
+    fitted: Callable[..., Autoencoder], random_images: Callable[..., Tensor]
+) -> None:
     with pytest.raises(BenchError, match=NOT_FITTED):
         Autoencoder(TINY, SETUP).predict(random_images())
     with pytest.raises(BenchError, match="must be 32 x 32 pixels as in training, got 64 x 64"):
@@ -348,7 +358,9 @@ def test_an_unfitted_method_wrong_sizes_and_a_loss_of_nan_raise_errors() -> None
 
 
 @pytest.mark.parametrize("settings", [TINY, replace(TINY, mode="texture", loss="ssim")])
-def test_the_estimated_memory_is_between_one_and_four_times_that_of_a_step(settings: Settings) -> None:
+def test_the_estimated_memory_is_between_one_and_four_times_that_of_a_step(
+    settings: Settings, fitted: Callable[..., Autoencoder], random_images: Callable[..., Tensor]
+) -> None:
     setup = replace(SETUP, size=(64, 64))
     settings = replace(settings, patch=64, batch=8, samples_per_epoch=8)
     method, saved = fitted(replace(settings, epochs=1), setup), dict[int, int]()

@@ -1,6 +1,7 @@
 """Frozen backbones: feature maps, weights from files, and batch norms fused into convolutions."""
 
 import hashlib
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 import bench.methods.parts.backbone as backbones
 import bench.weights as weights_module
 from bench.errors import BenchError
+from bench.execution.method_checks import SyntheticImages
 from bench.method import Setup
 from bench.methods.parts.backbone import Backbone, channels_and_strides
 from bench.weights import Weights, find_weights
@@ -310,3 +312,58 @@ def test_a_backbone_is_left_out_of_the_state_of_a_module_that_contains_it() -> N
     assert not torch.equal(other.teacher.network["conv1"].weight, module.teacher.network["conv1"].weight)
     with pytest.raises(RuntimeError, match=r"layer\.bias"):
         other.load_state_dict({"layer.weight": module.layer.weight})
+
+
+# ---- networks without a feature pyramid
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stride"),
+    [
+        ("vit_tiny_patch16_224", 16),
+        ("deit_tiny_patch16_224", 16),
+        ("eva02_tiny_patch14_224", 14),
+        ("mixer_s16_224", 16),
+        ("swin_tiny_patch4_window7_224", 8),
+    ],
+)
+def test_networks_of_a_fixed_input_size_give_maps_at_the_size_of_the_images(architecture: str, stride: int) -> None:
+    backbone = Backbone(f"random:{architecture}", (1, 2), None, seed=0, size=(64, 96))
+    maps = backbone(torch.rand(2, 3, 64, 96))
+    assert backbone.strides[0] == stride
+    assert maps[0].shape == (2, backbone.channels[0], 64 // stride, 96 // stride)
+    assert maps[1].shape[:2] == (2, backbone.channels[1])
+
+
+def test_a_map_of_tokens_is_in_the_order_of_the_image() -> None:
+    """A change of the right half changes the right half of the first block's map most."""
+    backbone = Backbone("random:vit_tiny_patch16_224", (0,), None, seed=0, size=(64, 64))
+    images = torch.full((2, 3, 64, 64), 0.5)
+    images[1, :, :, 32:] = 1.0
+    (tokens,) = backbone(images)
+    change = (tokens[1] - tokens[0]).abs().mean(dim=0)  # (4, 4)
+    assert change[:, 2:].min() > change[:, :2].max()
+
+
+def test_weights_of_a_vision_transformer_are_loaded_at_another_size(tmp_path: Path) -> None:
+    network = timm.create_model("vit_tiny_patch16_224")
+    save_file(network.state_dict(), tmp_path / "vit_tiny_patch16_224.safetensors")
+    backbone = Backbone("vit_tiny_patch16_224", (1,), tmp_path, seed=0, size=(64, 64))
+    torch.testing.assert_close(backbone.network.model.blocks[1].mlp.fc1.weight, network.blocks[1].mlp.fc1.weight)
+
+
+def test_stages_that_a_transformer_lacks_raise_an_error_that_names_what_works() -> None:
+    with pytest.raises(
+        BenchError, match=r"timm must have the stages \(50,\) of 'vit_tiny_patch16_224'.*such as wide_res"
+    ):
+        Backbone("random:vit_tiny_patch16_224", (50,), None, seed=0, size=(64, 64))
+
+
+def test_patchcore_runs_with_a_vision_transformer() -> None:
+    patchcore = import_module("bench.methods.patchcore")
+    settings = patchcore.Settings(backbone="random:vit_tiny_patch16_224", stages=(2, 3), coreset=1.0)
+    method = patchcore.METHOD(settings, Setup((64, 64), torch.device("cpu"), 0))
+    method.fit(SyntheticImages(), lambda *_: None)
+    prediction = method.predict(SyntheticImages(count=2).pixels[:2])
+    assert prediction.maps.shape == (2, 64, 64)
+    assert prediction.maps.isfinite().all()

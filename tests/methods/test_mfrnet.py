@@ -1,7 +1,7 @@
 """MFRNet, our reading: compared with a slow implementation of its definition and with values computed by hand."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from bench.errors import BenchError
 from bench.evaluation import metrics
-from bench.method import NOT_FITTED, Setup
+from bench.method import NOT_FITTED, Images, Setup
 from bench.methods import meanmap
 from bench.methods.mfrnet import MFRNet, Settings, false_colors
 from bench.methods.parts.backbone import channels_and_strides
@@ -32,36 +32,16 @@ TINY = Settings(
 SETUP = Setup((32, 32), CPU, seed=0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_deterministic: None) -> None:
-    """Networks of this size are slower with a second thread on a busy machine."""
-    torch.set_num_threads(1)
+@pytest.fixture(scope="module")
+def fitted(in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]) -> Callable[..., MFRNet]:
+    """Return the function that fits a method."""
 
+    def fit(settings: Settings = TINY, setup: Setup = SETUP, images: Tensor | None = None) -> MFRNet:
+        method = MFRNet(settings, setup)
+        method.fit(in_memory(random_images(4, size=setup.size) if images is None else images), lambda *_: None)
+        return method
 
-class ImageList:
-    """Good images in memory."""
-
-    digest = "images"
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        for chosen in (torch.arange(len(self)) if order is None else order).split(size):
-            yield self.images[chosen]
-
-
-def random_images(count: int = 4, size: tuple[int, int] = (32, 32), seed: int = 1) -> Tensor:
-    return torch.rand(count, 3, *size, generator=Generator().manual_seed(seed))
-
-
-def fitted(settings: Settings = TINY, setup: Setup = SETUP, images: Tensor | None = None) -> MFRNet:
-    method = MFRNet(settings, setup)
-    method.fit(ImageList(random_images(size=setup.size) if images is None else images), lambda *_: None)
-    return method
+    return fit
 
 
 def restoration_net(channels: int = 5, **changes: object) -> RestorationNet:
@@ -70,7 +50,7 @@ def restoration_net(channels: int = 5, **changes: object) -> RestorationNet:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> MFRNet:
+def tiny(fitted: Callable[..., MFRNet]) -> MFRNet:
     torch.manual_seed(0)
     return fitted()
 
@@ -129,14 +109,14 @@ def test_training_masks_and_test_masks_hide_every_feature_once(tiny: MFRNet) -> 
     assert sides == {True, False}  # there are cells of 2 and cells of 1
 
 
-def test_the_test_masks_depend_on_test_seed_only(tiny: MFRNet) -> None:
+def test_the_test_masks_depend_on_test_seed_only(tiny: MFRNet, random_images: Callable[..., Tensor]) -> None:
     other = MFRNet(replace(TINY, test_seed=1), tiny.setup)
     other.restore(tiny.state())
     torch.manual_seed(99)
     first, second, third = (torch.stack(method.test_masks) for method in (tiny, MFRNet(TINY, tiny.setup), other))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
-    assert not torch.equal(tiny.predict(random_images()).maps, other.predict(random_images()).maps)
+    assert not torch.equal(tiny.predict(random_images(4)).maps, other.predict(random_images(4)).maps)
 
 
 # ---- The hybrid block ----
@@ -218,7 +198,7 @@ def test_the_default_stages_of_a_vgg16_are_the_last_relu_before_each_pool() -> N
     assert channels_and_strides(settings.backbone, settings.stages) == ((64, 128, 256, 512), (1, 2, 4, 8))
 
 
-def test_finer_stages_are_averaged_and_a_coarser_first_stage_is_upsampled() -> None:
+def test_finer_stages_are_averaged_and_a_coarser_first_stage_is_upsampled(random_images: Callable[..., Tensor]) -> None:
     images = random_images(2)
     fine = MFRNet(replace(TINY, stages=(0, 1, 2), stride=8, cell_sizes=(1,)), SETUP)  # strides 2, 4, 8
     for extracted, stage in zip(fine.extract(images), fine.backbone(images), strict=True):
@@ -230,7 +210,9 @@ def test_finer_stages_are_averaged_and_a_coarser_first_stage_is_upsampled() -> N
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_statistics_are_those_of_each_channel_over_the_training_set(batch: int) -> None:
+def test_statistics_are_those_of_each_channel_over_the_training_set(
+    batch: int, fitted: Callable[..., MFRNet], random_images: Callable[..., Tensor]
+) -> None:
     images = random_images(5)
     method = fitted(replace(TINY, batch=batch, epochs=1, min_relative_std=0.0), images=images)
     stages = method.extract(images)
@@ -243,27 +225,29 @@ def test_statistics_are_those_of_each_channel_over_the_training_set(batch: int) 
     assert torch.equal(method.mean, mean)
 
 
-def test_the_std_of_a_channel_has_a_lower_bound_relative_to_its_stage() -> None:
+def test_the_std_of_a_channel_has_a_lower_bound_relative_to_its_stage(fitted: Callable[..., MFRNet]) -> None:
     free, bound = (fitted(replace(TINY, epochs=1, min_relative_std=least)) for least in (0.0, 0.9))
     for std, clamped in zip(free.std.split([64, 128]), bound.std.split([64, 128]), strict=True):
         assert_close(clamped, std.clamp(min=0.9 * float(std.mean())))
         assert (clamped > std).any()
 
 
-def test_l2_normalizes_the_root_mean_square_of_every_feature_to_1() -> None:
+def test_l2_normalizes_the_root_mean_square_of_every_feature_to_1(
+    fitted: Callable[..., MFRNet], random_images: Callable[..., Tensor]
+) -> None:
     method = fitted(replace(TINY, normalization="l2", epochs=1))
-    features = method.normalize(method.extract(random_images()))
+    features = method.normalize(method.extract(random_images(4)))
     assert_close(features.square().mean(dim=1), torch.ones(4, 8, 8))
 
 
 # ---- The loss and the map ----
 
 
-def test_the_loss_is_the_mean_of_the_map_of_differences(tiny: MFRNet) -> None:
+def test_the_loss_is_the_mean_of_the_map_of_differences(tiny: MFRNet, random_images: Callable[..., Tensor]) -> None:
     method = copy(tiny)
     method.settings = replace(TINY, structure_weight=0.5, smoothing=0.0, cell_sizes=(2,))
     method.test_masks = tiny.test_masks[:1]  # which are drawn in __init__
-    features, restored, masks = next(method.restorations(random_images()))
+    features, restored, masks = next(method.restorations(random_images(4)))
     loss = method.losses(tiny.network, features, masks)
     pixel = ((features - restored) ** 2).mean()
     structure = (1 - ssim(features, restored)).mean()
@@ -273,7 +257,7 @@ def test_the_loss_is_the_mean_of_the_map_of_differences(tiny: MFRNet) -> None:
     combined = method.combine_maps(*method.differences(features, restored))
     assert_close(combined.mean(), loss["total"])
     assert_close(
-        method.predict(random_images()).maps, F.interpolate(combined[:, None], (32, 32), mode="bilinear")[:, 0]
+        method.predict(random_images(4)).maps, F.interpolate(combined[:, None], (32, 32), mode="bilinear")[:, 0]
     )
 
 
@@ -313,7 +297,9 @@ def gratings(count: int, seed: int) -> Tensor:
     return stripes.expand(-1, 3, 64, -1) + 0.02 * torch.randn(count, 3, 64, 64, generator=generator)
 
 
-def test_it_learns_to_restore_new_images_and_detects_a_region_that_differs_from_its_context() -> None:
+def test_it_learns_to_restore_new_images_and_detects_a_region_that_differs_from_its_context(
+    in_memory: Callable[[Tensor], Images],
+) -> None:
     settings = replace(
         TINY, backbone="tf_efficientnet_lite0", widths=(32,), head_width=16, epochs=30, lr=3e-3, smoothing=2.0
     )
@@ -323,9 +309,9 @@ def test_it_learns_to_restore_new_images_and_detects_a_region_that_differs_from_
     test[4:, :, 20:36, 24:40] = 1 - test[4:, :, 20:36, 24:40]  # inverts a square in four images
     losses: list[float] = []
     method = MFRNet(settings, setup)
-    method.fit(ImageList(train), lambda _done, _total, loss: losses.append(loss or math.nan))
+    method.fit(in_memory(train), lambda _done, _total, loss: losses.append(loss or math.nan))
     floor = meanmap.METHOD(meanmap.Settings(smoothing=2.0), setup)
-    floor.fit(ImageList(train), lambda *_: None)
+    floor.fit(in_memory(train), lambda *_: None)
 
     def auroc(method: MFRNet | meanmap.MeanMap) -> tuple[float, float]:
         prediction = method.predict(test)
@@ -343,7 +329,9 @@ def test_it_learns_to_restore_new_images_and_detects_a_region_that_differs_from_
     assert pixel > auroc(floor)[1] + 0.2
 
 
-def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(tiny: MFRNet) -> None:
+def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(
+    tiny: MFRNet, fitted: Callable[..., MFRNet], random_images: Callable[..., Tensor]
+) -> None:
     images = random_images(3, seed=5)
     torch.manual_seed(123)
     assert torch.equal(fitted().predict(images).maps, tiny.predict(images).maps)
@@ -359,43 +347,51 @@ def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(tiny: MFRNet)
     ],
     ids=str,
 )  # fmt: skip
-def test_every_alternative_setting_changes_the_predictions(tiny: MFRNet, changes: dict[str, object]) -> None:
-    prediction = fitted(replace(TINY, **changes)).predict(random_images())
+def test_every_alternative_setting_changes_the_predictions(
+    tiny: MFRNet, changes: dict[str, object], fitted: Callable[..., MFRNet], random_images: Callable[..., Tensor]
+) -> None:
+    prediction = fitted(replace(TINY, **changes)).predict(random_images(4))
     assert torch.isfinite(prediction.maps).all()
     assert torch.isfinite(prediction.scores).all()
-    assert not torch.equal(prediction.scores, tiny.predict(random_images()).scores)
+    assert not torch.equal(prediction.scores, tiny.predict(random_images(4)).scores)
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("zero", False), ("learned", True)])
-def test_only_a_learned_token_changes(kind: str, changes: bool) -> None:
+def test_only_a_learned_token_changes(kind: str, changes: bool, fitted: Callable[..., MFRNet]) -> None:
     assert bool(fitted(replace(TINY, mask_token=kind)).network.token.any()) == changes
 
 
-def test_images_can_have_any_size() -> None:
+def test_images_can_have_any_size(fitted: Callable[..., MFRNet], random_images: Callable[..., Tensor]) -> None:
     setup = replace(SETUP, size=(36, 60))  # 9 x 15 features
     prediction = fitted(setup=setup).predict(random_images(2, setup.size))
     assert prediction.maps.shape == (2, 36, 60)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_gives_similar_float32_maps(tiny: MFRNet, precision: str) -> None:
-    prediction = fitted(setup=replace(SETUP, precision=precision)).predict(random_images())
-    expected = tiny.predict(random_images())
+def test_half_precision_gives_similar_float32_maps(
+    tiny: MFRNet, precision: str, fitted: Callable[..., MFRNet], random_images: Callable[..., Tensor]
+) -> None:
+    prediction = fitted(setup=replace(SETUP, precision=precision)).predict(random_images(4))
+    expected = tiny.predict(random_images(4))
     assert prediction.maps.dtype == prediction.scores.dtype == torch.float32
     assert_close(prediction.maps, expected.maps, rtol=0.1, atol=0.1 * float(expected.maps.max()))
 
 
-def test_from_lr_drop_epoch_the_rate_is_one_tenth() -> None:
+def test_from_lr_drop_epoch_the_rate_is_one_tenth(
+    fitted: Callable[..., MFRNet], random_images: Callable[..., Tensor]
+) -> None:
     low, dropped = (fitted(replace(TINY, lr=lr, lr_drop_epoch=drop)) for lr, drop in ((1e-3, 0), (1e-2, 1)))
-    assert torch.equal(low.predict(random_images()).maps, dropped.predict(random_images()).maps)
+    assert torch.equal(low.predict(random_images(4)).maps, dropped.predict(random_images(4)).maps)
 
 
-def test_a_loss_that_is_not_finite_raises_an_error() -> None:
+def test_a_loss_that_is_not_finite_raises_an_error(fitted: Callable[..., MFRNet]) -> None:
     with pytest.raises(BenchError, match=r"The loss must be finite, got .* in epoch"):
         fitted(replace(TINY, lr=1e30))
 
 
-def test_the_epoch_with_the_lowest_validation_loss_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_epoch_with_the_lowest_validation_loss_is_used(
+    monkeypatch: pytest.MonkeyPatch, in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
     method = MFRNet(replace(TINY, epochs=9, patience=2), SETUP)
     losses, splits = iter([3.0, 1.0, 2.0, 1.0]), []
 
@@ -408,9 +404,9 @@ def test_the_epoch_with_the_lowest_validation_loss_is_used(monkeypatch: pytest.M
 
     def progress(done: int, total: int, _loss: float | None) -> None:
         calls.append((done, total))
-        maps.append(method.predict(random_images()).maps)
+        maps.append(method.predict(random_images(4)).maps)
 
-    method.fit(ImageList(random_images(10)), progress)
+    method.fit(in_memory(random_images(10)), progress)
     assert calls == [(1, 9), (2, 9), (3, 9), (4, 4)]  # two epochs without a lower loss end the training
     assert len(splits[0]) == 2  # a fifth of ten
     assert all(split == splits[0] for split in splits)
@@ -419,17 +415,21 @@ def test_the_epoch_with_the_lowest_validation_loss_is_used(monkeypatch: pytest.M
     assert not torch.equal(maps[0], maps[1])
 
 
-def test_the_validation_loss_is_deterministic() -> None:
+def test_the_validation_loss_is_deterministic(
+    fitted: Callable[..., MFRNet], in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
     method = fitted(replace(TINY, epochs=1), images=random_images(10))
-    features = FrozenFeatures(method.extract, ImageList(random_images(10)), setup=method.setup)
+    features = FrozenFeatures(method.extract, in_memory(random_images(10)), setup=method.setup)
     first, second = (method.validation_loss(method.network, features, torch.arange(4)) for _ in range(2))
     assert first == second
 
 
-def test_with_fewer_than_ten_images_there_is_no_validation() -> None:
+def test_with_fewer_than_ten_images_there_is_no_validation(
+    in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
     calls = []
     method = MFRNet(replace(TINY, patience=1), SETUP)
-    method.fit(ImageList(random_images(9)), lambda done, total, _loss: calls.append((done, total)))
+    method.fit(in_memory(random_images(9)), lambda done, total, _loss: calls.append((done, total)))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert method.info()["best_epoch"] == 3
 
@@ -437,7 +437,9 @@ def test_with_fewer_than_ten_images_there_is_no_validation() -> None:
 # ---- Explanation, information, errors ----
 
 
-def test_explain_returns_masks_features_restorations_and_differences(tiny: MFRNet) -> None:
+def test_explain_returns_masks_features_restorations_and_differences(
+    tiny: MFRNet, random_images: Callable[..., Tensor]
+) -> None:
     explanation = tiny.explain(random_images(3))
     assert list(explanation) == [
         "masks, cells of 1", "features", "restored, cells of 1", "masks, cells of 2", "restored, cells of 2",
@@ -461,10 +463,12 @@ def test_false_colors_of_exactly_restored_features_are_equal() -> None:
     assert_close(original.amin(dim=(2, 3)), torch.zeros(2, 3))
 
 
-def test_a_restored_method_has_the_statistics_and_the_best_epoch(tiny: MFRNet) -> None:
+def test_a_restored_method_has_the_statistics_and_the_best_epoch(
+    tiny: MFRNet, random_images: Callable[..., Tensor]
+) -> None:
     other = MFRNet(TINY, SETUP)
     other.restore(tiny.state())
-    assert torch.equal(other.predict(random_images()).maps, tiny.predict(random_images()).maps)
+    assert torch.equal(other.predict(random_images(4)).maps, tiny.predict(random_images(4)).maps)
     assert other.info() == tiny.info()
     assert torch.equal(other.mean, tiny.mean)
 
@@ -485,9 +489,11 @@ def test_info_has_the_sizes_the_best_epoch_and_the_backbone(tiny: MFRNet) -> Non
     assert MFRNet.file_hashes(TINY, None) == {"backbone": "random"}
 
 
-def test_an_unfitted_method_and_images_of_another_size_raise_errors(tiny: MFRNet) -> None:
+def test_an_unfitted_method_and_images_of_another_size_raise_errors(
+    tiny: MFRNet, random_images: Callable[..., Tensor]
+) -> None:
     with pytest.raises(BenchError, match=NOT_FITTED):
-        MFRNet(TINY, SETUP).predict(random_images())
+        MFRNet(TINY, SETUP).predict(random_images(4))
     with pytest.raises(BenchError, match="must be 32 x 32 pixels as in training, got 64 x 64"):
         tiny.predict(random_images(1, (64, 64)))
 
@@ -516,7 +522,9 @@ def test_cells_that_are_too_large_for_the_map_raise_an_error_before_fit() -> Non
 
 
 @pytest.mark.parametrize("settings", [TINY, replace(TINY, widths=(16,), depth=3, structure="both", batch=4)])
-def test_the_estimated_memory_is_between_one_and_four_times_that_of_a_step(settings: Settings) -> None:
+def test_the_estimated_memory_is_between_one_and_four_times_that_of_a_step(
+    settings: Settings, fitted: Callable[..., MFRNet], random_images: Callable[..., Tensor]
+) -> None:
     method = fitted(replace(settings, epochs=1))
     features = method.normalize(method.extract(random_images(settings.batch)))
     saved: dict[int, int] = {}

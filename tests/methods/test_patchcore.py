@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,27 +18,13 @@ from torch import Tensor
 
 from bench.errors import BenchError
 from bench.evaluation.metrics import auroc
-from bench.method import Method, Setup
+from bench.method import Images, Method, Setup
 from bench.methods import meanmap, patchcore
 from bench.methods.patchcore import PatchCore, Settings, greedy_coreset, locally_aware
 from bench.weights import find_weights
 
 LITE = "tf_efficientnet_lite0"
 SMALL = Settings(backbone=LITE, pretrain_dim=48, target_dim=32, projection=16, coreset=0.1)
-
-
-@dataclass
-class ImageList:
-    """Training images in memory."""
-
-    images: Tensor
-    digest: str = "images"
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        yield from torch.split(self.images if order is None else self.images[order], size)
 
 
 def silent(_done: int, _total: int, _loss: float | None) -> None:
@@ -49,10 +35,16 @@ def setup(size: tuple[int, int] = (64, 64), seed: int = 0, **more: object) -> Se
     return Setup(size, torch.device("cpu"), seed, **more)  # type: ignore[arg-type]
 
 
-def fitted(chosen: Settings, images: Tensor, seed: int = 0) -> PatchCore:
-    method = PatchCore(chosen, setup((images.shape[2], images.shape[3]), seed))
-    method.fit(ImageList(images), silent)
-    return method
+@pytest.fixture(scope="module")
+def fitted(in_memory: Callable[[Tensor], Images]) -> Callable[..., PatchCore]:
+    """Return the function that fits a method."""
+
+    def fit(chosen: Settings, images: Tensor, seed: int = 0) -> PatchCore:
+        method = PatchCore(chosen, setup((images.shape[2], images.shape[3]), seed))
+        method.fit(in_memory(images), silent)
+        return method
+
+    return fit
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +56,7 @@ def images() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def method(images: Tensor) -> PatchCore:
+def method(images: Tensor, fitted: Callable[..., PatchCore]) -> PatchCore:
     """A small PatchCore that is fitted on the images; no test changes it."""
     return fitted(SMALL, images)
 
@@ -108,8 +100,10 @@ def test_scores_and_maps_equal_those_of_the_authors_code(reference: dict[str, Te
     torch.testing.assert_close(prediction.maps, reference["maps"], rtol=1e-4, atol=0)
 
 
-def test_the_bank_has_a_tenth_of_the_patches(reference: dict[str, Tensor], official: PatchCore) -> None:
-    official.fit(ImageList(reference["train"]), silent)
+def test_the_bank_has_a_tenth_of_the_patches(
+    reference: dict[str, Tensor], official: PatchCore, in_memory: Callable[[Tensor], Images]
+) -> None:
+    official.fit(in_memory(reference["train"]), silent)
     state = official.state()
     rows = state["bank"] + state["center"]
     assert rows.shape == (102, 96)
@@ -185,7 +179,9 @@ def test_the_coreset_of_a_line_starts_with_its_ends() -> None:
 # The method.
 
 
-def test_with_all_patches_in_the_bank_a_training_image_has_the_score_0(images: Tensor) -> None:
+def test_with_all_patches_in_the_bank_a_training_image_has_the_score_0(
+    images: Tensor, fitted: Callable[..., PatchCore]
+) -> None:
     method = fitted(Settings(backbone=LITE, pretrain_dim=48, target_dim=32, coreset=1), images)
     assert method.predict(images).scores.max() < 1e-4 * method.predict(1 - images).scores.min()
 
@@ -198,7 +194,7 @@ def test_an_image_has_the_same_score_alone_and_in_a_batch(method: PatchCore, ima
         torch.testing.assert_close(single.maps[0], batch.maps[i], rtol=1e-4, atol=1e-4)
 
 
-def test_the_bank_depends_on_the_seed_only(method: PatchCore, images: Tensor) -> None:
+def test_the_bank_depends_on_the_seed_only(method: PatchCore, images: Tensor, fitted: Callable[..., PatchCore]) -> None:
     bank = method.state()["bank"]
     torch.manual_seed(99)
     assert torch.equal(fitted(SMALL, images).state()["bank"], bank)
@@ -213,9 +209,9 @@ def test_a_restored_method_gives_the_same_predictions(method: PatchCore, images:
     assert restored.info()["bank_rows"] == 38  # a tenth of 6 images x 8 x 8 features, rounded down
 
 
-def test_progress_increases_to_its_total_in_few_calls(images: Tensor) -> None:
+def test_progress_increases_to_its_total_in_few_calls(images: Tensor, in_memory: Callable[[Tensor], Images]) -> None:
     calls: list[tuple[int, int, float | None]] = []
-    PatchCore(SMALL, setup()).fit(ImageList(images), lambda *call: calls.append(call))
+    PatchCore(SMALL, setup()).fit(in_memory(images), lambda *call: calls.append(call))
     done = [call[0] for call in calls]
     assert done == sorted(done)
     assert {call[1:] for call in calls} == {(101, None)}
@@ -273,7 +269,9 @@ def test_the_file_hashes_contain_the_backbone() -> None:
     assert PatchCore.file_hashes(SMALL, None) == {"backbone": find_weights(LITE, None).sha256}
 
 
-def test_the_required_memory_is_estimated_and_logged(images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_required_memory_is_estimated_and_logged(
+    images: Tensor, caplog: pytest.LogCaptureFixture, fitted: Callable[..., PatchCore]
+) -> None:
     # 6 images of 8 x 8 patches: all with 32 values, projected to 16, 38 of them in the bank, projected to 8; for the
     # batch of 6 images 40 channels of 8 x 8 and 112 of 4 x 4 features with 9 neighbors, pooled to 2 x 48, then to 32.
     batch = 9 * (40 * 64 + 112 * 16) + 64 * (2 * 2 * 48 + 32)
@@ -284,7 +282,7 @@ def test_the_required_memory_is_estimated_and_logged(images: Tensor, caplog: pyt
 
 
 def test_more_memory_than_available_raises_an_error_with_two_solutions(
-    images: Tensor, monkeypatch: pytest.MonkeyPatch
+    images: Tensor, monkeypatch: pytest.MonkeyPatch, fitted: Callable[..., PatchCore]
 ) -> None:
     monkeypatch.setattr(PatchCore, "estimate_memory", classmethod(lambda *_: 10**17))
     with pytest.raises(BenchError, match=r"--limit.*target_dim"):
@@ -301,11 +299,13 @@ def test_invalid_settings_raise_an_error(changes: dict[str, float]) -> None:
         Settings(**changes)  # type: ignore[arg-type]
 
 
-def test_features_that_are_not_finite_raise_an_error(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_are_not_finite_raise_an_error(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch, in_memory: Callable[[Tensor], Images]
+) -> None:
     method = PatchCore(SMALL, setup())
     monkeypatch.setattr(method, "extract_patches", lambda part: (torch.full((len(part) * 64, 32), math.nan), (8, 8)))
     with pytest.raises(BenchError, match="finite"):
-        method.fit(ImageList(images), silent)
+        method.fit(in_memory(images), silent)
 
 
 @pytest.mark.parametrize("module", [patchcore, meanmap], ids=["patchcore", "meanmap"])
@@ -320,9 +320,9 @@ def test_predict_and_state_before_fit_raise_errors(module: ModuleType, images: T
 # The mean map.
 
 
-def test_the_mean_map_is_the_squared_distance_from_the_mean_image() -> None:
+def test_the_mean_map_is_the_squared_distance_from_the_mean_image(in_memory: Callable[[Tensor], Images]) -> None:
     method = meanmap.MeanMap(meanmap.Settings(smoothing=0.0), setup((2, 2)))
-    method.fit(ImageList(torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)])), silent)
+    method.fit(in_memory(torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)])), silent)
     image = torch.full((1, 3, 2, 2), 0.5)
     image[0, 0, 1, 1] = 1.1  # one channel of one pixel, 0.6 from the mean: a third of 0.36
     prediction = method.predict(image)
@@ -333,14 +333,14 @@ def test_the_mean_map_is_the_squared_distance_from_the_mean_image() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("category", "image_auroc", "pixel_auroc"), [("bottle", 100.0, 98.4), ("capsule", None, 98.5)])
 def test_the_auroc_on_real_images_equals_that_of_the_authors_code(
-    shared: Path, category: str, image_auroc: float | None, pixel_auroc: float
+    shared: Path, category: str, image_auroc: float | None, pixel_auroc: float, in_memory: Callable[[Tensor], Images]
 ) -> None:
     """Compared with means of three seeds; capsule's image AUROC changes by two points with the seed: left out."""
     root = shared / "data" / "real256" / "mvtec" / category
     files = sorted((root / "test").glob("*/*"))
     settings = Settings(backbone="resnet18.tv_in1k", coreset=0.01)
     method = PatchCore(settings, setup((256, 256), weights=shared / "weights"))
-    method.fit(ImageList(load_images(sorted((root / "train" / "good").iterdir()))), silent)
+    method.fit(in_memory(load_images(sorted((root / "train" / "good").iterdir()))), silent)
     predictions = [method.predict(load_images([file])) for file in files]
     scores = torch.cat([one.scores for one in predictions]).double().numpy()
     maps = torch.cat([one.maps for one in predictions]).double().numpy()

@@ -1,7 +1,7 @@
 """RIAD: the size of its U-Net, inpainting compared with a slow loop, its map by the definition, and its training."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from bench.errors import BenchError
-from bench.method import NOT_FITTED, Setup
+from bench.method import NOT_FITTED, Images, Setup
 from bench.methods import riad
 from bench.methods.parts.maps import mean_filter
 from bench.methods.parts.masks import complementary_masks
@@ -26,33 +26,20 @@ SETUP = Setup((32, 32), CPU, seed=0)
 TINY = Settings(width=2, cell_sizes=(2, 4), epochs=2, batch=2, mean_filter=5, lr=1e-3)
 
 
-class ImageList:
-    """Good images in memory."""
+@pytest.fixture(scope="module")
+def fitted(in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]) -> Callable[..., RIAD]:
+    """Return the function that fits a method."""
 
-    digest = "images"
+    def fit(settings: Settings = TINY, setup: Setup = SETUP, images: Tensor | None = None) -> RIAD:
+        method = RIAD(settings, setup)
+        method.fit(in_memory(random_images(size=setup.size) if images is None else images), lambda *_: None)
+        return method
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        yield from (self.images if order is None else self.images[order]).split(size)
-
-
-def random_images(count: int = 3, size: tuple[int, int] = (32, 32), seed: int = 1) -> Tensor:
-    return torch.rand(count, 3, *size, generator=Generator().manual_seed(seed))
-
-
-def fitted(settings: Settings = TINY, setup: Setup = SETUP, images: Tensor | None = None) -> RIAD:
-    method = RIAD(settings, setup)
-    method.fit(ImageList(random_images(size=setup.size) if images is None else images), lambda *_: None)
-    return method
+    return fit
 
 
 @pytest.fixture(scope="module")
-def tiny() -> RIAD:
+def tiny(fitted: Callable[..., RIAD]) -> RIAD:
     torch.manual_seed(0)
     return fitted()
 
@@ -126,13 +113,17 @@ def slow_inpaint(method: RIAD, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 5, 12, 100])
-def test_inpainting_equals_a_slow_loop_for_every_batch_size(tiny: RIAD, batch: int) -> None:
+def test_inpainting_equals_a_slow_loop_for_every_batch_size(
+    tiny: RIAD, batch: int, random_images: Callable[..., Tensor]
+) -> None:
     images = tiny.scale(random_images(2, seed=4))
     restored = tiny.inpaint(tiny.network, images, tiny.test_masks, batch)
     assert_close(restored, slow_inpaint(tiny, images), rtol=1e-4, atol=1e-5)
 
 
-def test_passes_are_in_as_few_batches_as_the_memory_allows(tiny: RIAD, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_are_in_as_few_batches_as_the_memory_allows(
+    tiny: RIAD, monkeypatch: pytest.MonkeyPatch, random_images: Callable[..., Tensor]
+) -> None:
     """6 passes of 2 images are 12 inputs."""
     sizes: list[int] = []
     expected_maps = tiny.predict(random_images(2)).maps
@@ -146,7 +137,7 @@ def test_passes_are_in_as_few_batches_as_the_memory_allows(tiny: RIAD, monkeypat
         assert sizes == expected
 
 
-def test_a_restored_pixel_does_not_depend_on_its_own_value(tiny: RIAD) -> None:
+def test_a_restored_pixel_does_not_depend_on_its_own_value(tiny: RIAD, random_images: Callable[..., Tensor]) -> None:
     images = tiny.scale(random_images(1)).requires_grad_()
     masks = tiny.test_masks[:1]
     restored = tiny.inpaint(tiny.network, images, masks, 3)
@@ -169,7 +160,9 @@ def test_test_masks_hide_every_pixel_once_in_cells_of_each_size(size: tuple[int,
         assert counts.max() - counts.min() <= 1
 
 
-def test_test_masks_depend_on_test_seed_only(tiny: RIAD) -> None:
+def test_test_masks_depend_on_test_seed_only(
+    tiny: RIAD, fitted: Callable[..., RIAD], random_images: Callable[..., Tensor]
+) -> None:
     other = RIAD(replace(TINY, test_seed=1), tiny.setup)
     other.restore(tiny.state())
     torch.manual_seed(99)
@@ -185,7 +178,9 @@ def test_test_masks_depend_on_test_seed_only(tiny: RIAD) -> None:
 # ---- Loss and map ----
 
 
-def test_the_map_is_the_filtered_mean_over_cell_sizes_of_1_minus_msgms(tiny: RIAD) -> None:
+def test_the_map_is_the_filtered_mean_over_cell_sizes_of_1_minus_msgms(
+    tiny: RIAD, random_images: Callable[..., Tensor]
+) -> None:
     images = random_images(2, seed=4)
     original = images * 2 - 1
     with torch.no_grad():
@@ -196,7 +191,7 @@ def test_the_map_is_the_filtered_mean_over_cell_sizes_of_1_minus_msgms(tiny: RIA
     assert torch.equal(prediction.scores, prediction.maps.amax(dim=(1, 2)))
 
 
-def test_grayscale_uses_the_gradients_of_the_mean_color(tiny: RIAD) -> None:
+def test_grayscale_uses_the_gradients_of_the_mean_color(tiny: RIAD, random_images: Callable[..., Tensor]) -> None:
     one, other = random_images(1, seed=2), random_images(1, seed=3)
     grayscale = copy(tiny)
     grayscale.settings = replace(TINY, grayscale=True)
@@ -207,7 +202,9 @@ def test_grayscale_uses_the_gradients_of_the_mean_color(tiny: RIAD) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"gms_weight": 0.5, "ssim_weight": 2.0}, {"grayscale": True}], ids=str)
-def test_the_loss_is_the_weighted_sum_of_l2_msgms_and_ssim(tiny: RIAD, changes: dict[str, object]) -> None:
+def test_the_loss_is_the_weighted_sum_of_l2_msgms_and_ssim(
+    tiny: RIAD, changes: dict[str, object], random_images: Callable[..., Tensor]
+) -> None:
     method, images = copy(tiny), random_images(2)
     method.settings = replace(TINY, cell_sizes=(4,), **changes)
     network = UNet(2).eval()
@@ -230,7 +227,9 @@ def test_the_loss_is_the_weighted_sum_of_l2_msgms_and_ssim(tiny: RIAD, changes: 
     assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_training_uses_every_cell_size_and_new_masks_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_every_cell_size_and_new_masks_in_each_step(
+    monkeypatch: pytest.MonkeyPatch, fitted: Callable[..., RIAD]
+) -> None:
     calls: list[tuple[int, Tensor]] = []
 
     def recorded(height: int, width: int, *, cell: int, subsets: int, generator: Generator) -> Tensor:
@@ -256,17 +255,19 @@ def stripes(count: int, seed: int) -> Tensor:
     return waves.expand(-1, 3, 32, -1) + 0.02 * torch.randn(count, 3, 32, 32, generator=generator)
 
 
-def test_it_learns_to_inpaint_new_stripes() -> None:
+def test_it_learns_to_inpaint_new_stripes(in_memory: Callable[[Tensor], Images]) -> None:
     losses: list[float] = []
     method, test = RIAD(replace(TINY, width=8, epochs=20, lr=3e-3), SETUP), stripes(4, seed=2)
-    method.fit(ImageList(stripes(6, seed=1)), lambda _done, _total, loss: losses.append(loss or math.nan))
+    method.fit(in_memory(stripes(6, seed=1)), lambda _done, _total, loss: losses.append(loss or math.nan))
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad():
         original, restored = method.restore_images(test)
     assert (restored - original).square().mean() < 0.2 * original.var()
 
 
-def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(tiny: RIAD) -> None:
+def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(
+    tiny: RIAD, fitted: Callable[..., RIAD], random_images: Callable[..., Tensor]
+) -> None:
     images = random_images(seed=5)
     torch.manual_seed(123)
     assert torch.equal(fitted().predict(images).maps, tiny.predict(images).maps)
@@ -279,7 +280,9 @@ def test_a_fit_depends_on_the_seed_and_not_on_the_global_generator(tiny: RIAD) -
      {"downsample": 2}, {"weight_decay": 0.1}, {"gms_weight": 0.0}, {"lr_drop_epoch": 2}],
     ids=str,
 )  # fmt: skip
-def test_every_alternative_setting_changes_the_predictions(tiny: RIAD, changes: dict[str, object]) -> None:
+def test_every_alternative_setting_changes_the_predictions(
+    tiny: RIAD, changes: dict[str, object], fitted: Callable[..., RIAD], random_images: Callable[..., Tensor]
+) -> None:
     prediction = fitted(replace(TINY, **changes)).predict(random_images())
     assert torch.isfinite(prediction.maps).all()
     assert prediction.maps.shape == (3, 32, 32)
@@ -299,12 +302,16 @@ def test_zeros_at_the_border_hide_differences_in_the_outer_pixels_only() -> None
     assert_close(zeros[12:20, 12:20], reflected[12:20, 12:20])
 
 
-def test_from_lr_drop_epoch_the_rate_is_one_tenth() -> None:
+def test_from_lr_drop_epoch_the_rate_is_one_tenth(
+    fitted: Callable[..., RIAD], random_images: Callable[..., Tensor]
+) -> None:
     low, dropped = (fitted(replace(TINY, lr=lr, lr_drop_epoch=drop)) for lr, drop in ((1e-3, 0), (1e-2, 1)))
     assert torch.equal(low.predict(random_images()).maps, dropped.predict(random_images()).maps)
 
 
-def test_the_epoch_with_the_lowest_validation_loss_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_epoch_with_the_lowest_validation_loss_is_used(
+    monkeypatch: pytest.MonkeyPatch, in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
     method = RIAD(replace(TINY, epochs=9, patience=2), SETUP)
     losses, splits = iter([3.0, 1.0, 2.0, 1.0]), []
 
@@ -319,7 +326,7 @@ def test_the_epoch_with_the_lowest_validation_loss_is_used(monkeypatch: pytest.M
         calls.append((done, total))
         maps.append(method.predict(random_images()).maps)
 
-    method.fit(ImageList(random_images(10)), progress)
+    method.fit(in_memory(random_images(10)), progress)
     assert calls == [(1, 9), (2, 9), (3, 9), (4, 4)]  # two epochs without a lower loss end the training
     assert len(splits[0]) == 2  # a fifth of ten
     assert all(split == splits[0] for split in splits)
@@ -328,18 +335,22 @@ def test_the_epoch_with_the_lowest_validation_loss_is_used(monkeypatch: pytest.M
     assert not torch.equal(maps[0], maps[1])
 
 
-def test_the_validation_loss_is_deterministic_and_does_not_change_the_network() -> None:
-    method, images = fitted(replace(TINY, epochs=1), images=random_images(10)), ImageList(random_images(10))
+def test_the_validation_loss_is_deterministic_and_does_not_change_the_network(
+    fitted: Callable[..., RIAD], in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
+    method, images = fitted(replace(TINY, epochs=1), images=random_images(10)), in_memory(random_images(10))
     before = method.state()
     first, second = (method.validation_loss(method.network, images, torch.arange(4)) for _ in range(2))
     assert first == second
     assert all(torch.equal(before[name], value) for name, value in method.state().items())  # including batch norm
 
 
-def test_with_fewer_than_ten_images_there_is_no_validation() -> None:
+def test_with_fewer_than_ten_images_there_is_no_validation(
+    in_memory: Callable[[Tensor], Images], random_images: Callable[..., Tensor]
+) -> None:
     calls = []
     method = RIAD(replace(TINY, patience=1, epochs=3), SETUP)
-    method.fit(ImageList(random_images(9)), lambda done, total, _loss: calls.append((done, total)))
+    method.fit(in_memory(random_images(9)), lambda done, total, _loss: calls.append((done, total)))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert method.info()["best_epoch"] == 3
 
@@ -347,7 +358,9 @@ def test_with_fewer_than_ten_images_there_is_no_validation() -> None:
 # ---- Explanation, information, errors ----
 
 
-def test_explain_returns_reconstruction_mask_and_difference_for_each_cell_size(tiny: RIAD) -> None:
+def test_explain_returns_reconstruction_mask_and_difference_for_each_cell_size(
+    tiny: RIAD, fitted: Callable[..., RIAD], random_images: Callable[..., Tensor]
+) -> None:
     pictures, images = tiny.explain(random_images(2)), random_images(2)
     assert list(pictures) == [
         f"{name}, cells of {cell}" for cell in (2, 4) for name in ("reconstruction", "mask", "gradient difference")
@@ -367,7 +380,9 @@ def test_info_has_the_size_of_the_network_and_the_passes(tiny: RIAD) -> None:
     assert tiny.info() == {"trainable_parameters": n_parameters, "passes": 6, "best_epoch": 2}
 
 
-def test_a_restored_method_gives_the_same_predictions_and_other_settings_raise_an_error(tiny: RIAD) -> None:
+def test_a_restored_method_gives_the_same_predictions_and_other_settings_raise_an_error(
+    tiny: RIAD, random_images: Callable[..., Tensor]
+) -> None:
     other = RIAD(TINY, SETUP)
     other.restore(tiny.state())
     assert torch.equal(other.predict(random_images()).maps, tiny.predict(random_images()).maps)
@@ -376,7 +391,9 @@ def test_a_restored_method_gives_the_same_predictions_and_other_settings_raise_a
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_gives_similar_float32_maps(tiny: RIAD, precision: str) -> None:
+def test_half_precision_gives_similar_float32_maps(
+    tiny: RIAD, precision: str, fitted: Callable[..., RIAD], random_images: Callable[..., Tensor]
+) -> None:
     prediction = fitted(setup=replace(SETUP, precision=precision)).predict(random_images())
     expected = tiny.predict(random_images())
     assert prediction.maps.dtype == prediction.scores.dtype == torch.float32
@@ -400,7 +417,9 @@ def test_invalid_settings_raise_an_error(changes: dict[str, object], message: st
         replace(TINY, **changes)
 
 
-def test_an_unfitted_method_wrong_sizes_and_a_loss_of_nan_raise_errors(tiny: RIAD) -> None:
+def test_an_unfitted_method_wrong_sizes_and_a_loss_of_nan_raise_errors(
+    tiny: RIAD, fitted: Callable[..., RIAD], random_images: Callable[..., Tensor]
+) -> None:
     with pytest.raises(BenchError, match=NOT_FITTED):
         RIAD(TINY, SETUP).predict(random_images())
     with pytest.raises(BenchError, match="must be 32 x 32 pixels as in training, got 64 x 64"):

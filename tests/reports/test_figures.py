@@ -149,8 +149,8 @@ def test_the_titles_of_a_grid_contain_the_fixed_values(make_record: MakeRecord) 
 def ablations_of(records: list[Record]) -> dict[tuple[str, str], list[Any]]:
     """Return the values of each ablation by (title, setting)."""
     return {
-        (each.title, each.setting): [value for value, _ in each.points]
-        for each in ablations.find_ablations(groups(records))
+        (ablation.title, ablation.setting): [value for value, _ in ablation.points]
+        for ablation in ablations.find_ablations(groups(records))
     }
 
 
@@ -166,14 +166,14 @@ def test_the_area_below_a_curve_is_the_metric(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A", "B", "C"))
     data = prediction_data.collect_figure_data(groups(store.records()), store)
     assert len(data) == 3
-    for each in data.values():
-        assert each.roc
-        assert each.pro
-        rates, shares = each.roc
-        assert np.trapezoid(shares, rates) == pytest.approx(each.record.metrics["image_auroc"], abs=1e-12)
-        rates, shares = each.pro
+    for figure_data in data.values():
+        assert figure_data.roc
+        assert figure_data.pro
+        rates, shares = figure_data.roc
+        assert np.trapezoid(shares, rates) == pytest.approx(figure_data.record.metrics["image_auroc"], abs=1e-12)
+        rates, shares = figure_data.pro
         aupro = np.trapezoid(shares, rates) / prediction_data.MAX_FPR
-        assert aupro == pytest.approx(each.record.metrics["aupro_30"], abs=2e-3)  # at 601 points
+        assert aupro == pytest.approx(figure_data.record.metrics["aupro_30"], abs=2e-3)  # at 601 points
 
 
 def test_figures_show_the_lowest_seed_and_the_last_epoch(simulate: Simulate) -> None:
@@ -183,8 +183,8 @@ def test_figures_show_the_lowest_seed_and_the_last_epoch(simulate: Simulate) -> 
     for record in list(store.records()):
         store.save(replace(record, selection="oracle", eval_every=5), store.predictions(record))
     assert {
-        key[-1]: each.record.selection
-        for key, each in prediction_data.collect_figure_data(groups(store.records()), store).items()
+        key[-1]: figure_data.record.selection
+        for key, figure_data in prediction_data.collect_figure_data(groups(store.records()), store).items()
     } == {
         "bolt": "last",
         "cap": "last",
@@ -195,16 +195,16 @@ def test_examples_have_the_rank_of_their_score_and_a_hundredth_of_normal_pixels_
     simulate: Simulate,
 ) -> None:
     store = simulate(("bolt",), ("A",))
-    (each,) = prediction_data.collect_figure_data(groups(store.records()), store).values()
-    by_name = {example.name: example for example in each.examples}
+    (figure_data,) = prediction_data.collect_figure_data(groups(store.records()), store).values()
+    by_name = {example.name: example for example in figure_data.examples}
     assert list(by_name) == ["best", "median", "worst", "good"]
-    assert by_name["best"].score == each.scores[each.is_anomalous].max()
-    assert by_name["worst"].rank == 1 + int((each.scores > by_name["worst"].score).sum())
+    assert by_name["best"].score == figure_data.scores[figure_data.is_anomalous].max()
+    assert by_name["worst"].rank == 1 + int((figure_data.scores > by_name["worst"].score).sum())
     assert by_name["good"].mask is not None
     assert not by_name["good"].mask.any()
-    predictions = store.predictions(each.record)
+    predictions = store.predictions(figure_data.record)
     assert predictions.maps is not None
-    above = np.mean(predictions.maps[~predictions.masks] > each.contour_threshold)
+    above = np.mean(predictions.maps[~predictions.masks] > figure_data.contour_threshold)
     assert above == pytest.approx(prediction_data.CONTOUR_FPR, abs=1e-3)
 
 
@@ -253,7 +253,7 @@ def test_the_caveats_are_inside_the_figure(simulate: Simulate) -> None:
     for record in list(store.records()):
         if record.run.title == "B":
             store.save(replace(record, selection="oracle", eval_every=5), store.predictions(record))
-    notes = style.shared_and_own_caveats(groups(store.records()))
+    notes = style.shared_and_other_caveats(groups(store.records()))
     assert notes == ["synthetic data", "B (oracle): oracle: epoch chosen on the test set"]
     with style.theme():
         canvas, _ = style.new_figure(3, 2)
@@ -287,11 +287,11 @@ def test_the_same_records_give_the_same_bytes(simulate: Simulate) -> None:
     assert first == second
 
 
-def test_methods_are_distinguishable_without_colour() -> None:
+def test_methods_are_distinguishable_without_color() -> None:
     styles = list(style.method_styles([f"m{i}" for i in range(20)]).values())
-    assert len({each.marker for each in styles[:10]}) == 10
-    assert len({each.dash for each in styles[:10]}) == 10
-    assert len({(each.colour, each.marker) for each in styles}) == 20
+    assert len({method_style.marker for method_style in styles[:10]}) == 10
+    assert len({method_style.dash for method_style in styles[:10]}) == 10
+    assert len({(method_style.color, method_style.marker) for method_style in styles}) == 20
 
 
 def test_of_many_categories_the_hardest_are_drawn(simulate: Simulate) -> None:

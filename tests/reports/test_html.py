@@ -1,4 +1,4 @@
-"""The HTML report: its content, that text is escaped, and its behaviour in a real browser."""
+"""The HTML report: its content, that text is escaped, and its behavior in a real browser."""
 
 import base64
 import io

@@ -46,7 +46,7 @@ def test_wide_markdown_tables_are_divided_and_repeat_the_first_column() -> None:
     text = markdown.render(report_of("t", Section("", (table,))))
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert max(map(len, lines)) <= 100
-    assert sum(line.startswith("| row") for line in lines) == 4  # 20 columns of 15 characters beside 24
+    assert sum(line.startswith("| row") for line in lines) == 4  # 20 columns of 15 characters next to one of 24
     assert re.findall(r"column (\d+)", text) == [str(i) for i in range(20)]
 
 

@@ -1,0 +1,165 @@
+"""The range of values that images with more than 8 bits per channel use, and the scale to 8 bits that follows from it.
+
+A file does not say how many bits its camera has: 12-bit values are stored in 16-bit files, temperatures as floats. So
+the scale is found over the training images of a fit, stored in its record, and applied alike to test images and by
+`bench predict`. Images with 8 bits are never scaled.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bench.data.decoding import file_errors, has_more_than_8_bits, load
+from bench.dataset import Sample
+from bench.errors import BenchError
+from bench.method import Preprocessing
+
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits per channel that cameras have. The scale is that of the smallest depth that holds all training values."""
+
+NARROW = 1 / 8
+"""Fraction of a range below which it is narrow: of the type of the files, a warning; of the depth, a stretch."""
+
+MARGIN = 0.5
+"""A stretch adds this times the used range on both sides, so that defects may be darker or brighter than training."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRange:
+    """The values of training images with more than 8 bits per channel, and their scale.
+
+    Attributes:
+        n_images: number of these images.
+        low, high: the smallest and the largest value.
+        type_low, type_high: the range of the type of the files; of floats, 0 to 1.
+        black, white: the values that become 0 and 255.
+    """
+
+    n_images: int
+    low: float
+    high: float
+    type_low: float
+    type_high: float
+    black: float
+    white: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return asdict(self)
+
+    @property
+    def used_fraction(self) -> float:
+        """Return the fraction of the type's range that the values span."""
+        return (self.high - self.low) / (self.type_high - self.type_low)
+
+    @property
+    def is_stretched(self) -> bool:
+        """Return whether the scale is not that of a whole bit depth, or of 0 to 1."""
+        return self.black != 0 or self.white not in {1.0, *(float(2**depth - 1) for depth in range(8, 33))}
+
+
+def find_value_range(samples: Sequence[Sample], preprocessing: Preprocessing) -> ValueRange | None:
+    """Return the range over the samples, or None if all have 8 bits or less per channel.
+
+    Decodes the samples with more than 8 bits once. `black` and `white` of the preprocessing win over the found ones.
+
+    Raises:
+        BenchError: a sample is unreadable, or has values that are not finite.
+    """
+    extremes: list[tuple[float, float]] = []
+    types: set[np.dtype[Any]] = set()
+    for sample in samples:
+        if has_more_than_8_bits(sample.image, preprocessing):
+            with file_errors(sample.image, "An image"):
+                values = load(sample.image, preprocessing)
+                assert not isinstance(values, Image.Image)
+                low, high = float(values.min()), float(values.max())
+                if not np.isfinite([low, high]).all():
+                    raise ValueError("it has values that are not finite")
+            extremes.append((low, high))
+            types.add(values.dtype)
+    if not extremes:
+        return None
+    low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
+    type_low, type_high = _type_range(types, low, high)
+    black, white = _scale(low, high, is_float=any(kind.kind == "f" for kind in types))
+    if preprocessing.black is not None and preprocessing.white is not None:
+        black, white = preprocessing.black, preprocessing.white
+    return ValueRange(len(extremes), low, high, type_low, type_high, black, white)
+
+
+def with_value_range(
+    preprocessing: Preprocessing, samples: Sequence[Sample]
+) -> tuple[Preprocessing, ValueRange | None]:
+    """Return the preprocessing with black and white found over training samples, and the range if there is one."""
+    values = find_value_range(samples, preprocessing)
+    return (replace(preprocessing, black=values.black, white=values.white) if values else preprocessing), values
+
+
+def value_range_warnings(name: str, values: ValueRange, n_samples: int, *, is_given: bool) -> Iterator[str]:
+    """Yield the warnings about a range.
+
+    Args:
+        name: of the fit: "bolt".
+        values: the range.
+        n_samples: number of training samples, with any number of bits.
+        is_given: whether black and white were given and not found.
+    """
+    used = (
+        f"{name}: the values of {values.n_images} training images with more than 8 bits per channel run from "
+        f"{_text(values.low)} to {_text(values.high)}"
+    )
+    scale = f"{_text(values.black)} becomes black and {_text(values.white)} white"
+    if is_given and (values.low < values.black or values.high > values.white):
+        yield f"{used}; {scale}, and values outside are clipped. Pass a larger --depth."
+    elif values.used_fraction < NARROW or (values.is_stretched and not is_given):
+        of_type = (
+            f"{100 * values.used_fraction:.2g} % of the range {_text(values.type_low)} to {_text(values.type_high)}"
+        )
+        fix = "" if is_given else " Pass --depth to set the scale."
+        yield f"{used}, {of_type} of their type; {scale}.{fix}"
+    if values.n_images < n_samples:
+        yield (
+            f"{name}: {values.n_images} of {n_samples} training images have more than 8 bits per channel; the others "
+            f"are not scaled. Save all of them with one depth."
+        )
+
+
+def stored_value_range(preprocessing: Preprocessing, data_report: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing with the black and white that a record's `data_report` has, if it has any."""
+    values = data_report.get("value_range")
+    return replace(preprocessing, black=values["black"], white=values["white"]) if values else preprocessing
+
+
+def depth_range(depth: int) -> tuple[float, float]:
+    """Return the values of black and white of a bit depth, as --depth sets them."""
+    if not 8 <= depth <= 32:
+        raise BenchError(f"depth must be from 8 to 32 bits per channel, or 0 to find it, got {depth}. Pass --depth 12.")
+    return 0.0, float(2**depth - 1)
+
+
+def _type_range(types: set[np.dtype[Any]], low: float, high: float) -> tuple[float, float]:
+    """Return the range of the type of the files; Pillow reads signed and unsigned 16-bit files as 32-bit integers."""
+    if any(kind.kind == "f" for kind in types):
+        return min(low, 0.0), max(high, 1.0)
+    if low >= 0 and high <= 65535:
+        return 0.0, 65535.0
+    return (-32768.0, 32767.0) if low >= -32768 and high <= 32767 else (-(2.0**31), 2.0**31 - 1)
+
+
+def _scale(low: float, high: float, *, is_float: bool) -> tuple[float, float]:
+    """Return the values of black and white: a whole bit depth, or a stretch if the values use little of it."""
+    if low >= 0:
+        maxima = (1.0,) if is_float else tuple(float(2**depth - 1) for depth in DEPTHS)
+        maximum = next((maximum for maximum in maxima if high <= maximum), 0.0)
+        if maximum and high - low >= NARROW * maximum:
+            return 0.0, maximum
+    span = (high - low) or (abs(high) * 0.01 or 1.0)
+    return low - MARGIN * span, high + MARGIN * span
+
+
+def _text(value: float) -> str:
+    return f"{value:.6g}"

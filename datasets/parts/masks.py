@@ -1,0 +1,100 @@
+"""Find the mask files of images: in a folder of their own, beside their images, one or several per image."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .files import image_files, image_tree, nfc, relative_stem, subfolders
+
+FindMasks = Callable[[Path, str], dict[str, tuple[Path, ...]]]
+"""Function of (folder of a category, defect): the mask files by the stem of their image."""
+
+_SUFFIX = re.compile(r"^(?P<stem>.+?)[_-](masks?|gt|groundtruth|labels?|seg|annotation)([_-]?\d+)?$", re.IGNORECASE)
+_FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth", "label", "labels"})
+
+
+class MatchedMasks(NamedTuple):
+    """The masks of each image, by the image's stem relative to its folder, and the files that belong to no image."""
+
+    by_image: dict[str, tuple[Path, ...]]
+    unused: list[Path]
+
+
+def image_stem(name: str) -> str | None:
+    """Return the stem of the image that a mask is named after: "000" for "000_mask" and "000_GT_2"; None if none."""
+    match = _SUFFIX.match(nfc(name))
+    return match["stem"] if match else None
+
+
+def split_masks_beside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images below a folder, and the masks that lie beside them.
+
+    A mask is named after an image of its folder (`000_mask.png`, `000_GT.png`, `000_label.png`), or lies in a subfolder
+    called masks, gt or labels. In a folder with such pairs, a file named as a mask is no image, even if its image is
+    missing.
+    """
+    images: list[Path] = []
+    masks: list[Path] = []
+    for path in image_tree(folder):
+        in_mask_folder = any(part.lower() in _FOLDERS for part in path.relative_to(folder).parts[:-1])
+        (masks if in_mask_folder else images).append(path)
+    stems: dict[Path, set[str]] = {}
+    for path in images:
+        stems.setdefault(path.parent, set()).add(nfc(path.stem))
+    paired = {path.parent for path in images if image_stem(path.stem) in stems[path.parent]}
+    beside = [path for path in images if path.parent in paired and image_stem(path.stem) is not None]
+    return [path for path in images if path not in set(beside)], masks + beside
+
+
+def match_masks(folder: Path, images: Sequence[Path], mask_folder: Path, masks: Sequence[Path]) -> MatchedMasks:
+    """Return the masks of each image.
+
+    A mask belongs to the image with the same path below its folder, with or without a suffix such as "_mask"; to the
+    image that its folder is named after (several masks per image); or, if images or masks alone have subfolders, to
+    the only image of that name. If an image has masks with a suffix, files without one are no masks.
+
+    Args:
+        folder: of the images.
+        images: below that folder.
+        mask_folder: of the masks.
+        masks: below that folder.
+    """
+    keys = {relative_stem(path, folder): path for path in images}
+    by_name: dict[str, list[str]] = {}
+    for key in keys:
+        by_name.setdefault(key.rpartition("/")[2], []).append(key)
+    plain: dict[str, list[Path]] = {}
+    named: dict[str, list[Path]] = {}
+    unused: list[Path] = []
+    for path in masks:
+        place, _, name = relative_stem(path, mask_folder).rpartition("/")
+        stem = image_stem(name)
+        # Folders called masks are no part of the name: test/crack/masks/000.png belongs to test/crack/000.png.
+        place = "/".join(part for part in place.split("/") if part.lower() not in _FOLDERS)
+        exact, suffixed = (f"{place}/{text}".lstrip("/") if text else "" for text in (name, stem))
+        if suffixed in keys:
+            named.setdefault(suffixed, []).append(path)
+        elif exact in keys:
+            plain.setdefault(exact, []).append(path)
+        elif place in keys:
+            named.setdefault(place, []).append(path)
+        elif stem and (key := _only_key(by_name.get(stem, ()), place)):
+            named.setdefault(key, []).append(path)
+        elif key := _only_key(by_name.get(name, ()), place):
+            plain.setdefault(key, []).append(path)
+        else:
+            unused.append(path)
+    unused += [path for key in plain.keys() & named.keys() for path in plain[key]]
+    return MatchedMasks({key: tuple(sorted(paths)) for key, paths in {**plain, **named}.items()}, sorted(unused))
+
+
+def _only_key(keys: Sequence[str], place: str) -> str:
+    """Return the only key, if the mask or that image has no subfolder; else ""."""
+    return keys[0] if len(keys) == 1 and (not place or "/" not in keys[0]) else ""
+
+
+def folder_per_image(folder: Path, defect: str) -> dict[str, tuple[Path, ...]]:
+    """Return the masks in the layout of MVTec LOCO: `ground_truth/<defect>/<stem>/*`."""
+    masks = {nfc(path.name): tuple(image_files(path)) for path in subfolders(folder / "ground_truth" / defect)}
+    return {stem: paths for stem, paths in masks.items() if paths}

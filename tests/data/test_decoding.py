@@ -1,0 +1,345 @@
+"""Decoding: every format becomes upright 8-bit RGB by one rule; pages, sizes and damage are refused with a reason."""
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bench.data import decoding
+from bench.data.decoding import FORMATS, decode, has_more_than_8_bits, image_size, load
+from bench.dataset import EXTENSIONS
+from bench.errors import BenchError
+from bench.method import Preprocessing
+
+PLAIN = Preprocessing(4, 4)
+SIXTEEN = Preprocessing(4, 4, black=0, white=65535)
+TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
+"""EXIF orientation -> the number of quarter turns (np.rot90, counterclockwise) that make the stored image upright."""
+
+
+def noise(height: int = 8, width: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save_image(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def save_png_16(path: Path, values: np.ndarray, color_type: int) -> Path:
+    """Write a 16-bit PNG of several channels, (h, w, c), which Pillow cannot write."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+    return path
+
+
+def save_tiff_16(path: Path, values: np.ndarray, order: str, *, compressed: bool) -> Path:
+    """Write a 16-bit RGB TIFF, (h, w, 3), in byte order "<" or ">", which Pillow cannot write."""
+    height, width, _ = values.shape
+    data = values.astype(order + "u2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    count = 9
+    bits_at = 8 + 2 + 12 * count + 4
+    tags = [
+        (256, width), (257, height), (258, bits_at), (259, 8 if compressed else 1), (262, 2), (273, bits_at + 6),
+        (277, 3), (278, height), (279, len(data)),
+    ]  # fmt: skip
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, count)
+    for tag, value in tags:
+        content += struct.pack(order + "HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value)
+    path.write_bytes(content + struct.pack(order + "IHHH", 0, 16, 16, 16) + data)
+    return path
+
+
+# ---- orientation
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.avif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_every_format_is_turned_upright_by_its_exif_orientation(tmp_path: Path, name: str, orientation: int) -> None:
+    stored = np.zeros((16, 32, 3), dtype=np.uint8)
+    stored[:8, :8] = 255  # the top left corner as stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if name.endswith(("jpg", "avif", "webp")) else {}
+    Image.fromarray(stored).save(tmp_path / name, exif=exif, **options)
+    expected = np.rot90(stored, TURNS[orientation])
+    result = np.asarray(decode(tmp_path / name, PLAIN))
+    assert result.shape == expected.shape
+    assert np.array_equal(result > 127, expected > 127)
+    assert image_size(tmp_path / name, PLAIN) == expected.shape[1::-1]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_eight_orientations_agree_with_pillow(tmp_path: Path, orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(noise(5, 9)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(np.asarray(decode(tmp_path / "a.png", PLAIN)), expected)
+
+
+def test_an_uncompressed_gray_tiff_file_is_turned(tmp_path: Path) -> None:
+    """Pillow 13 maps such a file into memory with width and height exchanged."""
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(tmp_path / "a.tif", exif=exif)
+    assert np.array_equal(np.asarray(decode(tmp_path / "a.tif", PLAIN))[..., 0], np.rot90(values, 3))
+
+
+def test_sixteen_bits_are_turned_as_well(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.uint16).reshape(2, 3) * 10000
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(values).save(tmp_path / name, exif=exif)
+        assert np.array_equal(load(tmp_path / name, PLAIN), np.rot90(values, 3))
+
+
+def test_damaged_exif_data_is_no_orientation(tmp_path: Path) -> None:
+    Image.fromarray(noise(4, 6)).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decode(tmp_path / "a.png", PLAIN).size == (6, 4)
+
+
+# ---- more than 8 bits
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 257], [257 * 128, 65535]], dtype=np.uint16)
+    for name in ("a.png", "a.tif", "a.pgm"):
+        path = save_image(tmp_path / name, values)
+        result = np.asarray(decode(path, SIXTEEN))
+        assert result[..., 0].tolist() == [[0, 1], [128, 255]]
+        assert result.shape == (2, 2, 3)
+        assert has_more_than_8_bits(path, PLAIN)
+
+
+def test_big_endian_sixteen_bits_are_read_correctly(tmp_path: Path) -> None:
+    Image.frombytes("I;16B", (2, 1), np.array([0x1010, 0xFFFF], dtype=">u2").tobytes()).save(tmp_path / "a.tif")
+    assert np.asarray(decode(tmp_path / "a.tif", SIXTEEN))[0, :, 0].tolist() == [16, 255]
+
+
+def test_values_are_mapped_from_black_to_white_and_clipped_outside(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.tif", np.array([[-40.0, 0.0, 20.0, 30.0, 99.0]], dtype=np.float32))
+    result = np.asarray(decode(path, Preprocessing(4, 4, black=0, white=50)))
+    assert result[0, :, 0].tolist() == [0, 0, 102, 153, 255]  # 255 * 20 / 50 = 102
+
+
+@pytest.mark.parametrize("kind", [2, 6])
+def test_sixteen_bit_color_png_files_keep_all_bits(tmp_path: Path, kind: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3 if kind == 2 else 4))
+    path = save_png_16(tmp_path / "a.png", values, kind)
+    assert has_more_than_8_bits(path, PLAIN)
+    assert np.array_equal(load(path, PLAIN), values[..., :3])
+
+
+def test_a_sixteen_bit_gray_png_file_with_alpha_keeps_all_bits_of_gray(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 2))
+    assert np.array_equal(load(save_png_16(tmp_path / "a.png", values, 4), PLAIN), values[..., 0])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bit_color_tiff_files_keep_all_bits(tmp_path: Path, order: str, compressed: bool) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3))
+    path = save_tiff_16(tmp_path / "a.tif", values, order, compressed=compressed)
+    assert np.array_equal(load(path, PLAIN), values)
+
+
+def test_portable_graymaps_keep_their_numbers_whatever_their_maximum(tmp_path: Path) -> None:
+    values = np.array([[0, 800], [1200, 4095]], dtype=np.uint16)
+    (tmp_path / "a.pgm").write_bytes(b"P5\n2 2\n4095\n" + values.astype(">u2").tobytes())
+    assert load(tmp_path / "a.pgm", PLAIN).tolist() == values.tolist()
+    color = np.repeat(values[..., None], 3, axis=2)
+    (tmp_path / "a.ppm").write_bytes(b"P6\n2 2\n4095\n" + color.astype(">u2").tobytes())
+    assert np.array_equal(load(tmp_path / "a.ppm", PLAIN), color)
+    (tmp_path / "b.pgm").write_bytes(b"P2\n2 1\n4095\n0 4095\n")
+    with pytest.raises(BenchError, match=r"b\.pgm is not: it is a text PGM"):
+        decode(tmp_path / "b.pgm", SIXTEEN)
+
+
+def test_a_jpeg_2000_file_of_several_channels_with_more_than_8_bits_is_refused(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.jp2", noise(16, 16))
+    assert decode(path, PLAIN).size == (16, 16)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\xff\x4f\xff\x51") + 42] = 11  # 12 bits per channel
+    path.write_bytes(content)
+    with pytest.raises(BenchError, match=r"a\.jp2 is not: it is a JPEG 2000 file of several channels with more than 8"):
+        decode(path, PLAIN)
+
+
+def test_more_than_8_bits_without_a_known_range_are_refused_with_the_fix(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.png", np.array([[0, 65535]], dtype=np.uint16))
+    with pytest.raises(BenchError, match=r"a\.png is not: it has more than 8 bits per channel.*--depth 16"):
+        decode(path, PLAIN)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.tif", np.array([[0.0, np.nan]], dtype=np.float32))
+    with pytest.raises(BenchError, match=r"a\.tif is not: it has values that are not finite"):
+        decode(path, SIXTEEN)
+
+
+# ---- 8 bits
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    pixels = np.dstack([noise(), np.zeros((8, 8), dtype=np.uint8)])
+    path = save_image(tmp_path / "a.png", pixels)
+    assert np.array_equal(np.asarray(decode(path, PLAIN)), pixels[..., :3])
+    assert not has_more_than_8_bits(path, PLAIN)
+
+
+def test_a_palette_gives_its_colors_with_and_without_transparency(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "clear.png", transparency=b"\x00\x80")  # Pillow's conversion warns about this
+    for name in ("plain.png", "clear.png"):
+        assert np.asarray(decode(tmp_path / name, PLAIN)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+
+
+def test_one_bit_images_become_black_and_white(tmp_path: Path) -> None:
+    result = decode(save_image(tmp_path / "a.png", np.array([[0, 255]], dtype=np.uint8), "1"), PLAIN)
+    assert np.asarray(result)[0, :, 0].tolist() == [0, 255]
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    assert np.asarray(decode(tmp_path / "a.tif", PLAIN))[0, 0].tolist() == [255, 0, 0]
+
+
+# ---- pages
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png", "a.webp"])
+def test_a_file_of_several_pages_is_refused_with_their_number_or_read_at_a_stated_page(
+    tmp_path: Path, name: str
+) -> None:
+    pages = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (10, 120, 230)]
+    options = {"lossless": True} if name.endswith("webp") else {}
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], **options)
+    with pytest.raises(BenchError, match=rf"{name} is not: it has 3 pages or frames; fit with --page N"):
+        decode(tmp_path / name, PLAIN)
+    values = [int(np.asarray(decode(tmp_path / name, Preprocessing(4, 4, page=page)))[0, 0, 0]) for page in (1, 2, 3)]
+    assert values == [10, 120, 230]
+    with pytest.raises(BenchError, match="it has 3 pages, so there is no page 4"):
+        decode(tmp_path / name, Preprocessing(4, 4, page=4))
+
+
+def test_a_reduced_copy_inside_a_tiff_file_is_no_page(tmp_path: Path) -> None:
+    from PIL import TiffImagePlugin
+
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254] = 1  # NewSubfileType: a reduced copy of another page
+    first, small = Image.fromarray(noise(16, 16)), Image.fromarray(noise(4, 4))
+    small.encoderinfo = {"tiffinfo": tags}
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[small])
+    assert decode(tmp_path / "a.tif", PLAIN).size == (16, 16)
+
+
+def test_a_photograph_with_an_embedded_preview_is_one_page(tmp_path: Path) -> None:
+    first, second = Image.fromarray(noise(16, 16)), Image.fromarray(noise(8, 8))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    assert decode(tmp_path / "a.jpg", PLAIN).size == (16, 16)
+
+
+# ---- sizes and formats
+
+
+def with_png_size(path: Path, width: int, height: int) -> Path:
+    """Change the declared size of a PNG file."""
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return path
+
+
+def test_a_large_image_is_refused_by_its_declared_size_and_read_with_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_image(tmp_path / "large.png", noise(8, 8))
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 63)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow's limit does not matter, and does not warn
+    with pytest.raises(BenchError, match=r"large\.png is not: it declares 8 x 8 pixels.*fit with --allow-large"):
+        decode(path, PLAIN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(path, Preprocessing(4, 4, allow_large=True)).size == (8, 8)
+    assert Image.MAX_IMAGE_PIXELS == 20
+
+
+def test_a_decompression_bomb_is_refused_even_if_large_images_are_allowed(tmp_path: Path) -> None:
+    path = with_png_size(save_image(tmp_path / "bomb.png", noise(4, 4)), 60000, 60000)
+    for allow_large in (False, True):
+        with pytest.raises(BenchError, match=r"bomb\.png is not: it declares 60000 x 60000 pixels"):
+            decode(path, Preprocessing(4, 4, allow_large=allow_large))
+
+
+def test_postscript_is_not_opened_under_any_name(tmp_path: Path) -> None:
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
+    for name in ("a.eps", "a.png"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BenchError, match="its content has no known image format"):
+            decode(tmp_path / name, PLAIN)
+
+
+def test_every_extension_belongs_to_a_format_that_is_read() -> None:
+    Image.init()
+    assert {Image.registered_extensions().get(extension) for extension in EXTENSIONS} <= set(FORMATS)
+    assert {Image.registered_extensions()[extension] for extension in EXTENSIONS} == set(FORMATS)
+
+
+# ---- damage
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"missing\.png is not: No such file"):
+        decode(tmp_path / "missing.png", PLAIN)
+    with pytest.raises(BenchError, match="is not: Is a directory"):
+        decode(tmp_path, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif"])
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+    path = save_image(tmp_path / name, noise(64, 64))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BenchError, match=f"{name} is not: "):
+        decode(path, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif", "a.gif"])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged headers
+def test_any_damage_gives_an_image_or_a_bench_error(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    path = save_image(tmp_path / name, noise(6, 9))
+    content = bytearray(path.read_bytes())
+    for index in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        content[index] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    messages = []
+    try:
+        assert decode(path, PLAIN).mode == "RGB"
+    except BenchError as error:
+        messages.append(str(error))
+    assert all(str(path) in message and "\n" not in message for message in messages)

@@ -1,0 +1,104 @@
+"""The scale of images with more than 8 bits: found over the training images, given, and told when it is narrow."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.data.value_range import depth_range, find_value_range, value_range_warnings, with_value_range
+from bench.dataset import Sample
+from bench.errors import BenchError
+from bench.method import Preprocessing
+
+PLAIN = Preprocessing(4, 4)
+
+
+def samples(folder: Path, *values: np.ndarray, extension: str = "png") -> list[Sample]:
+    listed = []
+    for index, array in enumerate(values):
+        path = folder / f"{index}.{extension}"
+        Image.fromarray(array).save(path)
+        listed.append(Sample(path, "bolt", "train"))
+    return listed
+
+
+def scale(folder: Path, low: float, high: float, kind: type = np.uint16) -> tuple[float, float]:
+    extension = "png" if kind is np.uint16 else "tif"
+    values = find_value_range(samples(folder, np.array([[low, high]], kind), extension=extension), PLAIN)
+    assert values is not None
+    return values.black, values.white
+
+
+@pytest.mark.parametrize(
+    ("high", "white"), [(255, 255), (1000, 1023), (1023, 1023), (4000, 4095), (16000, 16383), (65535, 65535)]
+)
+def test_the_scale_is_the_smallest_depth_that_holds_all_training_values(tmp_path: Path, high: int, white: int) -> None:
+    assert scale(tmp_path, 3, high) == (0, white)
+
+
+def test_a_narrow_range_is_stretched_with_half_of_it_on_both_sides(tmp_path: Path) -> None:
+    assert scale(tmp_path, 800, 1200) == (600, 1400)  # 400 of 4095 is less than an eighth
+    assert scale(tmp_path, 800, 1400) == (0, 4095)  # 600 is more
+    assert scale(tmp_path, 1000, 1000) == (995, 1005)  # constant images: one percent
+
+
+def test_floats_are_scaled_from_0_to_1_or_stretched(tmp_path: Path) -> None:
+    assert scale(tmp_path, 0, 0.5, np.float32) == (0, 1)
+    assert scale(tmp_path, 20, 40, np.float32) == (10, 50)  # degrees Celsius
+    assert scale(tmp_path, -10, 10, np.float32) == (-20, 20)
+
+
+def test_integers_beyond_16_bits_are_stretched(tmp_path: Path) -> None:
+    assert scale(tmp_path, 0, 100000, np.int32) == (-50000, 150000)
+    assert scale(tmp_path, -100, 100, np.int32) == (-200, 200)
+
+
+def test_the_range_is_that_of_all_training_images_and_8_bits_are_left_alone(tmp_path: Path) -> None:
+    listed = samples(tmp_path, np.array([[0, 900]], np.uint16), np.array([[5, 4000]], np.uint16))
+    preprocessing, values = with_value_range(PLAIN, listed)
+    assert (preprocessing.black, preprocessing.white) == (0, 4095)
+    assert values is not None
+    assert (values.n_images, values.low, values.high) == (2, 0, 4000)
+    assert with_value_range(PLAIN, samples(tmp_path, np.array([[0, 9]], np.uint8))) == (PLAIN, None)
+
+
+def test_a_given_range_wins_and_warns_if_values_are_clipped(tmp_path: Path) -> None:
+    listed = samples(tmp_path, np.array([[0, 1200]], np.uint16))
+    preprocessing, values = with_value_range(Preprocessing(4, 4, black=0, white=4095), listed)
+    assert values is not None
+    assert (preprocessing.black, preprocessing.white) == (0, 4095)
+    (text,) = value_range_warnings("bolt", values, 1, is_given=True)
+    assert "0 to 1200, 1.8 % of the range 0 to 65535 of their type; 0 becomes black and 4095 white." in text
+    _, values = with_value_range(Preprocessing(4, 4, black=0, white=1023), listed)
+    assert values is not None
+    (text,) = value_range_warnings("bolt", values, 1, is_given=True)
+    assert "values outside are clipped. Pass a larger --depth." in text
+
+
+def test_a_used_range_below_an_eighth_of_the_type_is_a_warning_with_the_numbers(tmp_path: Path) -> None:
+    values = find_value_range(samples(tmp_path, np.array([[800, 1200]], np.uint16)), PLAIN)
+    assert values is not None
+    (text,) = value_range_warnings("bolt", values, 1, is_given=False)
+    assert "from 800 to 1200, 0.61 % of the range 0 to 65535 of their type; 600 becomes black and 1400 white." in text
+    values = find_value_range(samples(tmp_path, np.array([[0, 9000]], np.uint16)), PLAIN)
+    assert values is not None
+    assert list(value_range_warnings("bolt", values, 1, is_given=False)) == []
+
+
+def test_mixed_depths_are_a_warning(tmp_path: Path) -> None:
+    listed = samples(tmp_path, np.array([[0, 60000]], np.uint16), np.array([[0, 200]], np.uint8))
+    values = find_value_range(listed, PLAIN)
+    assert values is not None
+    (text,) = value_range_warnings("bolt", values, 2, is_given=False)
+    assert text.startswith("bolt: 1 of 2 training images have more than 8 bits per channel")
+
+
+def test_the_depth_is_from_8_to_32(tmp_path: Path) -> None:
+    assert depth_range(12) == (0, 4095)
+    for depth in (7, 33):
+        with pytest.raises(BenchError, match="depth must be from 8 to 32"):
+            depth_range(depth)
+    broken = samples(tmp_path, np.array([[0.0, np.inf]], np.float32), extension="tif")
+    with pytest.raises(BenchError, match=r"0\.tif is not: it has values that are not finite"):
+        find_value_range(broken, PLAIN)

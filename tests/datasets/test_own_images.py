@@ -1,0 +1,333 @@
+"""Own images as they come from factories: nested folders, masks beside images, Unicode names, links, any layout."""
+
+import logging
+import unicodedata
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from bench.dataset import EXTENSIONS, Sample
+from bench.errors import BenchError
+
+folder = import_module("bench.datasets.folder")
+mapping = import_module("bench.datasets.parts.mapping")
+
+
+def create(root: Path, *names: str) -> None:
+    """Create empty files; listing opens none of them."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def usual(root: Path, category: str = "lid") -> None:
+    create(root, f"{category}/train/good/0.png", f"{category}/test/good/0.png")
+
+
+def masks_of(samples: list[Sample], root: Path) -> dict[str, list[str]]:
+    """Return the masks of each defective image by its id."""
+    return {
+        sample.id: [path.relative_to(root).as_posix() for path in sample.masks]
+        for sample in samples
+        if sample.is_anomalous
+    }
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+# ---- files that are read, and files that are not
+
+
+@pytest.mark.parametrize("extension", sorted(EXTENSIONS))
+def test_every_extension_is_listed(tmp_path: Path, extension: str) -> None:
+    create(tmp_path, f"lid/train/good/a{extension}", f"lid/train/good/b{extension.upper()}", "lid/test/good/c.png")
+    assert len(folder.samples(tmp_path)) == 3
+
+
+def test_subfolders_are_read_with_masks_nested_alike_or_not(tmp_path: Path) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/train/good/day1/0.png", "lid/test/crack/line1/0.png", "lid/test/crack/line2/0.png",
+           "lid/ground_truth/crack/line1/0_mask.png", "lid/ground_truth/crack/line2/0_mask.png")  # fmt: skip
+    create(tmp_path, "lid/test/dent/line1/7.png", "lid/ground_truth/dent/7_mask.png")
+    create(tmp_path, "lid/test/hole/8.png", "lid/ground_truth/hole/line1/8.png")
+    samples = folder.samples(tmp_path)
+    assert masks_of(samples, tmp_path) == {
+        "lid/test/crack/line1/0.png": ["lid/ground_truth/crack/line1/0_mask.png"],
+        "lid/test/crack/line2/0.png": ["lid/ground_truth/crack/line2/0_mask.png"],
+        "lid/test/dent/line1/7.png": ["lid/ground_truth/dent/7_mask.png"],
+        "lid/test/hole/8.png": ["lid/ground_truth/hole/line1/8.png"],
+    }
+    assert [sample.id for sample in samples if sample.split == "train"] == [
+        "lid/train/good/0.png", "lid/train/good/day1/0.png",
+    ]  # fmt: skip
+
+
+def test_a_mask_in_another_subfolder_than_its_namesake_is_not_used(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/crack/line1/0.png", "lid/ground_truth/crack/line2/0_mask.png")
+    assert masks_of(folder.samples(tmp_path), tmp_path) == {"lid/test/crack/line1/0.png": []}
+    assert warnings(caplog) == [
+        "lid: 1 masks have no image and are not used: ground_truth/crack/line2/0_mask.png."
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["{}_mask.png", "{}_GT.bmp", "{}_label.tif", "{}-mask.png", "masks/{}.png", "gt/{}_mask.png"]
+)
+def test_masks_beside_images_are_paired_and_never_images(tmp_path: Path, name: str, caplog) -> None:
+    usual(tmp_path)
+    for index in ("0", "1"):
+        create(tmp_path, f"lid/test/crack/{index}.png", f"lid/test/crack/{name.format(index)}")
+    samples = folder.samples(tmp_path)
+    assert masks_of(samples, tmp_path) == {
+        f"lid/test/crack/{index}.png": [f"lid/test/crack/{name.format(index)}"] for index in ("0", "1")
+    }
+    assert warnings(caplog) == []
+
+
+def test_a_mask_whose_image_is_missing_is_no_image_either(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/crack/0.png", "lid/test/crack/0_mask.png", "lid/test/crack/1_mask.png",
+           "lid/train/good/0_mask.png")  # fmt: skip
+    samples = folder.samples(tmp_path)
+    assert [sample.image.name for sample in samples] == ["0.png"] * 3
+    assert warnings(caplog) == [
+        "lid: 1 masks have no image and are not used: test/crack/1_mask.png.",
+        "lid: not used are 1 images: train/good/0_mask.png.",
+    ]
+
+
+def test_images_that_are_all_named_as_masks_are_images(tmp_path: Path) -> None:
+    create(tmp_path, "lid/train/good/front_label.png", "lid/train/good/back_label.png", "lid/test/good/a_label.png")
+    assert len(folder.samples(tmp_path)) == 3
+
+
+def test_several_masks_per_image_lie_in_a_folder_or_are_numbered(tmp_path: Path) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/crack/0.png", "lid/test/crack/1.png", "lid/ground_truth/crack/0/000.png",
+           "lid/ground_truth/crack/0/001.png", "lid/ground_truth/crack/1_mask_0.png",
+           "lid/ground_truth/crack/1_mask_1.png")  # fmt: skip
+    assert masks_of(folder.samples(tmp_path), tmp_path) == {
+        "lid/test/crack/0.png": ["lid/ground_truth/crack/0/000.png", "lid/ground_truth/crack/0/001.png"],
+        "lid/test/crack/1.png": ["lid/ground_truth/crack/1_mask_0.png", "lid/ground_truth/crack/1_mask_1.png"],
+    }
+
+
+def test_a_copy_of_the_image_beside_its_mask_is_no_mask(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/crack/0.png", "lid/ground_truth/crack/0.png", "lid/ground_truth/crack/0_mask.png")
+    samples = folder.samples(tmp_path)
+    assert masks_of(samples, tmp_path) == {"lid/test/crack/0.png": ["lid/ground_truth/crack/0_mask.png"]}
+    assert warnings(caplog) == ["lid: 1 masks have no image and are not used: ground_truth/crack/0.png."]
+
+
+def test_loose_images_and_other_files_are_counted_and_named(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/train/1.png", "lid/train/good/2.heic", "lid/test/3.png", "lid/4.png", "cap/5.png", "6.png")
+    folder.samples(tmp_path)
+    assert warnings(caplog) == [
+        f"{tmp_path.name}: not used, because they are in no folder with train/ or test/: cap/, 6.png.",
+        (
+            "lid: not used are 2 images: train/1.png, test/3.png; 1 files without the extension of an image (1 .heic): "
+            "train/good/2.heic; 1 images beside train/ and test/: 4.png."
+        ),
+    ]
+
+
+def test_files_of_other_systems_are_ignored_without_a_word(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "__MACOSX/train/good/0.png", "lid/test/__MACOSX/0.png", "lid/test/good/._0.png",
+           "lid/test/Thumbs.db", "lid/test/good/@eaDir/0.png", "lid/train/good/desktop.ini")  # fmt: skip
+    (tmp_path / "lid/test/empty").mkdir()
+    (tmp_path / "box/test").mkdir(parents=True)
+    samples = folder.samples(tmp_path)
+    assert [sample.id for sample in samples] == ["lid/train/good/0.png", "lid/test/good/0.png"]
+    assert warnings(caplog) == ["Own images: categories without images are skipped: box (none in train/good/)."]
+
+
+# ---- names
+
+
+def test_composed_and_decomposed_names_match_and_have_one_id(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Größe") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    create(tmp_path, f"{decomposed}/train/good/0.png", f"{decomposed}/test/{decomposed}/{decomposed}.png",
+           f"{decomposed}/ground_truth/{composed}/{composed}_mask.png")  # fmt: skip
+    samples = folder.samples(tmp_path)
+    assert samples[1].id == f"{composed}/test/{composed}/{composed}.png"
+    assert samples[1].category == samples[1].defect == composed
+    assert len(samples[1].masks) == 1
+
+
+def test_two_names_that_differ_only_in_their_unicode_form_are_an_error(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        create(tmp_path, f"lid/train/good/{unicodedata.normalize(form, 'ö')}.png")
+    if len(list((tmp_path / "lid/train/good").iterdir())) == 1:
+        pytest.skip("this file system stores both names as one")
+    with pytest.raises(BenchError, match="must have different names without extension"):
+        folder.samples(tmp_path)
+
+
+def test_a_linked_category_has_the_name_of_its_link_however_it_is_reached(tmp_path: Path) -> None:
+    usual(tmp_path / "storage", "lid_v3")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "lid").symlink_to(tmp_path / "storage" / "lid_v3")
+    for root in (tmp_path / "parts", tmp_path / "parts" / "lid"):
+        assert {sample.category for sample in folder.samples(root)} == {"lid"}
+
+
+def test_a_folder_beside_a_link_to_it_keeps_its_name(tmp_path: Path) -> None:
+    usual(tmp_path, "lid")
+    (tmp_path / "a_link").symlink_to(tmp_path / "lid")
+    assert {sample.category for sample in folder.samples(tmp_path)} == {"lid"}
+
+
+def test_ok_is_another_word_for_good(tmp_path: Path) -> None:
+    create(tmp_path, "lid/train/ok/0.png", "lid/test/OK/0.png", "lid/test/ko/0.png")
+    assert [sample.defect for sample in folder.samples(tmp_path)] == ["good", "good", "ko"]
+
+
+def test_two_images_with_one_id_are_an_error(tmp_path: Path) -> None:
+    create(tmp_path, "lid/train/ok/0.png", "lid/train/good/0.png")
+    with pytest.raises(BenchError, match=r"must have different paths; .*0\.png and .*0\.png are both lid/train/good/0"):
+        folder.samples(tmp_path)
+
+
+# ---- good images only
+
+
+def test_a_category_may_have_good_images_only(tmp_path: Path) -> None:
+    create(tmp_path, "lid/train/good/0.png", "lid/train/good/1.png")
+    assert [sample.split for sample in folder.samples(tmp_path)] == ["train", "train"]
+
+
+@pytest.mark.parametrize("is_category", [False, True])
+def test_loose_images_are_good_training_images_with_a_warning(tmp_path: Path, is_category: bool, caplog) -> None:
+    create(tmp_path, "lid/0.png", "lid/1.png")
+    samples = folder.samples(tmp_path / "lid" if is_category else tmp_path)
+    assert [sample.id for sample in samples] == ["lid/train/good/0.png", "lid/train/good/1.png"]
+    assert warnings(caplog) == ["lid: there is no train/ or test/; its 2 images are taken as good training images."]
+
+
+# ---- layouts
+
+
+def test_flat_folders_of_good_and_bad_images_are_an_error_that_proposes_the_layout(tmp_path: Path, caplog) -> None:
+    create(tmp_path, *(f"lid/good/{index}.png" for index in range(8)), "lid/bad/0.png", "lid/bad/1.png")
+    layout = "good={category}/good/**/*; defect={category}/bad/**/*"
+    with pytest.raises(BenchError) as error:
+        folder.samples(tmp_path)
+    assert f"Pass --layout '{layout}'" in str(error.value)
+    assert folder.propose(tmp_path) == layout
+    samples = folder.samples(tmp_path, layout)
+    counts = [(sample.split, sample.defect) for sample in samples]
+    assert counts == [("train", "good")] * 6 + [("test", "defect")] * 2 + [("test", "good")] * 2
+    assert warnings(caplog) == [
+        "lid: the layout gives no split; 2 of 8 good images are drawn as test images by a hash of their names."
+    ]
+    assert folder.samples(tmp_path, layout) == samples  # the draw is the same each time
+    assert folder.propose(tmp_path / "lid") == "good=good/**/*; defect=bad/**/*"
+
+
+def test_kinds_of_defects_and_masks_beside_a_good_folder_are_proposed_as_such(tmp_path: Path) -> None:
+    create(tmp_path, "OK/0.png", "OK/1.png", "scratch/0.png", "masks/0_mask.png")
+    layout = folder.propose(tmp_path)
+    assert layout == "good=OK/**/*; mask=masks/**/*; defect={defect}/**/*"
+    samples = folder.samples(tmp_path, layout)
+    assert masks_of(samples, tmp_path) == {f"{tmp_path.name}/test/scratch/0.png": ["masks/0_mask.png"]}
+
+
+def test_a_usual_layout_needs_no_proposal(tmp_path: Path) -> None:
+    usual(tmp_path)
+    assert folder.propose(tmp_path) == ""
+
+
+def test_patterns_map_any_layout(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "day1/lid_ok_1.png", "day1/lid_ok_2.png", "day2/lid_ok_3.png", "day2/lid_scratch_4.png",
+           "day2/lid_scratch_4.mask.png", "day2/cap_ok_1.png", "day2/notes.txt")  # fmt: skip
+    layout = (
+        "mask=*/*_*_*.mask.png; train=day1/{category}_ok_*.png; train=day2/cap_*.png; good=day2/{category}_ok_*.png; "
+        "defect=day2/{category}_{defect}_*.png"
+    ).replace("mask=*/*_*_*.mask.png", "mask=*/{stem}.mask.png")
+    samples = folder.samples(tmp_path, layout.replace("train=day2/cap_*.png", "train=day2/{category}_ok_1.png"))
+    assert [(sample.category, sample.split, sample.defect, sample.image.name) for sample in samples] == [
+        ("cap", "train", "good", "cap_ok_1.png"),
+        ("lid", "train", "good", "lid_ok_1.png"),
+        ("lid", "train", "good", "lid_ok_2.png"),
+        ("lid", "test", "good", "lid_ok_3.png"),
+        ("lid", "test", "scratch", "lid_scratch_4.png"),
+    ]
+    assert [path.name for path in samples[-1].masks] == ["lid_scratch_4.mask.png"]
+    assert warnings(caplog) == [
+        f"{tmp_path.name}: 1 files match no pattern of the layout and are not used: day2/notes.txt."
+    ]
+
+
+def test_the_test_role_takes_the_label_from_the_path(tmp_path: Path) -> None:
+    create(tmp_path, "a/0.png", "t/ok/0.png", "t/crack/sub/0.png")
+    samples = folder.samples(tmp_path, "train=a/*; test=t/{defect}/**/*")
+    assert [(sample.split, sample.defect, sample.folder) for sample in samples] == [
+        ("train", "good", ""), ("test", "crack", "sub"), ("test", "good", ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("good", "must be role=pattern pairs"),
+        ("god=a/*", "'god' is not a role of --layout"),
+        ("good={categorie}/*", "'categorie' is not a placeholder"),
+        ("test=t/*", "must contain {defect}"),
+        ("good=nothing/*", "finds none for any category"),
+        (" ; ", "at least one role=pattern pair"),
+        ("missing.csv", "must be a readable CSV file"),
+    ],
+)
+def test_a_wrong_layout_is_an_error_with_the_fix(tmp_path: Path, layout: str, message: str) -> None:
+    create(tmp_path, "a/0.png")
+    with pytest.raises(BenchError, match=message):
+        folder.samples(tmp_path, layout)
+
+
+def test_a_table_gives_split_label_and_masks(tmp_path: Path) -> None:
+    create(tmp_path, "images/0.png", "images/1.png", "images/2.png", "images/3.png", "m/2.png", "m/2b.png")
+    (tmp_path / "list.csv").write_text(
+        "image,split,label,mask\nimages/0.png,train,good,\nimages/1.png,test,OK,\nimages/2.png,test,crack,m/2.png|m/2b.png\n"
+        "images/3.png,,1,\n",
+        encoding="utf-8",
+    )
+    samples = folder.samples(tmp_path, "list.csv")
+    assert [(sample.split, sample.defect, sample.image.name) for sample in samples] == [
+        ("train", "good", "0.png"), ("test", "crack", "2.png"), ("test", "defect", "3.png"), ("test", "good", "1.png"),
+    ]  # fmt: skip
+    assert [path.name for path in samples[1].masks] == ["2.png", "2b.png"]
+    assert {sample.category for sample in samples} == {tmp_path.name}
+
+
+def test_a_table_without_split_draws_it_and_may_name_categories(tmp_path: Path) -> None:
+    create(tmp_path, *(f"{index}.png" for index in range(9)))
+    rows = "".join(f"{index}.png,normal,lid\n" for index in range(8)) + "8.png,dent,lid\n"
+    (tmp_path / "list.csv").write_text("image,label,category\n" + rows, encoding="utf-8")
+    samples = folder.samples(tmp_path, str(tmp_path / "list.csv"))
+    assert [sample.split for sample in samples if not sample.is_anomalous] == ["train"] * 6 + ["test"] * 2
+    assert {sample.category for sample in samples} == {"lid"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\n0.png,good\n", "must have the columns image and label"),
+        ("image,label\n9.png,good\n", r"9\.png does not exist"),
+        ("image,label,split\n0.png,good,validation\n", "split must be train, test or empty; line 2"),
+        ("image,label,split\n0.png,crack,train\n", "train must have good images only; line 2"),
+        ("image,label\n0.png,\n", "label must be good or the type of a defect"),
+    ],
+)
+def test_a_wrong_table_is_an_error_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    create(tmp_path, "0.png")
+    (tmp_path / "list.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(BenchError, match=message):
+        folder.samples(tmp_path, "list.csv")
