@@ -156,10 +156,10 @@ def test_python_code_on_the_pages_is_valid() -> None:
                 ast.parse(text, page.name)
 
 
-def test_changelog_and_citation_have_the_current_version() -> None:
+def test_the_citation_has_the_current_version_and_the_changelog_a_section_for_the_next() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 def test_the_constraints_cover_the_dependencies() -> None:

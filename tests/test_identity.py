@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.evaluation.summary import groups, unique_names
+from bench.evaluation.summary import groups, groups_by_unique_name
 from bench.identity import (
     comparison_key,
     cost_key,
@@ -245,4 +245,4 @@ def test_two_sites_with_a_folder_of_one_name_give_two_groups(tmp_path: Path, pla
     assert {record.run.dataset for record in records} == {"folder-parts"}
     table = groups(records)
     assert sorted(sorted(group.categories) for group in table) == [["bolt"], ["bolt", "nut"]]
-    assert len(unique_names(table)) == len({group.dataset for group in table}) == 2
+    assert len(groups_by_unique_name(table)) == len({group.dataset for group in table}) == 2

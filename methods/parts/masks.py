@@ -1,4 +1,4 @@
-"""Masks of tokens, cells or pixels: random, complementary, or adaptive to the distances from cluster centers.
+"""Masks of tokens, cells or pixels: random, complementary, striped, or adaptive to distances from cluster centers.
 
 In all masks True means hidden; what is hidden is restored from the rest.
 """
@@ -37,6 +37,24 @@ def complementary_masks(height: int, width: int, *, cell: int, subsets: int, gen
     subset = torch.randperm(rows * columns, generator=generator, device=generator.device) % subsets
     subset = subset.view(rows, columns).repeat_interleave(cell, 0).repeat_interleave(cell, 1)[:height, :width]
     return subset == torch.arange(subsets, device=subset.device)[:, None, None]
+
+
+def stripe_masks(height: int, width: int, scale: int) -> Tensor:
+    """Return (4, height, width): columns of stripes, their complement, rows of stripes, their complement.
+
+    A stripe is width / 2^(scale + 1) pixels wide or height / 2^(scale + 1) pixels high. The first mask hides the first,
+    third, ... column of stripes, the third mask the first, third, ... row. Source: the code of Yan et al., SCADN, AAAI
+    2021.
+    """
+    stripes = 2 ** (scale + 1)
+    if scale < 0 or stripes > min(height, width):
+        raise BenchError(
+            f"The scale of stripes must be >= 0 and 2^(scale + 1) at most the side of the image, got scale {scale} and "
+            f"{height} x {width} pixels. Use other scales or larger images."
+        )
+    rows, columns = (torch.arange(side) * stripes // side % 2 == 0 for side in (height, width))
+    hidden = columns.expand(height, width), rows[:, None].expand(height, width)
+    return torch.stack([hidden[0], ~hidden[0], hidden[1], ~hidden[1]])
 
 
 def fixed_masks(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from bench.errors import BenchError
-from bench.methods.parts.masks import adaptive_mask, complementary_masks, fixed_masks, random_mask
+from bench.methods.parts.masks import adaptive_mask, complementary_masks, fixed_masks, random_mask, stripe_masks
 
 
 def slow_adaptive_mask(distances: Tensor, clusters: Tensor, count: int, lambda_: float) -> tuple[Tensor, Tensor]:
@@ -136,3 +136,13 @@ def test_fixed_masks_are_of_the_kind_that_is_requested() -> None:
     assert torch.equal(complementary, expected.flatten(1))
     for kind in ("random", "complementary"):
         assert not torch.equal(fixed_masks(kind, (4, 6), **options), fixed_masks(kind, (4, 6), **options | {"seed": 6}))
+
+
+def test_stripes_are_columns_rows_and_their_complements() -> None:
+    columns, other_columns, rows, other_rows = stripe_masks(4, 8, 1)
+    assert columns.int().tolist() == [[1, 1, 0, 0, 1, 1, 0, 0]] * 4
+    assert rows.int().tolist() == [[1] * 8, [0] * 8, [1] * 8, [0] * 8]
+    assert torch.equal(columns, ~other_columns)
+    assert torch.equal(rows, ~other_rows)
+    with pytest.raises(BenchError, match="at most the side"):
+        stripe_masks(4, 8, 2)
