@@ -67,8 +67,8 @@ PROFILES = {
         "downsample": 2, "lrs": [3e-3, 3e-3, 3e-3], "epochs": 100, "batch": 1,
     },
     "check": {
-        "small_backbone": "tf_efficientnet_lite0", "large_backbone": "random:resnet18", "stages": [1, 2],
-        "latents": [4, 8], "lrs": [3e-3, 3e-3], "epochs": 2, "batch": 3,
+        "small_backbone": "tf_efficientnet_lite0", "large_backbone": "random:resnet18", "stages": [1], "latents": [8],
+        "lrs": [3e-3], "epochs": 2, "batch": 3,
     },
 }  # fmt: skip
 
