@@ -75,10 +75,10 @@ class PublishedTable:
         return (run.dataset, run.protocol) == (self.dataset, self.protocol) and run.k in self.ks
 
 
-_TABLE_1 = ("ae_ssim", "riad", "patchcore", "mkd", "mbpfm", "aminet", "aminet_jitter")
-_TABLE_2 = ("patchcore", "fastflow", "aminet", "aminet_jitter")
-_TABLE_3 = ("padim", "mkd", "patchcore", "uniad", "aminet", "aminet_jitter")
-_TABLE_4 = ("aminet", "aminet_jitter")
+_TABLE_1 = ("ae_ssim", "riad", "dfr", "draem", "patchcore", "mkd", "mbpfm", "aminet", "aminet_jitter")
+_TABLE_2 = ("spade", "patchcore", "fastflow", "cfa", "aminet", "aminet_jitter")
+_TABLE_3 = ("padim", "mkd", "draem", "simplenet", "patchcore", "uniad", "aminet", "aminet_jitter")
+_TABLE_4 = ("differnet", "aminet", "aminet_jitter")
 _BEST_EPOCH = (
     "The values of AMI-Net are those of the best of 30 epochs, chosen on the test set (from the authors' code); "
     "the paper does not state seeds, repetitions or deviations."
@@ -115,6 +115,12 @@ _PUBLISHED_NAMES: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("patchcore", {}, "PatchCore"),
     ("riad", {}, "RIAD"),
     ("autoencoder", {"loss": "ssim"}, "AE-SSIM"),
+    ("differnet", {}, "DiffNet"),
+    ("simplenet", {}, "SimpleNet"),
+    ("cfa", {}, "CFA"),
+    ("spade", {}, "SPADE"),
+    ("draem", {}, "DRAEM"),
+    ("dfr", {}, "DFR"),
     ("mbpfm", {}, "MBPFM"),
     ("mkd", {}, "MKD"),
     ("fastflow", {}, "FastFlow"),
