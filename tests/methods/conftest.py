@@ -51,7 +51,7 @@ def load_reference() -> Callable[[str], Reference]:
     def load(name: str) -> Reference:
         with np.load(DATA / f"{name}_reference.npz") as file:
             arrays = {key: torch.from_numpy(file[key]) for key in file if file[key].dtype.kind not in "US"}
-        is_image = lambda value: value.dtype == torch.uint8 and value.ndim == 4
+        is_image = lambda value: value.dtype == torch.uint8 and value.ndim == 4 and value.shape[3] == 3
         return {
             key: value.permute(0, 3, 1, 2).float().div(255) if is_image(value) else value
             for key, value in arrays.items()

@@ -28,17 +28,23 @@ class WaitCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self._draws: list[torch.Tensor] = []  # single random numbers; references, so that no address is used again
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name
         masked = name in {"aten::index.Tensor", "aten::index", "aten::index_put_"} and any(
             isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1]
         )
-        # A random index from a CPU generator is read without a wait on every device; losses and masks are not.
-        is_index = name == "aten::_local_scalar_dense" and args[0].dtype == torch.int64
-        if (name in WAITING and not is_index) or masked:
+        # A random index or number from a CPU generator is read without a wait on every device; losses are not.
+        is_draw = name == "aten::_local_scalar_dense" and (
+            args[0].dtype == torch.int64 or any(args[0].data_ptr() == draw.data_ptr() for draw in self._draws)
+        )
+        if (name in WAITING and not is_draw) or masked:
             self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if name.startswith("aten::rand") and result.ndim == 0:
+            self._draws.append(result)
+        return result
 
 
 def create(name: str, **changes: object) -> Any:
@@ -60,6 +66,7 @@ def test_the_counter_counts_every_kind_of_wait() -> None:
     values = torch.tensor([1.0, 0.0])
     with WaitCounter() as waits:
         float(values[0])
+        float(torch.rand(()))  # a draw does not wait
         values.nonzero()
         values[values > 0]
         bool(values.any())
