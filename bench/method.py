@@ -16,74 +16,66 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
+from bench.preprocessing import Preprocessing as Preprocessing  # noqa: PLC0414  methods import it from here
 
 if TYPE_CHECKING:
     from bench.weights import Weights
 
 M = TypeVar("M", bound=nn.Module)
 
-Resample = Literal["bilinear", "bicubic", "lanczos", "nearest"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 Progress = Callable[[int, int, float | None], None]
 """Called as `progress(done, total, loss)`; `loss` is None if nothing is minimized.
 
-After epochs with a loss, a call without one reports work that changes no prediction; it does not count as an epoch.
+After epochs with a loss, a call with `loss` None reports work that changes no prediction; it does not count as an
+epoch.
 """
 
-NOT_FITTED = "A method must be fitted or restored before predict, explain and state. Call fit or restore first."
+
+class Stateful(Protocol):
+    """An object with a state: an optimizer, a scheduler, a `bench.training.TrainingStep`."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Set the state."""
+
+
+State = nn.Module | torch.Generator | dict[str, Any] | Stateful
+"""What the epochs of a fit change, as `Method.epochs` takes it; a dict holds numbers, tensors and lists of them."""
+
+EpochLoop = Callable[["Method", int, tuple[State, ...], bool], Iterator[int]]
+"""Yields the numbers of the epochs and saves the state between them."""
+
+NOT_FITTED = (
+    "A method must be fitted or loaded before predict, explain and state_dict. Call fit or load_state_dict first."
+)
 
 
 class NotFittedError(BenchError):
-    """A learned attribute was read before `fit` or `restore`."""
+    """A learned attribute was read before `fit` or `load_state_dict`."""
 
     def __init__(self) -> None:
         super().__init__(NOT_FITTED)
 
 
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """How an image file becomes an input tensor; its mask is resized in the same way by nearest neighbor.
-
-    Attributes:
-        height: in pixels.
-        width: in pixels.
-        resample: filter of the resize.
-        keep_aspect: True resizes the shorter side and crops the center; False resizes both sides independently.
-        crop: side in pixels of a square cropped from the center after the resize, or None. PatchCore: 256, then 224.
-        black, white: the values that become 0 and 255 in files with more than 8 bits per channel; None: found over the
-            training images of a fit. Files with 8 bits are not scaled.
-        page: the page of files with several, from 1; 0 accepts only files with one page.
-        allow_large: whether files of more than 89 million pixels are read.
-    """
-
-    height: int = 256
-    width: int = 256
-    resample: Resample = "bilinear"
-    keep_aspect: bool = False
-    crop: int | None = None
-    black: float | None = None
-    white: float | None = None
-    page: int = 0
-    allow_large: bool = False
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the input tensor in pixels."""
-        return (self.crop, self.crop) if self.crop else (self.height, self.width)
+Info = dict[str, str | int | float | list[float]]
+"""What a method states about itself in a record, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a method gets besides its own settings.
+    """What a method gets in addition to its settings.
 
     Attributes:
         size: height and width of the images in pixels.
-        device: on which the method computes.
-        seed: of all random numbers of the method; the global generators are seeded from it as well.
+        device: device on which the method computes.
+        seed: seed of all random numbers of the method; the global generators are seeded from it as well.
         weights: folder with backbone weights, searched first; None searches only packages and the hub.
         cache: folder for features of frozen backbones; None keeps them in memory.
-        precision: of the network; maps and scores are computed in float32 in any case.
+        precision: precision of the network; maps and scores are computed in float32 in any case.
         compile: whether predictions use torch.compile, for methods with `supports_compile`.
     """
 
@@ -100,14 +92,14 @@ class Images(Protocol):
     """Good images to fit on; they can be iterated any number of times."""
 
     @property
-    def digest(self) -> str:
+    def content_hash(self) -> str:
         """Hash of the files' contents and their preprocessing: the key of a cache."""
 
     def __len__(self) -> int:
         """Return the number of images."""
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield (b, 3, h, w) RGB in [0, 1] on the CPU, b <= size; `order` (n,) holds indices, None is file order."""
+        """Yield (b, 3, h, w) RGB in [0, 1] on the CPU, b <= size; `order` (n,) contains indices, None is file order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,20 +123,20 @@ class Method(ABC):
     A method normalizes images itself and never gets labels or test images. An image gets the same score alone and in a
     batch. All random numbers come from `setup.seed`, so two fits with one seed give the same predictions.
 
-    The learned state: `learned` names the attributes that hold it, tensors or modules. `fit` sets them, at the latest
-    before its last call of `progress`; an iterative method sets them before each call. From these names the base class
-    implements `state`, `restore` and the check that the method is fitted, so a subclass overrides none of them:
+    The learned state: `learned` names the attributes that contain it, tensors or modules. `fit` sets them, at the
+    latest before its last call to `progress`; an iterative method sets them before each call. The base class implements
+    `state_dict`, `load_state_dict` and the check that the method is fitted; a subclass overrides none of them:
 
     - Reading a learned attribute before it is set raises NotFittedError.
     - A learned module `x` is constructed by a method `build_x() -> nn.Module` of the subclass. `fit` calls
-      `self.initialize(self.build_x)`, and `restore` loads the stored tensors into such a module, in eval mode.
+      `self.initialize(self.build_x)`, and `load_state_dict` loads the stored tensors into such a module, in eval mode.
     - A learned attribute with a default in the class (`decoder: Decoder | None = None`) is optional.
     - Setting a learned attribute discards all values of `functools.cached_property`. What is derived from the learned
       state (a compiled copy for predictions, an index) is therefore a cached property, and is never out of date.
     """
 
     learned: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that hold what `fit` learns: tensors and modules."""
+    """Names of the attributes that `fit` sets: tensors and modules."""
 
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing()
     """The preprocessing of the paper, used with `--preprocessing paper`."""
@@ -152,17 +144,27 @@ class Method(ABC):
     iterative: ClassVar[bool] = False
     """True if progress counts epochs and predict works inside progress: a selection rule can then choose an epoch."""
 
+    max_instability: ClassVar[float] = 1e-3
+    """Largest change of a prediction, relative to the largest value, with the number of threads, the batch size and
+    rounding of the images; `bench check` measures it. A method with a larger one states why."""
+
     supports_compile: ClassVar[bool] = False
-    """True if `setup.compile` has an effect; other methods refuse a run with --compile."""
+    """True if `setup.compile` has an effect; a run of another method with --compile is an error."""
+
+    export_obstacle: ClassVar[str] = ""
+    """Why `bench export` cannot export the method, as a clause; "" if it can."""
 
     pretrains: ClassVar[bool] = False
     """True if `pretrain` is to be called before `fit`."""
 
     checkpoint: ClassVar[str] = ""
-    """Name of the file that the authors release per category, as "AMAE.pth"; "" without `from_checkpoint`."""
+    """Name of the file that the authors release per category, for example "AMAE.pth"; "" without `from_checkpoint`."""
 
     backbone_settings: ClassVar[tuple[str, ...]] = ("backbone",)
-    """Settings that hold the tag of a frozen backbone; `file_hashes` and `info` cover the weights of each."""
+    """Settings that contain the tag of a frozen backbone; `file_hashes` and `info` cover the weights of each."""
+
+    epoch_loop: EpochLoop | None = None
+    """Set by a fit that writes checkpoints; see `epochs`."""
 
     def __init__(self, settings: Any, setup: Setup) -> None:
         self.settings = settings
@@ -181,14 +183,14 @@ class Method(ABC):
         """Return scores and maps of (b, 3, h, w) RGB in [0, 1] on the method's device.
 
         Raises:
-            NotFittedError: before fit or restore.
+            NotFittedError: before `fit` or `load_state_dict`.
         """
 
     def pretrain(self, others: Mapping[str, Images], progress: Progress) -> None:
-        """Learn from the other categories, before `fit`. Only called if `pretrains` is True.
+        """Learn from the other categories, before `fit`. Only called if `pretrains_with` returns True.
 
         It is not called if there are no other categories (one category, or one model for all of them), so `fit` must
-        work without it. What it learns for predict belongs in `learned`. Its calls of `progress` are separate from
+        work without it. What it learns for predict belongs in `learned`. Its calls to `progress` are separate from
         those of `fit`: no epoch of it is evaluated.
 
         Args:
@@ -199,28 +201,31 @@ class Method(ABC):
         raise NotImplementedError(f"{type(self).__name__} sets pretrains = True, so it must define pretrain.")
 
     def explain(self, images: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return pictures by name: (b, h, w) maps or (b, 3, h, w) RGB in [0, 1]. Default: none."""
+        """Return pictures by name: (b, h, w) maps or (b, 3, h, w) RGB in [0, 1]. Default: none.
+
+        A mask-based method names a typical mask "mask", 1 where it masks: the figure "masks" of reports compares these.
+        """
         return {}
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return what the record states about a fitted method, as values for JSON.
 
         By default the number of trainable parameters, and tag, source and sha256 of each backbone's weights.
         """
         modules = [module for name in self.learned if isinstance(module := vars(self).get(name), nn.Module)]
         parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-        values: dict[str, str | int | float] = {"trainable_parameters": sum(p.numel() for p in parameters)}
+        values: Info = {"trainable_parameters": sum(p.numel() for p in parameters)}
         for name, weights in self._backbone_weights(self.settings, self.setup.weights).items():
             values |= {name: weights.tag, f"{name}_source": weights.source, f"{name}_sha256": weights.sha256}
         return values
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the learned tensors as contiguous copies on the CPU, by name: all that `restore` needs.
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the learned tensors as contiguous copies on the CPU, by name: all that `load_state_dict` needs.
 
         A tensor has the name of its attribute; the tensors of a module have the name of its attribute as prefix.
 
         Raises:
-            NotFittedError: before fit or restore.
+            NotFittedError: before `fit` or `load_state_dict`.
         """
         tensors: dict[str, Tensor] = {}
         for name in self.learned:
@@ -233,8 +238,8 @@ class Method(ABC):
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
         }
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Set the learned attributes from what `state` returned; the tensors are copied.
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Set the learned attributes from what `state_dict` returned; the tensors are copied.
 
         Raises:
             BenchError: if the tensors do not fit the settings.
@@ -258,7 +263,7 @@ class Method(ABC):
             else:
                 raise _state_mismatch(self, f"It has no tensors for '{name}'.")
         if unused:
-            raise _state_mismatch(self, f"It has unknown tensors, as '{next(iter(unused))}'.")
+            raise _state_mismatch(self, f"It has unknown tensors, for example '{next(iter(unused))}'.")
 
     def initialize(self, build: Callable[[], M], seed: int | None = None) -> M:
         """Return the module that `build` constructs, on the method's device.
@@ -269,6 +274,23 @@ class Method(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.setup.seed if seed is None else seed)
             return build().to(self.setup.device)
+
+    def epochs(self, total: int, *state: State, is_last: bool = True) -> Iterator[int]:
+        """Yield 1 to `total`; in a fit that was interrupted, the epochs after its last checkpoint.
+
+        >>> for epoch in self.epochs(settings.epochs, network, training, generator):
+
+        A checkpoint contains the state of these objects, the learned attributes and the global random generators, as
+        they are after an epoch. With a loop over `range`, an interrupted fit starts again from the beginning.
+
+        Args:
+            total: number of epochs.
+            state: all objects that are constructed before the loop and changed in it.
+            is_last: whether this is the last such loop of `pretrain` and `fit` together.
+        """
+        if self.epoch_loop is None:
+            return iter(range(1, total + 1))
+        return self.epoch_loop(self, total, state, is_last)
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: Any, setup: Setup) -> "Method":  # noqa: ARG003
@@ -281,16 +303,21 @@ class Method(ABC):
 
     @classmethod
     def file_hashes(cls, settings: Any, weights: Path | None) -> dict[str, str]:
-        """Return hashes of the files besides the images that determine the predictions, without loading them.
+        """Return hashes of the files, except images, that determine the predictions, without loading them.
 
         By default the sha256 of each backbone's weights, by the name of the setting. The hashes are part of the run's
         identity.
 
         Args:
-            settings: of the method.
+            settings: settings of the method.
             weights: folder with backbone weights, searched first; or None.
         """
         return {name: backbone.sha256 for name, backbone in cls._backbone_weights(settings, weights).items()}
+
+    @classmethod
+    def pretrains_with(cls, settings: Any) -> bool:  # noqa: ARG003
+        """Return whether a fit with these settings calls `pretrain`."""
+        return cls.pretrains
 
     @classmethod
     def estimate_memory(cls, settings: Any, size: tuple[int, int], n_images: int) -> int | None:  # noqa: ARG003

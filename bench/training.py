@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,19 +21,20 @@ class TrainingStep:
     """An optimizer, its gradient scaler and the sum of the losses since the last call of `epoch_loss`.
 
     >>> training = TrainingStep(setup, torch.optim.Adam, network.parameters(), lr=1e-3)
-    >>> for epoch in range(1, epochs + 1):
+    >>> for epoch in self.epochs(epochs, network, training):
     ...     for images in train.batches(batch):
     ...         training.minimize(loss_of(network, images), len(images))
     ...     progress(epoch, epochs, training.epoch_loss())
 
     Attributes:
-        optimizer: for learning rate schedules: `training.optimizer.param_groups`, or a torch scheduler over it.
+        optimizer: the optimizer, for learning rate schedules: `training.optimizer.param_groups`, or a torch scheduler.
+        terms: mean of each term of the loss per epoch: {"mse": [0.9, 0.4]}; empty if `minimize` gets no terms.
     """
 
     def __init__(
         self,
         setup: Setup,
-        kind: Callable[..., Optimizer],
+        optimizer_class: Callable[..., Optimizer],
         parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         max_grad_norm: float = 0.0,
@@ -41,27 +43,29 @@ class TrainingStep:
         """Create the optimizer.
 
         Args:
-            setup: gives device and precision.
-            kind: class of the optimizer, as torch.optim.AdamW.
-            parameters: to be trained, or parameter groups; parameters that require no gradient are left out.
+            setup: setup with device and precision.
+            optimizer_class: class of the optimizer, for example torch.optim.AdamW.
+            parameters: parameters to train, or parameter groups; parameters that require no gradient are left out.
             max_grad_norm: norm over all parameters to which gradients are clipped; 0 does not clip.
-            options: arguments of the optimizer, as lr and weight_decay.
+            options: arguments of the optimizer, for example lr and weight_decay.
         """
-        if setup.device.type in FUSED_DEVICES and "fused" in inspect.signature(kind).parameters:
+        if setup.device.type in FUSED_DEVICES and "fused" in inspect.signature(optimizer_class).parameters:
             options["fused"] = True
-        self.optimizer = kind([entry for entry in parameters if _is_trainable(entry)], **options)
+        self.optimizer = optimizer_class([entry for entry in parameters if _is_trainable(entry)], **options)
         self._scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision == "float16")
         self._max_grad_norm = max_grad_norm
-        self._total = torch.zeros((), device=setup.device)
+        self.terms: dict[str, list[float]] = {}
+        self._totals: dict[str, Tensor] = {"": torch.zeros((), device=setup.device)}  # "" is the loss itself
         self._count = 0
         self._epoch = 0
 
-    def minimize(self, loss: Tensor, count: int) -> None:
+    def minimize(self, loss: Tensor, count: int, terms: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         """Take one optimization step on a scalar loss.
 
         Args:
             loss: mean over the batch.
             count: images in the batch, the weight of this loss in `epoch_loss`.
+            terms: scalar terms of the loss by name, only for the attribute `terms`.
         """
         self.optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
@@ -71,7 +75,8 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        self._total += loss.detach() * count
+        for name, value in (("", loss), *terms.items()):
+            self._totals[name] = self._totals.get(name, 0) + value.detach() * count
         self._count += count
 
     def epoch_loss(self) -> float:
@@ -81,10 +86,30 @@ class TrainingStep:
             BenchError: if the loss is not finite.
         """
         self._epoch += 1
-        loss = float(self._total) / self._count
+        loss, *terms = torch.stack(list(self._totals.values())).double().div(self._count).tolist()
         check_finite(loss, self._epoch)
-        self._total, self._count = torch.zeros_like(self._total), 0
-        return loss
+        for name, term in zip([*self._totals][1:], terms, strict=True):
+            self.terms.setdefault(name, []).append(term)
+        self._totals, self._count = {"": torch.zeros_like(self._totals[""])}, 0
+        return float(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a fit needs to continue after an interruption, for `Method.epochs`."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "terms": self.terms,
+            "totals": self._totals,
+            "count": self._count,
+            "epoch": self._epoch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Set what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.terms, self._totals, self._count = dict(state["terms"]), dict(state["totals"]), state["count"]
+        self._epoch = state["epoch"]
 
 
 def check_finite(loss: float, epoch: int) -> None:

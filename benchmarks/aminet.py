@@ -1,9 +1,9 @@
 """Speed of AMI-Net relative to a plain port: `python benchmarks/aminet.py predict|fit`.
 
-Both have the same random weights at the paper's size and run in turns. `predict` predicts one image; the port computes
-no gradients there, unlike the authors' test. `fit` is one training step at batch 8: the port computes the backbone and
-its gradients in each step, as the authors' code does (`--frozen` adds the port without these gradients); maskbench
-takes the features from memory, where the first epoch stored them. The outputs are compared as well.
+Both have the same random weights at the paper's size and run alternately. `predict` predicts one image; the port
+computes no gradients there, unlike the authors' test. `fit` is one training step at batch 8: the port computes the
+backbone and its gradients in each step, as the authors' code does (`--frozen` adds the port without these gradients);
+maskbench takes the features from memory, where the first epoch stored them. The outputs are compared as well.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
         "scores": float((prediction.scores - torch.from_numpy(scores)).abs().max() / abs(scores).max()),
     }
     return {
-        "what": "AMI-Net predict, batch 1",
+        "description": "AMI-Net predict, batch 1",
         "comparison": compare(run_interleaved(candidates, options.rounds), "plain port"),
         "largest_relative_difference": differences,
     }
@@ -116,7 +116,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
     if options.frozen:
         candidates["plain port, frozen"] = lambda: step_of_port("plain port, frozen", frozen=True)
     return {
-        "what": f"AMI-Net, a training step at batch {options.batch}",
+        "description": f"AMI-Net, a training step at batch {options.batch}",
         "comparison": compare(run_interleaved(candidates, options.rounds, warmups=0), "plain port"),
         "relative_difference_of_losses": differences,
         "losses": losses,

@@ -6,8 +6,8 @@ has it, or else synthetic images of its size, 900 x 900; times do not depend on 
 backbone has random weights if its weights are missing. The result states both.
 
 The lower bound of a time is the larger of two: its FLOPs divided by the speed of a large matrix product, and the bytes
-that must be moved (weights once per pass; weights, gradients and moments once per step; the projected patches once per
-selection) divided by the speed of a large copy. Both speeds are measured first. `--small` is a size that runs in
+that must be moved (weights once per pass; weights, gradients and Adam moments once per step; the projected patches once
+per selection) divided by the speed of a large copy. Both speeds are measured first. `--small` is a size that runs in
 seconds on a CPU, to test the script.
 """
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     backbone = "random:resnet18" if options.small else _available_backbone(options.weights)
     setup = Setup((size, size), device, seed=0, weights=options.weights, precision=options.precision)
     small = {"width": 32, "heads": 2, "depth": 1, "patch": 2} if options.small else {}
-    aminet_settings = aminet.Settings(backbone=backbone, epochs=options.epochs, batch=8, jitter=True, **small)
+    aminet_settings = aminet.Settings(backbone=backbone, epochs=options.epochs, batch_size=8, jitter=True, **small)
     patchcore_settings = patchcore.Settings(backbone=backbone, coreset=0.1)
     side = 90 if options.small else 900
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             ),
         }
         result = {
-            "what": "small: only a test of the script" if options.small else "paper size",
+            "description": "small: only a test of the script" if options.small else "paper size",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": environment.describe(device),
             "precision": setup.precision,
@@ -101,7 +101,7 @@ def measure_method(
         with FlopCounterMode(display=False) as counter:
             method.predict(batch[:1])
     n_frozen = parameters(method) - int(method.info()["trainable_parameters"])
-    bytes_per_pass = 4 * (n_frozen + sum(value.numel() for value in method.state().values()))
+    bytes_per_pass = 4 * (n_frozen + sum(value.numel() for value in method.state_dict().values()))
     costs = costs_of(method)
     latency_bound = lower_bound(counter.get_total_flops(), bytes_per_pass, ceilings)
     fit_bound = lower_bound(costs["flops"], costs["bytes"], ceilings)
@@ -120,7 +120,7 @@ def _row(reached: Any, floor: float, flops: float, moved: float, memory: dict[st
 
 
 def lower_bound(flops: float, moved: float, ceilings: dict[str, float]) -> float:
-    """Return the minimum seconds for so many FLOPs and moved bytes."""
+    """Return the minimum seconds for these FLOPs and moved bytes."""
     return max(flops / ceilings["flops_per_second"], moved / ceilings["bytes_per_second"])
 
 
@@ -139,7 +139,7 @@ def _aminet_costs(settings: aminet.Settings, setup: Setup, images: FileImages) -
     """Return the costs of AMI-Net's fit: features once per image, then steps of 8 images."""
 
     def costs(method: Method) -> dict[str, float]:
-        batch = FileImages(images.samples[: settings.batch], images.preprocessing)
+        batch = FileImages(images.samples[: settings.batch_size], images.preprocessing)
 
         def count_flops(epochs: int) -> int:
             with FlopCounterMode(display=False) as counter:
@@ -148,7 +148,7 @@ def _aminet_costs(settings: aminet.Settings, setup: Setup, images: FileImages) -
 
         one_epoch, two_epochs = count_flops(1), count_flops(2)
         step, features = two_epochs - one_epoch, 2 * one_epoch - two_epochs
-        n_steps = settings.epochs * len(images) / settings.batch
+        n_steps = settings.epochs * len(images) / settings.batch_size
         n_trainable = int(method.info()["trainable_parameters"])
         flops = features * len(images) / len(batch) + step * n_steps
         return {"flops": flops, "bytes": BYTES_PER_STEP * n_trainable * n_steps}
@@ -216,13 +216,13 @@ def _available_backbone(weights: Path | None) -> str:
 
 def _print_result(result: dict[str, Any]) -> None:
     images, backbone, ceilings = result["images"], result["backbone"], result["ceilings"]
-    print(f"{result['machine']['device']}, {result['precision']}, {result['what']}")
+    print(f"{result['machine']['device']}, {result['precision']}, {result['description']}")
     print(f"{images['count']} images, {images['source']}")
     print(f"backbone {backbone['tag']}, weights: {backbone['weights']}; {result['epochs']} epochs")
     print(f"ceilings {ceilings['flops_per_second'] / 1e12:.3g} TFLOP/s, {ceilings['bytes_per_second'] / 1e9:.4g} GB/s")
     print(f"{'':22}{'reached':>12}{'floor':>12}{'target':>12}")
     for name, row in result["results"].items():
-        target = "–" if result["what"].startswith("small") else f"{TARGETS[name]:.4g}"
+        target = "–" if result["description"].startswith("small") else f"{TARGETS[name]:.4g}"
         print(f"{name:22}{row['reached']:12.4g}{row['floor']:12.4g}{target:>12}")
 
 

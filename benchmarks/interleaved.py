@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: candidates that run in turns in one process, and a result file with machine and load."""
+"""Run implementations alternately in one process, and write the results with hardware and load average."""
 
 import json
 import os
@@ -18,11 +18,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 Timings = dict[str, list[tuple[float, float]]]
-"""Wall-clock and processor seconds of each round, by candidate."""
+"""Wall-clock time and CPU time of each round in seconds, by candidate."""
 
 
 def run_interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warmups: int = 1) -> Timings:
-    """Time each candidate in each round (A B C, A B C, ...), so that a busy machine slows all of them down equally."""
+    """Time each candidate in each round (A B C, A B C, ...), so that other load affects all of them equally."""
     timings: Timings = {name: [] for name in candidates}
     for number in range(warmups + rounds):
         for name, call in candidates.items():
@@ -36,20 +36,20 @@ def run_interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, *,
 
 
 def compare(timings: Timings, reference: str) -> dict[str, dict[str, Any]]:
-    """Return seconds, medians and the speedup over the reference with its range, by candidate and kind of clock.
+    """Return seconds, medians and the speedup over the reference with its range, by candidate and clock.
 
-    The speedup is the median over the rounds, because adjacent runs are slowed down equally. Processor seconds vary
-    less than wall-clock seconds on a busy machine.
+    The speedup is the median over the rounds, because other load affects adjacent runs equally. CPU time varies less
+    than wall-clock time on a busy machine.
     """
     comparison: dict[str, dict[str, Any]] = {}
     for name, rounds in timings.items():
         comparison[name] = {}
-        for kind, clock in enumerate(("clock", "cpu")):
+        for index, clock in enumerate(("wall", "cpu")):
             pairs = zip(timings[reference], rounds, strict=True)
-            ratios = [reference_seconds[kind] / max(seconds[kind], 1e-9) for reference_seconds, seconds in pairs]
+            ratios = [reference_seconds[index] / max(seconds[index], 1e-9) for reference_seconds, seconds in pairs]
             comparison[name][clock] = {
-                "seconds": [round(seconds[kind], 5) for seconds in rounds],
-                "median_seconds": statistics.median(seconds[kind] for seconds in rounds),
+                "seconds": [round(seconds[index], 5) for seconds in rounds],
+                "median_seconds": statistics.median(seconds[index] for seconds in rounds),
                 "speedup": round(statistics.median(ratios), 3),
                 "range": [round(min(ratios), 3), round(max(ratios), 3)],
             }
@@ -63,14 +63,14 @@ def format_comparison(comparison: Mapping[str, dict[str, Any]]) -> str:
         + "".join(
             f"{clock:>7} {values[clock]['median_seconds']:>9.4f} s {values[clock]['speedup']:>6.2f}x "
             f"({values[clock]['range'][0]:.2f} to {values[clock]['range'][1]:.2f})"
-            for clock in ("clock", "cpu")
+            for clock in ("wall", "cpu")
         )
         for name, values in comparison.items()
     )
 
 
 def write_result(name: str, measurement: Mapping[str, Any], *packages: str, json_path: Path | None = None) -> None:
-    """Write a measurement with machine, versions, threads, load and date to `results/<name>.json`."""
+    """Write a measurement with hardware, versions, threads, load average and date to `results/<name>.json`."""
     path = json_path or RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     arguments = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # no private folders
@@ -80,7 +80,7 @@ def write_result(name: str, measurement: Mapping[str, Any], *packages: str, json
         "machine": f"{os.cpu_count()} cores, {processor()}",
         "threads": torch.get_num_threads(),
         "load": [round(value, 1) for value in os.getloadavg()],
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", *packages)}},
         **measurement,
     }

@@ -1,7 +1,7 @@
 """Speed of image loading: `python benchmarks/loading.py`.
 
 A pass over PNG files as in a fit: the first pass decodes and resizes them, later passes read bytes from the cache of
-`bench.data.images`, which holds up to 2 GiB per task (10,922 images of 256 x 256 pixels).
+`bench.data.images`, which stores up to 2 GiB per task (10,922 images of 256 x 256 pixels).
 """
 
 import argparse
@@ -47,9 +47,9 @@ def main() -> None:
     comparison: dict[str, Any] = compare(timings, "decoded")
     print(format_comparison(comparison))
     per_image = {name: values["cpu"]["median_seconds"] / options.images * 1000 for name, values in comparison.items()}
-    what = f"{options.images} PNG files of 900 x 900 pixels, {size / 1e6:.2f} MB each, to 256 x 256"
-    print(what, per_image)
-    measurement = {"what": what, "comparison": comparison, "cpu_milliseconds_per_image": per_image}
+    description = f"{options.images} PNG files of 900 x 900 pixels, {size / 1e6:.2f} MB each, to 256 x 256"
+    print(description, per_image)
+    measurement = {"description": description, "comparison": comparison, "cpu_milliseconds_per_image": per_image}
     write_result("loading", measurement, "pillow", json_path=options.json)
 
 

@@ -2,7 +2,7 @@
 
 The same synthetic maps are evaluated by `bench.evaluation.metrics.evaluate` (AUROC, AP, F1-max and AUPRO in one call)
 and by scikit-learn's `roc_auc_score`, `average_precision_score` and `precision_recall_curve` plus an AUPRO that sorts
-all pixels, as MVTec's evaluation does. Both run in turns (A B A B), and medians are reported. The lower bound is
+all pixels, as MVTec's evaluation does. Both run alternately (A B A B), and medians are reported. The lower bound is
 NumPy's sort of as many numbers as there are pixels, which any method that sorts all pixels needs. Memory is the peak
 above the inputs as measured by tracemalloc, in a run that is not timed. The values are compared as well.
 """

@@ -27,7 +27,7 @@ from bench.execution.schedule import make_schedule, run_schedule
 
 
 def measure_run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Time `bench run` and the method alone, in turns."""
+    """Time `bench run` and the method alone, alternately."""
     data = cache_folder(load_config()) / "demo"  # generated once, also for `bench run`
 
     def plan() -> Plan:
@@ -47,17 +47,21 @@ def measure_run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         _, method = build_method(replace(job, cache=Path(tempfile.mkdtemp(dir=folder))))
         method.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
         with torch.no_grad():
-            for images in FileImages(samples, preprocessing).batches(job.compute.batch):
+            for images in FileImages(samples, preprocessing).batches(job.compute.batch_size):
                 method.predict(images)
 
     timings = run_interleaved({"fit and predict only": run_method, "bench run": run_bench}, options.rounds)
     comparison = compare(timings, "bench run")
     overhead = {clock: values["speedup"] - 1 for clock, values in comparison["fit and predict only"].items()}
-    return {"what": f"{options.method}, {options.category}, demo", "comparison": comparison, "overhead": overhead}
+    return {
+        "description": f"{options.method}, {options.category}, demo",
+        "comparison": comparison,
+        "overhead": overhead,
+    }
 
 
 def measure_startup(options: argparse.Namespace) -> dict[str, Any]:
-    """Return wall-clock and processor seconds of `bench --help` and `bench list methods`."""
+    """Return wall-clock time and CPU time in seconds of `bench --help` and `bench list methods`."""
     seconds: dict[str, Any] = {}
     for arguments in (["--help"], ["list", "methods"]):
         rounds = []
@@ -66,7 +70,7 @@ def measure_startup(options: argparse.Namespace) -> dict[str, Any]:
             subprocess.run([sys.executable, "-m", "bench", *arguments], check=True, capture_output=True)
             after = os.times()
             cpu = after.children_user + after.children_system - before.children_user - before.children_system
-            rounds.append({"clock": round(time.perf_counter() - wall, 3), "cpu": round(cpu, 3)})
+            rounds.append({"wall": round(time.perf_counter() - wall, 3), "cpu": round(cpu, 3)})
         seconds[f"bench {' '.join(arguments)}"] = rounds
     return seconds
 

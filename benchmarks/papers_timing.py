@@ -4,7 +4,7 @@
 
 Their `computer_time.py` runs the network 10 times as a warm-up and 300 times between two CUDA events, on one image of
 normal noise, 1 x 3 x 256 x 256. This includes backbone, mask and restoration, but not decoding, the map, its smoothing
-and the score. The mask depends on weights and input, so the result says little about a trained model on real images,
+and the score. The mask depends on weights and input, so the result hardly applies to a trained model on real images,
 which `bench time` measures. It serves to compare the *ratio* of Fig. 8, 11.48 ms for AMI-Net to 49.14 ms for PatchCore
 = 1 : 4.3 on an RTX 4090, with the same procedure on another device. The paper does not state the size of its memory
 bank; here it is 10 % of the patches of 209 images, drawn from a normal distribution.
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         }
     ratio = times["patchcore"]["median_ms"] / times["aminet"]["median_ms"]
     result = {
-        "what": "random input, untrained weights, forward only, batch 1: the authors' procedure, not `bench time`",
+        "description": "random input, untrained weights, batch 1: the procedure of the authors, not `bench time`",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": environment.describe(device),
         "settings": {name: value for name, value in vars(options).items() if name not in {"json", "weights"}},
@@ -93,7 +93,7 @@ def random_patchcore(settings: patchcore.Settings, setup: Setup, n_images: int) 
     n_patches = -(-setup.size[0] // stride) * -(-setup.size[1] // stride)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(max(1, int(n_images * n_patches * settings.coreset)), settings.target_dim, generator=generator)
-    method.restore({"bank": rows, "center": torch.zeros(settings.target_dim)})
+    method.load_state_dict({"bank": rows, "center": torch.zeros(settings.target_dim)})
     return method.score_patches
 
 

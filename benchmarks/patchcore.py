@@ -1,11 +1,11 @@
 """Speed of PatchCore's coreset and scoring: `python benchmarks/patchcore.py coreset|score`.
 
 `coreset` selects 10 % of the patches of 209 images and compares with the authors' loop in a plain port. The port would
-take minutes, so its first selections are timed, each of which takes the same time, and multiplied (the result says so).
+take minutes, so its first selections are timed, each of which takes the same time, and multiplied (as stated there).
 `score` searches the nearest row of a memory bank for all patches of an image and compares with exact faiss (pip install
 faiss-cpu). The features are synthetic: low-dimensional with much noise, clipped at zero like the output of a ReLU, so
 that a few dimensions do not explain most of their variance. `score --data FOLDER --weights FOLDER` uses features of
-real images (the data set "folder").
+real images (the dataset "folder").
 """
 
 import argparse
@@ -40,8 +40,8 @@ def coreset(options: argparse.Namespace) -> dict[str, Any]:
     """Select 10 % of the rows in 128 dimensions."""
     projection = torch.empty(128, 1024).uniform_(-1 / 32, 1 / 32, generator=torch.Generator().manual_seed(1))
     starts = range(0, options.rows, 8192)
-    parts = [synthetic_features(min(8192, options.rows - start), 1024, start) for start in starts]
-    features = torch.cat([part @ projection.T for part in parts])
+    chunks = [synthetic_features(min(8192, options.rows - start), 1024, start) for start in starts]
+    features = torch.cat([chunk @ projection.T for chunk in chunks])
     features -= features.mean(dim=0)
     count, starting_points = options.rows // 10, torch.arange(10) * (options.rows // 10)
     n_port = min(options.picks, count)
@@ -64,7 +64,7 @@ def coreset(options: argparse.Namespace) -> dict[str, Any]:
         "maskbench": maskbench,
     }
     return {
-        "what": f"PatchCore coreset, {options.rows} x 1024 by 128 dimensions, 10 %",
+        "description": f"PatchCore coreset, {options.rows} x 1024 by 128 dimensions, 10 %",
         "comparison": compare(timings, next(iter(timings))),
         "n_picks_of_port": n_port,
         "n_equal_picks": int((selections["port"] == selections["maskbench"][:n_port]).sum()),
@@ -116,18 +116,19 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
         ]
     comparison = compare(run_interleaved(candidates, options.rounds, warmups=2), "exact faiss")
     all_queries = torch.cat(queries)
-    exact = torch.cdist(all_queries.double(), rows.double()).square().min(dim=1).values
+    exact_distances = torch.cdist(all_queries.double(), rows.double()).square().min(dim=1).values
     faiss_squared, faiss_rows = (torch.from_numpy(values)[:, 0] for values in index.search(all_queries.numpy(), 1))
     squared, nearest_rows = (values[:, 0] for values in nearest_neighbors(all_queries, bank, 1))
     distances = {"exact faiss": faiss_squared, "maskbench, float32": squared}
     return {
-        "what": f"PatchCore scoring, {len(queries)} times {len(queries[0])} patches against {len(rows)} x 1024",
+        "description": f"PatchCore scoring, {len(queries)} times {len(queries[0])} patches against {len(rows)} x 1024",
         "features": f"{options.backbone} on {options.category}" if options.data else "synthetic",
         "uses_projection": bank.projected is not None,
         "comparison": comparison,
         "equal_neighbors": float((faiss_rows == nearest_rows).float().mean()),
         "largest_relative_error": {  # relative to double precision
-            name: float(((values - exact).abs() / exact).max()) for name, values in distances.items()
+            name: float(((values - exact_distances).abs() / exact_distances).max())
+            for name, values in distances.items()
         },
     }
 
@@ -148,7 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     measurement = {"coreset": coreset, "score": score}[options.what](options)
     print(format_comparison(measurement["comparison"]))
-    print({key: value for key, value in measurement.items() if key not in {"comparison", "what"}})
+    print({key: value for key, value in measurement.items() if key not in {"comparison", "description"}})
     packages = ["faiss-cpu"] if options.what == "score" else []
     name = f"patchcore_{options.what}" + (f"_{options.category}" if options.data else "")
     write_result(name, measurement, *packages, json_path=options.json)

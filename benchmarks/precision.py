@@ -3,7 +3,7 @@
 A method is fitted in float32 with the profile demo; `--dataset folder --data FOLDER` uses your own images. Its state is
 restored in a second method with bfloat16 (or float16), and both are evaluated on the same test images. The result has
 all metrics of both, their differences, the fraction of pixels in which the masks of the method differ, and seconds per
-image. A processor without bfloat16 instructions emulates them: the values are the same, the times are meaningless.
+image. A CPU without bfloat16 instructions emulates them: the values are the same, the times are meaningless.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--method", default="aminet")
     parser.add_argument("--dataset", default="demo")
-    parser.add_argument("--data", type=Path, help="folder of the data set")
+    parser.add_argument("--data", type=Path, help="folder of the dataset")
     parser.add_argument("--category", default="fabric")
     parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float16"))
     parser.add_argument(
@@ -67,14 +67,14 @@ def main() -> None:
     _, full = build_method(job)
     full.fit(FileImages(job.task.train, preprocessing), lambda *_: None)
     half = type(full)(full.settings, replace(full.setup, precision=options.precision))
-    half.restore(full.state())
+    half.load_state_dict(full.state_dict())
 
     images = FileImages(job.task.tests[options.category], preprocessing)
     is_anomalous = torch.tensor([sample.is_anomalous for sample in images.samples]).numpy()
     predictions: dict[str, Any] = {}
     for name, method in (("float32", full), (options.precision, half)):
         scores, maps, seconds = predict_all(method, images)
-        evaluation = evaluate(scores.numpy(), is_anomalous, list(maps.numpy()), images.masks())
+        evaluation = evaluate(scores.numpy(), is_anomalous, list(maps.numpy()), [each.mask for each in images.masks()])
         percent = {key: 100 * value for key, value in evaluation.values.items()}
         predictions[name] = {"percent": percent, "seconds": seconds}
     full_percent, half_percent = (values["percent"] for values in predictions.values())
@@ -84,7 +84,7 @@ def main() -> None:
     masks = mask_differences(full, half, images)
     print("\n".join(f"{name}: {percent:.2f} % of the pixels differ" for name, percent in masks.items()))
     measurement = {
-        "what": f"{run.title} on {options.category} of {run.dataset}, {len(images)} test images",
+        "description": f"{run.title} on {options.category} of {run.dataset}, {len(images)} test images",
         "predictions": predictions,
         "difference_points": differences,
         "masks_differ_percent": masks,

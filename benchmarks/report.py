@@ -1,24 +1,29 @@
 """Time and memory of a report: 15 categories x 6 methods x 3 seeds of simulated records.
 
-    python benchmarks/report.py --side 64 --format markdown,latex,csv
+    python benchmarks/report.py --side 64 --format html,markdown,latex,csv
 
 Each record has scores of 115 test images (the mean of MVTec AD) and, unless --side is 0, maps and masks of this side.
-The report command runs in a child process; its peak memory is reported by the operating system.
+The report command runs in a child process; its peak memory is reported by the operating system. That of a child is at
+least that of the process that starts it, so another child saves the records, and this one stays small.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from interleaved import write_result
 
-from bench.evaluation.metric_variants import exact
+from bench.evaluation.metric_variants import exact_metrics
 from bench.record import Predictions, Record, Run
 from bench.store import Store
 
@@ -32,32 +37,31 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "patchcore": ("patchcore", "PatchCore", {}),
     "riad": ("riad", "RIAD", {}),
     "ae_ssim": ("autoencoder", "AE-SSIM", {"loss": "ssim"}),
-    "meanmap": ("meanmap", "Mean map (floor)", {}),
+    "meanmap": ("meanmap", "Mean map (baseline)", {}),
 }
 IMAGES = 115
 
 
-def simulate(category: str, side: int, merit: float, seed: list[int]) -> Predictions:
-    """Return predictions of noise, to which `merit` is added on defects; a third of the images is good."""
+def simulate(category: str, side: int, effect_size: float, seed: list[int]) -> Predictions:
+    """Return predictions of noise, to which `effect_size` is added for defects; a third of the images is good."""
     rng = np.random.default_rng(seed)
-    is_defective = np.arange(IMAGES) % 3 > 0
-    defects = tuple("dent" if defective else "good" for defective in is_defective)
+    is_anomalous = np.arange(IMAGES) % 3 > 0
+    defects = tuple("dent" if anomalous else "good" for anomalous in is_anomalous)
     masks = np.zeros((IMAGES, side, side), dtype=bool)
-    masks[is_defective, side // 4 : side // 2, side // 4 : side // 2] = True
-    maps = rng.standard_normal(masks.shape, dtype=np.float32) + np.float32(merit) * masks
+    masks[is_anomalous, side // 4 : side // 2, side // 4 : side // 2] = True
+    maps = rng.standard_normal(masks.shape, dtype=np.float32) + np.float32(effect_size) * masks
     return Predictions(
         files=tuple(f"{category}/test/{defect}/{i:03}.png" for i, defect in enumerate(defects)),
         defects=defects,
-        scores=rng.normal(0, 1, IMAGES) + merit * is_defective,
+        scores=rng.normal(0, 1, IMAGES) + effect_size * is_anomalous,
         maps=maps,
         masks=masks,
         has_pixel_labels=np.full(IMAGES, True),
     )
 
 
-def fill(store: Store, side: int) -> int:
-    """Save the simulated records; return their number."""
-    count = 0
+def save_simulated_records(store: Store, side: int) -> None:
+    """Save the simulated records."""
     for number, (name, (method, title, settings)) in enumerate(METHODS.items()):
         for category in CATEGORIES:
             for seed in range(3):
@@ -88,9 +92,9 @@ def fill(store: Store, side: int) -> int:
                 record = Record(
                     run=run,
                     category=category,
-                    data_digest=category,
+                    data_hash=category,
                     epoch=300,
-                    metrics=exact(predictions),
+                    metrics=exact_metrics(predictions),
                     losses=[0.5] * 300,
                     seconds={"fit": 100.0, "predict": 2.0},
                     latency={"median_ms": 10.0, "p5_ms": 9.0, "p95_ms": 12.0},
@@ -101,28 +105,42 @@ def fill(store: Store, side: int) -> int:
                     command="simulated",
                 )
                 store.save(record, predictions if side else replace(predictions, maps=None))
-                count += 1
-    return count
 
 
 def main() -> None:
+    """Time all formats; write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=64, help="side of maps and masks in pixels; 0 stores no maps")
-    parser.add_argument("--format", default="markdown,latex,csv")
+    parser.add_argument("--format", default="html,markdown,latex,csv")
+    parser.add_argument("--json", type=Path, help="file of the result (default: in benchmarks/results/)")
     options = parser.parse_args()
+    formats: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
-        start = time.perf_counter()
-        count = fill(Store(runs), options.side)
+        saving = get_context("spawn").Process(target=save_simulated_records, args=(Store(runs), options.side))
+        saving.start()
+        saving.join()
         size = sum(path.stat().st_size for path in runs.rglob("*") if path.is_file())
-        print(f"{count} records, {size / 1e6:.0f} MB, simulated in {time.perf_counter() - start:.0f} s")
-        command = [sys.executable, "-m", "bench", "report", "--runs", str(runs)]
         for name in options.format.split(","):
-            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([*command, "--format", name], check=True, stdout=subprocess.DEVNULL)
-            after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
-            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            print(f"{name}: {wall:.1f} s ({cpu:.1f} s of processor time), peak so far {after.ru_maxrss / 1024:.0f} MiB")
+            formats[name] = measure(["--runs", str(runs), "--format", name, "--out", str(Path(folder) / name)])
+            print(name, formats[name], flush=True)
+    count = len(METHODS) * len(CATEGORIES) * 3
+    description = f"reports of {count} records, {size / 1e6:.0f} MB, maps of {options.side} x {options.side}"
+    write_result("report", {"description": description, "formats": formats}, "matplotlib", json_path=options.json)
+
+
+def measure(arguments: Sequence[str]) -> dict[str, float]:
+    """Run `bench report` in a child process; return its seconds, CPU seconds and peak memory in MiB."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "bench", "report", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"bench report failed: {' '.join(arguments)}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = time.perf_counter() - start
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_mib": round(usage.ru_maxrss / 1024)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Growth of time and memory with the size of the data: `python benchmarks/scaling.py`.
 
 Fit, predict and metrics of a small PatchCore with 1, 4 and 16 times as many images; predict with 1, 4 and 16 times as
-many pixels; the search with 1, 4 and 16 times as many rows in the memory bank. Time is processor time, the minimum of
+many pixels; the search with 1, 4 and 16 times as many rows in the memory bank. Time is CPU time, the minimum of
 the rounds, because disturbances only increase it. The exponent is the slope in a log-log plot; 1 is proportional. The
 expected exponent is 1, except for the coreset, which compares each selection with each patch: 2 in the number of
 images.
@@ -29,7 +29,7 @@ SETTINGS = Settings("tf_efficientnet_lite0", (2, 3), pretrain_dim=64, target_dim
 
 
 def measure_growth(
-    what: str, expected: float, build: Callable[[int], Callable[[], Any]], rounds: int
+    name: str, expected: float, build: Callable[[int], Callable[[], Any]], rounds: int
 ) -> dict[str, Any]:
     """Return the seconds at each size and the exponent."""
     seconds = []
@@ -44,7 +44,7 @@ def measure_growth(
         seconds.append(min(samples))
     exponent = float(np.polyfit(np.log(FACTORS), np.log(seconds), 1)[0])
     columns = " ".join(f"{value:9.4f}" for value in seconds)
-    print(f"{what:<44}{columns} s   exponent {exponent:.2f}, expected {expected:.0f}", flush=True)
+    print(f"{name:<44}{columns} s   exponent {exponent:.2f}, expected {expected:.0f}", flush=True)
     return {"seconds": seconds, "exponent": exponent, "theory": expected}
 
 

@@ -1,4 +1,4 @@
-"""BTAD, the beanTech Anomaly Detection data set: three industrial products with body and surface defects.
+"""BTAD, the beanTech Anomaly Detection dataset: three industrial products with body and surface defects.
 
 Owner: beanTech and the University of Udine (Mishra et al., VT-ADL, ISIE 2021), https://github.com/pankajmishra000/VT-ADL.
 License CC BY-NC-SA 4.0. 2540 images of 1600 x 1600 (01), 600 x 600 (02) and 800 x 600 (03) pixels.
@@ -10,7 +10,7 @@ image (the AMI-Net authors' code). `ok` becomes "good"; the only defect type is 
 
 from pathlib import Path
 
-from bench.dataset import Sample
+from bench.dataset import Download, Sample
 
 from .parts.layout import Counts, Folders, list_official
 
@@ -19,6 +19,18 @@ SYNTHETIC = False
 ABOUT = (
     "BTAD, CC BY-NC-SA 4.0, from https://github.com/pankajmishra000/VT-ADL; unpacked, BTech_Dataset_transformed/ has "
     "the folders 01/train/ok/, 01/test/ko/, 01/ground_truth/ko/ and so on"
+)
+
+DOWNLOAD = Download(
+    page="https://github.com/pankajmishra000/VT-ADL",
+    license="CC BY-NC-SA 4.0",
+    license_url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
+    url="https://avires.dimi.uniud.it/papers/btad/btad.zip",
+    file="btad.zip",
+    sha256="461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
+    source="anomalib 2.7.0, anomalib/data/datamodules/image/btech.py; not verified with the archive",
+    max_bytes=8_000_000_000,
+    max_unpacked_bytes=16_000_000_000,
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums

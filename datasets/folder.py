@@ -1,10 +1,11 @@
 """Your own images: a folder of categories, each with good training images and any test images.
 
 Layout: `<category>/train/good/`, `<category>/test/good/`, `<category>/test/<defect>/` and, if there are masks,
-`<category>/ground_truth/<defect>/` with files named `<stem>_mask.*` or `<stem>.*` after their image, or a folder
-`<stem>/` with several masks. Masks may also lie beside their images. Subfolders are read. The root may be the folder of
-one category, or contain the categories up to three levels below. A category may have only good images: in
-`train/good/`, or loose in its folder. For any other layout, see `parts/mapping.py`.
+`<category>/ground_truth/<defect>/` with files named `<stem>_mask.*` or `<stem>.*`, where `<stem>` is the
+image's name without extension, or a folder `<stem>/` with several masks. Masks may also be next to their images.
+Subfolders are read. The root may be the folder of one category, or contain the categories up to three levels below. A
+category may have only good images: in `train/good/`, or directly in its folder. For any other layout, see
+`parts/mapping.py`.
 """
 
 from pathlib import Path
@@ -27,11 +28,11 @@ ABOUT = (
 MAX_DEPTH = 3
 """Number of levels below the root that are searched for categories."""
 
-FOLDERS = Folders(good=("good", "ok", "normal"), need_test=False)
+FOLDERS = Folders(good=("good", "ok", "normal"), requires_test_images=False)
 
 
 def samples(root: Path, layout: str = "") -> list[Sample]:
-    """List the categories below `root`, sorted by name, by the usual folders or by a layout.
+    """List the categories below `root`, sorted by name, in the MVTec AD layout or by `layout`.
 
     Raises:
         BenchError: there is no category, two share a name, or the layout is invalid.
@@ -56,8 +57,8 @@ def samples(root: Path, layout: str = "") -> list[Sample]:
     return list_categories(folders, TITLE, hint, FOLDERS)
 
 
-def propose(root: Path) -> str:
-    """Return the layout that fits the folders below `root` if the usual one does not, or ""."""
+def propose_layout_if_needed(root: Path) -> str:
+    """Return the layout that fits the folders below `root` if the MVTec AD layout does not, or ""."""
     return "" if _category_folders(absolute(root), MAX_DEPTH, set()) else propose_layout(root)
 
 
@@ -79,24 +80,28 @@ def _category_folders(folder: Path, depth: int, visited: set[Path]) -> list[Path
 
 
 def _list_good_only(root: Path, hint: str) -> list[Sample]:
-    """List loose images as good training images. Raises BenchError if the folders look like another layout."""
+    """List images directly in category folders as good training images.
+
+    Raises:
+        BenchError: the folders seem to have another layout.
+    """
     layout = propose_layout(root)
     if layout:
         raise BenchError(
             f"A category must be a folder with train/ and test/; {root} has folders of good and of other images. "
-            f"Pass --layout '{layout}', or use the usual layout."
+            f"Pass --layout '{layout}', or use <category>/train/good/ and <category>/test/<defect>/."
         )
     folders = [path for path in (root, *subfolders(root)) if image_files(path)]
     if not folders:
         raise BenchError(f"A category must be a folder with train/ and test/, or with images; none in {root}. {hint}")
-    listed: list[Sample] = []
+    samples: list[Sample] = []
     for path in folders:
         stems = {nfc(image.stem) for image in image_files(path)}
         images = [image for image in image_files(path) if image_stem(image.stem) not in stems]
-        log.warning("%s: there is no train/ or test/; its %d images are taken as good training images.",
+        log.warning("%s: there is no train/ or test/; its %d images are used as good training images.",
                     path.name, len(images))  # fmt: skip
-        listed += [Sample(image, nfc(path.name), "train") for image in images]
-    return listed
+        samples += [Sample(image, nfc(path.name), "train") for image in images]
+    return samples
 
 
 def _warn_other_folders(root: Path, categories: list[Path]) -> None:

@@ -5,16 +5,16 @@ https://www.vicos.si/resources/kolektorsdd2/. License CC BY-NC-SA 4.0: no commer
 230 x 630 pixels, PNG, 0.9 GB.
 
 Layout, as unpacked: `train/NNNNN.png` with its mask `train/NNNNN_GT.png`, and the same in `test/`. The mask of a good
-image is black. Only the mask gives the label of an image, so the masks are opened when the samples are listed. The 246
-defective images in `train/` are not used, because methods are fitted on good images only. The duplicates
-`train/10301 (copy).png` and `train/10301_GT (copy).png` in the archive are skipped.
+image is black. Only the mask gives the label of an image, so the masks are opened when the samples are
+listed. The 246 defective images in `train/` are not used, because methods are fitted on good images only. The
+duplicates `train/10301 (copy).png` and `train/10301_GT (copy).png` in the archive are skipped.
 """
 
 from pathlib import Path
 
 from PIL import Image
 
-from bench.dataset import GOOD, Sample, Split
+from bench.dataset import GOOD, Download, Sample, Split
 from bench.errors import BenchError
 
 from .parts.files import check_root, image_files, join_names, log
@@ -25,6 +25,18 @@ SYNTHETIC = False
 ABOUT = (
     "KolektorSDD2, CC BY-NC-SA 4.0, 0.9 GB, from https://www.vicos.si/resources/kolektorsdd2/; unpacked it has "
     "train/10000.png, train/10000_GT.png and the same in test/"
+)
+
+DOWNLOAD = Download(
+    page="https://www.vicos.si/resources/kolektorsdd2/",
+    license="CC BY-NC-SA 4.0",
+    license_url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
+    url="https://go.vicos.si/kolektorsdd2",
+    file="KolektorSDD2.zip",
+    sha256="",
+    source="public download scripts; neither the address nor a checksum was verified",
+    max_bytes=3_000_000_000,
+    max_unpacked_bytes=6_000_000_000,
 )
 
 CATEGORY = "kolektorsdd2"
@@ -61,13 +73,13 @@ def _list_split(root: Path, split: Split) -> list[Sample]:
     if unmasked:
         log.warning("%s: %d images of %s/ have no mask, which is needed for their label, and are not used: %s.",
                     TITLE, len(unmasked), split, join_names(unmasked))  # fmt: skip
-    listed = []
+    split_samples = []
     for stem, path in images.items():
         if stem in masks:
-            is_defective = _has_defect(masks[stem])
-            image_masks = (masks[stem],) if is_defective else ()
-            listed.append(Sample(path, CATEGORY, split, DEFECT if is_defective else GOOD, image_masks))
-    return listed
+            is_anomalous = _has_defect(masks[stem])
+            image_masks = (masks[stem],) if is_anomalous else ()
+            split_samples.append(Sample(path, CATEGORY, split, DEFECT if is_anomalous else GOOD, image_masks))
+    return split_samples
 
 
 def _has_defect(mask: Path) -> bool:

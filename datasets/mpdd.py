@@ -9,7 +9,7 @@ Layout, as unpacked: `<category>/train/good/NNN.png`, `<category>/test/<defect>/
 
 from pathlib import Path
 
-from bench.dataset import Sample
+from bench.dataset import Download, Sample
 
 from .parts.layout import Counts, list_official
 
@@ -18,6 +18,18 @@ SYNTHETIC = False
 ABOUT = (
     "MPDD, CC BY-NC-SA 4.0, 1346 images of 1024 x 1024 pixels, from https://github.com/stepanje/MPDD; unpacked it has "
     "the folders connector/train/good/, connector/test/<defect>/, connector/ground_truth/<defect>/ and so on"
+)
+
+DOWNLOAD = Download(
+    page="https://github.com/stepanje/MPDD",
+    license="CC BY-NC-SA 4.0",
+    license_url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
+    url="",
+    file="MPDD.zip",
+    sha256="",
+    source="the owner's page links to a shared folder, which has no direct address of an archive",
+    max_bytes=8_000_000_000,
+    max_unpacked_bytes=16_000_000_000,
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums

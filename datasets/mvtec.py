@@ -9,7 +9,7 @@ Layout, as unpacked: `<category>/train/good/NNN.png`, `<category>/test/<defect>/
 
 from pathlib import Path
 
-from bench.dataset import Sample
+from bench.dataset import Download, Sample
 
 from .parts.layout import Counts, list_official
 
@@ -18,6 +18,19 @@ SYNTHETIC = False
 ABOUT = (
     "MVTec AD, CC BY-NC-SA 4.0, 4.9 GB, from https://www.mvtec.com/company/research/datasets/mvtec-ad; unpacked it has "
     "the folders bottle/train/good/, bottle/test/<defect>/, bottle/ground_truth/<defect>/ and so on"
+)
+
+DOWNLOAD = Download(
+    page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
+    license="CC BY-NC-SA 4.0",
+    license_url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
+    url="https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/"
+    "mvtec_anomaly_detection.tar.xz",
+    file="mvtec_anomaly_detection.tar.xz",
+    sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
+    source="anomalib 2.7.0, anomalib/data/datamodules/image/mvtecad.py; not verified with the archive",
+    max_bytes=8_000_000_000,
+    max_unpacked_bytes=16_000_000_000,
 )
 
 # Training, good test, defective test images, from the file lists in zhiyuanyou/UniAD; in total 3629, 467 and 1258.

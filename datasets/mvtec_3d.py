@@ -5,7 +5,7 @@ License CC BY-NC-SA 4.0: no commercial use. About 13 GB, most of it depth.
 
 Layout, as unpacked: `<category>/{train,validation,test}/<defect>/{rgb,gt,xyz}/NNN.{png,png,tiff}`. Images come from
 `rgb/`, masks from `gt/`; `xyz/` is not read. The masks of good images, which are black, are not used. `validation/`
-(294 images) is not used; a warning says so.
+(294 images) is not used; a warning states it.
 """
 
 from pathlib import Path

@@ -5,10 +5,10 @@ License CC BY-NC-SA 4.0: no commercial use. About 6 GB, PNG, 800 to 1700 pixels 
 
 Layout, as unpacked: `<category>/{train,validation,test}/good/NNN.png`, `<category>/test/logical_anomalies/NNN.png`,
 `.../structural_anomalies/NNN.png`, and for each defective image a folder with one mask per defect,
-`<category>/ground_truth/<kind>/NNN/{000,001,...}.png`. The pixel value of a mask is the type of its defect, for which
+`<category>/ground_truth/<defect>/NNN/{000,001,...}.png`. The pixel value of a mask is the type of its defect, for which
 `<category>/defects_config.json` has the saturation area of sPRO: pixels of the original image, or a fraction of the
-region [R]. Without that file, sPRO is undefined. The other pixel metrics use the union of the masks. `validation/` (305
-images) is not used; a warning says so.
+region (source: a public re-implementation). Without that file, sPRO is undefined. The other pixel metrics use the union
+of the masks. `validation/` (305 images) is not used; a warning states it.
 """
 
 import json
@@ -65,7 +65,7 @@ def _read_saturations(folder: Path) -> tuple[tuple[int, float, bool], ...]:
     """Return `Sample.saturations` of a category; empty, with a warning, if its configuration is missing."""
     path = folder / "defects_config.json"
     if not path.is_file():
-        log.warning("%s: %s is missing, so sPRO is undefined. Unpack the data set again.", folder.name, path.name)
+        log.warning("%s: %s is missing, so sPRO is undefined. Unpack the dataset again.", folder.name, path.name)
         return ()
     try:
         return tuple(
@@ -75,5 +75,5 @@ def _read_saturations(folder: Path) -> tuple[tuple[int, float, bool], ...]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchError(
             f"{path} must be a list of defects with pixel_value, saturation_threshold and relative_saturation "
-            f"({type(error).__name__}: {error}). Unpack the data set again."
+            f"({type(error).__name__}: {error}). Unpack the dataset again."
         ) from error

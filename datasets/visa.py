@@ -1,4 +1,4 @@
-"""VisA, the Visual Anomaly data set: twelve products, some with several objects per image, among them printed boards.
+"""VisA, the Visual Anomaly dataset: twelve products, some with several objects per image, among them printed boards.
 
 Owner: Amazon (Zou et al., SPot-the-Difference, ECCV 2022), https://github.com/amazon-science/spot-diff. License
 CC BY 4.0. 1.9 GB, 10821 images, JPEG, about 1000 x 1500 pixels.
@@ -12,7 +12,7 @@ is defective; all defective images have the defect "anomaly".
 import csv
 from pathlib import Path
 
-from bench.dataset import GOOD, Sample, Split
+from bench.dataset import GOOD, Download, Sample, Split
 from bench.errors import BenchError
 
 from .parts.files import check_root, describe_folder, join_names, log
@@ -23,6 +23,18 @@ SYNTHETIC = False
 ABOUT = (
     "VisA, CC BY 4.0, 1.9 GB, from https://github.com/amazon-science/spot-diff; unpacked it has split_csv/1cls.csv and "
     "the folders candle/Data/Images/Normal/, candle/Data/Masks/Anomaly/ and so on"
+)
+
+DOWNLOAD = Download(
+    page="https://github.com/amazon-science/spot-diff",
+    license="CC BY 4.0",
+    license_url="https://creativecommons.org/licenses/by/4.0/",
+    url="https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
+    file="VisA_20220922.tar",
+    sha256="2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+    source="anomalib 2.7.0, anomalib/data/datamodules/image/visa.py; not verified with the archive",
+    max_bytes=4_000_000_000,
+    max_unpacked_bytes=8_000_000_000,
 )
 
 # Training, good test, defective test images. The counts per category were not verified against the data; their sums
@@ -103,7 +115,7 @@ def _sample(root: Path, table: Path, row: dict[str, str]) -> Sample:
 
 
 def _file(root: Path, table: Path, name: str) -> Path:
-    """Return a file that the table names. Raises BenchError if it is outside the data set."""
+    """Return a file that the table names. Raises BenchError if it is outside the dataset."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise BenchError(f"{table} must name files inside {root}, got {name}. Unpack it again.")
     return root / name

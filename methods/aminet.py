@@ -1,8 +1,9 @@
 """AMI-Net: adaptive mask inpainting network (Luo, Yao, Yu, Li; IEEE T-ASE 2024; https://arxiv.org/abs/2412.11802).
 
-The frozen features of an image are cut into patches. A transformer restores all of them while some are hidden: random
-ones in training; at test time those that are far from the cluster centers, which a second, small transformer finds in
-the image itself. What cannot be restored is anomalous. The authors' code: https://github.com/luow23/AMI-Net at 3350be0.
+The frozen features of an image are cut into patches. A transformer restores all of them while some are masked: random
+ones in training; at test time those that are far from the cluster centers, which a second, small transformer computes
+from the image itself. What cannot be restored is anomalous. The authors' code: https://github.com/luow23/AMI-Net at
+3350be0.
 
     bench run --method aminet --dataset mvtec --profile code          # "Ours" without jitter
     bench run --method aminet_jitter --dataset mvtec --profile code   # "Ours" with the double dagger
@@ -10,8 +11,10 @@ the image itself. What cannot be restored is anomalous. The authors' code: https
 The paper's means over 15 categories, each at its best epoch on the test set, are 98.5 image and 97.8 pixel AUROC
 without jitter, 99.0 and 98.2 with it (Table I); all its numbers are in reports/published.
 
-The settings in both profiles. [P] stated in the paper, [C] only in the authors' code, [R] our reading; where the paper
-does not state a value, `paper` has that of the code. The defaults below are `code`.
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
+
+The settings in both profiles: if the paper does not state a value, `paper` has that of the code. The defaults below are
+`code`.
 
     setting             paper             code            source
     backbone, stages    wide_resnet50_2, layer1 to 3      [P] torchvision's first weights [C]
@@ -28,16 +31,18 @@ does not state a value, `paper` has that of the code. The defaults below are `co
     jitter_scale        20                20              [C] from UniAD
     distance            squared           euclidean       [P] a squared norm, [C] the norm; both times 1 - cosine
     cluster_reduction   sum               mean            [P] sums over tokens and pairs, [C] means
-    cosine_over         patch             patch           [C] the axis is not stated in the paper; the map's is place
+    cosine_over         patch             patch           [C] the paper does not state it; of the map: position
     mse, cosine, intra  1, 5, 1           1, 5, 1         [P] weights of the losses
     inter_weight        0.1               0.1             [P]
     epochs              200               300             [P] [C]
     lr                  1e-3              1e-4            [P] [C] constant
     betas               0.9, 0.95         0.9, 0.95       [C]
     weight_decay        0.01              0.01            [C] PyTorch's default, on every parameter
-    batch               8                 8               [P]; [C] unified 16, few-shot 1
+    batch_size          8                 8               [P]; [C] unified 16, few-shot 1
     lambda_             0.5               0.5             [P]
     mask_at_test        adaptive          adaptive        [P]
+    test_ratio          0.5               0.5             [I] fraction of "random"
+    test_cell, _subsets 2, 3              2, 3            [I] cells and passes of "complementary"
     map_difference      norm              mean_squared    [P] a norm, though it is called MSE, [C]
     map_order           multiply first    upsample first  [P] [C]
     smoothing           0                 4               [P] none, [C] a Gaussian on each factor
@@ -50,6 +55,7 @@ code uses the best of 30 on the test set (`--selection oracle`); equal distances
 detected without rounding. Taken literally, the paper's summed and squared cluster loss is not bounded below.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,21 +66,24 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
+from .parts import inpainting
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.decoder import Decoder
 from .parts.features import MEMORY_BUDGET, FrozenFeatures, fused_patches
-from .parts.inpainting import Inpainter, Restoration, inter_cluster_distance, jittered, released_state, token_grid
+from .parts.inpainting import Inpainter, Restoration
 from .parts.maps import Score, gaussian_filter, image_score, upsample
 from .parts.masks import Ratio, adaptive_mask, fixed_masks, random_mask
 from .parts.onednn import with_onednn_linear
 from .parts.precision import autocast
 from .parts.similarity import cosine_distance
 from .parts.transformer import unpatchify
-from .parts.validation import check_at_least, check_image_size, check_setting
+
+_log = logging.getLogger(__name__)
 
 TITLE = "AMI-Net"
 FAMILY = "mask-based"
@@ -83,7 +92,8 @@ YEAR = 2024
 ALIASES = {"aminet_jitter": {"title": "AMI-Net‡", "settings": {"jitter": True}}}  # the paper's mark for feature jitter
 PROFILES = {
     "demo": {  # a backbone whose weights are installed with the package; the batch of the authors' few-shot code
-        "backbone": "tf_efficientnet_lite0", "width": 128, "depth": 2, "heads": 2, "epochs": 60, "lr": 2e-3, "batch": 1,
+        "backbone": "tf_efficientnet_lite0", "width": 128, "depth": 2, "heads": 2, "epochs": 150, "lr": 1e-3,
+        "batch_size": 1,
     },
     "paper": {
         "lr": 1e-3, "epochs": 200, "average_pool": False, "cluster_reduction": "sum", "distance": "squared",
@@ -91,7 +101,7 @@ PROFILES = {
     },
     "check": {
         "backbone": "tf_efficientnet_lite0", "width": 32, "depth": 1, "heads": 4, "clusters": 2, "epochs": 2,
-        "batch": 4,
+        "batch_size": 4,
     },
 }  # fmt: skip
 
@@ -101,22 +111,22 @@ class Settings:
     """Settings of AMI-Net. The defaults are the authors' code without jitter; the table above has every source."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # timm's tag
-    stages: tuple[int, ...] = (1, 2, 3)  # of the backbone, as timm counts them
+    stages: tuple[int, ...] = (1, 2, 3)  # stages of the backbone, as timm counts them
     average_pool: bool = True  # 3 x 3 over each stage
     patch: int = 4  # side in features
-    width: int = 768  # of a token
+    width: int = 768  # embedding dimension
     heads: int = 12
-    depth: int = 8  # inpainting blocks
-    aggregation_depth: int = 1  # blocks that find the centers
+    depth: int = 8  # number of inpainting blocks
+    aggregation_depth: int = 1  # number of blocks that compute the centers
     clusters: int = 8
     final_norm: bool = True  # LayerNorm after both stacks
     mask_token: Literal["learned", "zero"] = "learned"  # noqa: S105 - not a password
-    mask_ratio: Ratio = "uniform"  # fraction hidden in training; a number fixes it for every image
-    jitter: bool = False  # of the tokens in training: AMI-Net with the double dagger
+    mask_ratio: Ratio = "uniform"  # fraction masked in training; a number fixes it for every image
+    jitter: bool = False  # noise on the tokens in training: AMI-Net with the double dagger
     jitter_scale: float = 20.0
-    distance: Literal["euclidean", "squared"] = "euclidean"  # of a token to a center, times 1 - cosine
+    distance: Literal["euclidean", "squared"] = "euclidean"  # distance of a token to a center, times 1 - cosine
     cluster_reduction: Literal["mean", "sum"] = "mean"
-    cosine_over: Literal["patch", "place"] = "patch"  # vectors in the loss: patches (28,672 values) or places (1792)
+    cosine_over: Literal["patch", "position"] = "patch"  # vectors in the loss: of 28,672 or of 1792 values
     mse_weight: float = 1.0
     cosine_weight: float = 5.0
     intra_weight: float = 1.0
@@ -125,30 +135,30 @@ class Settings:
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
-    batch: int = 8
-    lambda_: float = 0.5  # standard deviations above a cluster's mean distance from which a token is hidden
+    batch_size: int = 8
+    lambda_: float = 0.5  # standard deviations above a cluster's mean distance from which a token is masked
     mask_at_test: Literal["adaptive", "none", "random", "complementary"] = "adaptive"
-    test_seed: int = 0  # ours, like the next three: of random and complementary masks, the same for every image
-    test_ratio: float = 0.5  # fraction hidden by "random"
+    test_seed: int = 0  # of random and complementary masks, the same for every image; this and the next three [I]
+    test_ratio: float = 0.5  # fraction masked by "random"
     test_cell: int = 2  # "complementary": side of a cell in tokens
-    test_subsets: int = 3  # "complementary": passes, each of which hides another subset of the cells
+    test_subsets: int = 3  # "complementary": number of passes, each of which masks another subset of the cells
     map_difference: Literal["mean_squared", "norm"] = "mean_squared"
     map_order: Literal["upsample_first", "multiply_first"] = "upsample_first"
     smoothing: float = 4.0  # sigma in pixels; 0 is none
     score: Score = "std"
-    decoder_epochs: int = 0  # of a decoder that shows the restored features as a picture; no score depends on it
+    decoder_epochs: int = 0  # epochs of a decoder that visualizes the restored features; no score depends on it
 
     def __post_init__(self) -> None:
-        is_ratio = self.mask_ratio == "uniform" or 0 <= self.mask_ratio < 1
-        check_setting(is_ratio, self, "mask_ratio", "must be 'uniform' or in [0, 1)")
+        if self.mask_ratio != "uniform":
+            check_setting(0 <= self.mask_ratio < 1, self, "mask_ratio", "must be 'uniform' or in [0, 1)")
         check_setting(0 <= self.test_ratio < 1, self, "test_ratio", "must be in [0, 1)")
-        counts = ("patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs", "batch", "test_cell")
-        check_at_least(1, self, *counts)
+        check_at_least(1, self, "patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs")
+        check_at_least(1, self, "batch_size", "test_cell")
         check_at_least(0, self, "lr", "jitter_scale", "weight_decay", "smoothing", "decoder_epochs")
 
 
 class AMINet(Method):
-    """Hides what is far from the cluster centers of its image and restores it; the map is the restoration error."""
+    """Masks tokens that are far from the cluster centers of their image; the anomaly map is the restoration error."""
 
     learned = ("network", "decoder")
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256, resample="lanczos")
@@ -163,10 +173,11 @@ class AMINet(Method):
         super().__init__(settings, setup)
         self.backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
         self._channels = sum(self.backbone.channels)
-        self._grid = token_grid(setup.size, self.backbone.strides[0], settings.patch)
-        # Settings that contradict each other raise an error here, before fit.
+        self._grid = inpainting.token_grid(setup.size, self.backbone.strides[0], settings.patch)
+        # Inconsistent settings raise an error here, before fit.
         with torch.device("meta"):
             self.build_network()
+        self._fit_info: Info = {}
         distances = torch.zeros(1, math.prod(self._grid))
         self._test_masks(distances, distances.long())
 
@@ -179,7 +190,7 @@ class AMINet(Method):
         return Decoder(self._channels, self.setup.size)
 
     def fit(self, train: Images, progress: Progress) -> None:
-        """Train to restore randomly masked features of good images and to find their clusters, in one loop."""
+        """Train to restore randomly masked features of good images and to learn their clusters, in one loop."""
         settings, seed = self.settings, self.setup.seed
         network = self.initialize(self.build_network)
         training = self._training_step(network)
@@ -187,27 +198,38 @@ class AMINet(Method):
         shuffle, noise = Generator().manual_seed(seed), Generator(self.setup.device).manual_seed(seed)
         self.decoder = None
 
-        for epoch in range(1, settings.epochs + 1):
-            for stages in features.batches(settings.batch, torch.randperm(len(train), generator=shuffle)):
+        is_last = not settings.decoder_epochs
+        for epoch in self.epochs(settings.epochs, network, training, shuffle, noise, is_last=is_last):
+            for stages in features.batches(settings.batch_size, torch.randperm(len(train), generator=shuffle)):
                 patches = self.to_patches(stages)  # (b, n, k * k * c)
                 mask = random_mask(*patches.shape[:2], ratio=settings.mask_ratio, generator=noise)
-                training.minimize(self.losses(network, patches, mask, noise)["total"], len(patches))
+                losses = self.losses(network, patches, mask, noise)
+                training.minimize(losses.pop("total"), len(patches), losses)
             loss = training.epoch_loss()
             self.network = network
             progress(epoch, settings.epochs, loss)
+        self._fit_info = self._mask_info(features) | {f"loss_{name}": term for name, term in training.terms.items()}
         if settings.decoder_epochs:
-            del training  # frees its moments before the next optimizer needs as much
+            del training  # frees its Adam moments before the next optimizer allocates as many
             self._fit_decoder(network, train, features, progress)
 
+    @torch.no_grad()
+    def _mask_info(self, features: FrozenFeatures) -> Info:
+        batches = (self.to_patches(stages) for stages in features.batches(self.settings.batch_size))
+        statistics = inpainting.mask_statistics(map(self._restore_patches, batches), self.settings.clusters)
+        if statistics["clusters_used"] == 1 < self.settings.clusters:
+            _log.warning("The tokens of each training image are in 1 of %d clusters only.", self.settings.clusters)
+        return {**statistics}
+
     def _fit_decoder(self, network: Inpainter, train: Images, features: FrozenFeatures, progress: Progress) -> None:
-        """Train a decoder to show what the fitted network restores of randomly masked, jittered features [C]."""
+        """Train a decoder to map the restored features of randomly masked, jittered inputs to images [C]."""
         settings, device, seed = self.settings, self.setup.device, self.setup.seed + 1
         decoder = self.initialize(self.build_decoder, seed)
         training = self._training_step(decoder)
         shuffle, noise = Generator().manual_seed(seed), Generator(device).manual_seed(seed)
-        for epoch in range(1, settings.decoder_epochs + 1):
+        for epoch in self.epochs(settings.decoder_epochs, decoder, training, shuffle, noise):
             order = torch.randperm(len(train), generator=shuffle)
-            batches = train.batches(settings.batch, order), features.batches(settings.batch, order)
+            batches = train.batches(settings.batch_size, order), features.batches(settings.batch_size, order)
             for images, stages in zip(*batches, strict=True):
                 patches = self.to_patches(stages)
                 mask = random_mask(*patches.shape[:2], ratio=settings.mask_ratio, generator=noise)
@@ -221,36 +243,31 @@ class AMINet(Method):
             progress(settings.epochs + epoch, settings.epochs + settings.decoder_epochs, None)
 
     def _training_step(self, module: nn.Module) -> TrainingStep:
-        settings, kind = self.settings, torch.optim.AdamW
-        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        return TrainingStep(self.setup, kind, module.parameters(), betas=settings.betas, **options)
+        options = {name: getattr(self.settings, name) for name in ("lr", "betas", "weight_decay")}
+        return TrainingStep(self.setup, torch.optim.AdamW, module.parameters(), **options)
 
     def losses(
         self, network: Inpainter, patches: Tensor, mask: Tensor, noise: Generator | None = None
     ) -> dict[str, Tensor]:
-        """Return the loss, "total", and its parts, named as their weights in the settings.
+        """Return the loss, "total", and its terms, named as their weights in the settings.
 
-        Args:
-            network: to train.
-            patches: (b, n, k * k * c).
-            mask: (b, n), True where hidden.
-            noise: generator of the jitter, if the settings have it; None leaves it out.
+        patches: (b, n, k * k * c) original ones. mask: (b, n), True for masked tokens. noise: None adds no jitter.
         """
         settings = self.settings
         squared, mean = settings.distance == "squared", settings.cluster_reduction == "mean"
         restored, semantic, centers = self.forward(network, patches, mask, noise)
         distances = network.distances(semantic, centers, squared=squared).amin(dim=2)  # (b, n), without jitter
-        inter = inter_cluster_distance(centers, squared=squared).mean()
+        inter = inpainting.inter_cluster_distance(centers, squared=squared).mean()
         vectors = (patches, restored) if settings.cosine_over == "patch" else map(self._split, (patches, restored))
-        parts = {
+        terms = {
             "mse": F.mse_loss(restored, patches),
             "cosine": cosine_distance(*vectors).mean(),
             "intra": distances.mean() if mean else distances.sum(dim=1).mean(),
             "inter": inter / max(settings.clusters * (settings.clusters - 1), 1) if mean else inter,
         }
-        restoration = settings.mse_weight * parts["mse"] + settings.cosine_weight * parts["cosine"]
-        clustering = settings.intra_weight * parts["intra"] - settings.inter_weight * parts["inter"]
-        return parts | {"total": restoration + clustering}
+        restoration = settings.mse_weight * terms["mse"] + settings.cosine_weight * terms["cosine"]
+        clustering = settings.intra_weight * terms["intra"] - settings.inter_weight * terms["inter"]
+        return terms | {"total": restoration + clustering}
 
     def forward(
         self, network: Inpainter, patches: Tensor, mask: Tensor, noise: Generator | None
@@ -259,14 +276,16 @@ class AMINet(Method):
         scale = self.settings.jitter_scale if self.settings.jitter and noise is not None else 0
         with autocast(self.setup):
             embedded, semantic = network.embed(patches)
-        centers = network.centers(jittered(semantic.float(), scale=scale, generator=noise))
+        centers = network.centers(inpainting.jittered(semantic.float(), scale=scale, generator=noise))
         with autocast(self.setup):
-            restored = network.restore(jittered(network.hide(embedded, mask), scale=scale, generator=noise))
+            restored = network.restore(
+                inpainting.jittered(network.mask_tokens(embedded, mask), scale=scale, generator=noise)
+            )
         return restored.float(), semantic.float(), centers
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Restore what is far from its cluster center, and return the difference from the original features."""
+        """Return scores and anomaly maps: the difference between the original and the restored features."""
         restoration = self.restore_images(images)
         original, restored = self._split(restoration.patches), self._split(restoration.restored)  # (b, n, k * k, c)
         norm = torch.linalg.vector_norm(original - restored, dim=3)  # (b, n, k * k)
@@ -281,23 +300,26 @@ class AMINet(Method):
         return Prediction(image_score(maps, self.settings.score), maps)
 
     def restore_images(self, images: Tensor) -> Restoration:
-        """Hide tokens of images (b, 3, h, w) by the test masks and restore them."""
-        network = self._inference_network
+        """Mask tokens of images (b, 3, h, w) by the test masks and restore them."""
         check_image_size(images, self.setup.size)
-        patches = self.to_patches(self.extract(images))
+        return self._restore_patches(self.to_patches(self.extract(images)))
+
+    def _restore_patches(self, patches: Tensor) -> Restoration:
+        network = self._inference_network
         with autocast(self.setup):
             embedded, semantic = network.embed(patches)
         centers = network.centers(semantic)
         squared = self.settings.distance == "squared"
-        distances, clusters = network.distances(semantic, centers, squared=squared).min(dim=2)  # 2 times (b, n)
+        distances, clusters = network.distances(semantic, centers, squared=squared).min(dim=2)  # each (b, n)
         masks = self._test_masks(distances, clusters)
         restored = patches
         for mask in masks:
             with autocast(self.setup):
-                output = network.restore(network.hide(embedded, mask)).float()
-            # Of one pass everything is used, of several what each one hid: together they hide everything once.
+                output = network.restore(network.mask_tokens(embedded, mask)).float()
+            # A single pass gives all patches. Of several passes, each gives the patches that it masked; each patch is
+            # masked once.
             restored = output if len(masks) == 1 else torch.where(mask[:, :, None], output, restored)
-        return Restoration(patches, restored, distances, masks)
+        return Restoration(patches, restored, distances, clusters, masks)
 
     @cached_property
     def _inference_network(self) -> Inpainter:
@@ -305,7 +327,7 @@ class AMINet(Method):
         return with_compiled_methods(network, self.setup, *Inpainter.INFERENCE_METHODS)
 
     def _test_masks(self, distances: Tensor, clusters: Tensor) -> Tensor:
-        """Return what each pass hides, (passes, b, n)."""
+        """Return (passes, b, n), True for the tokens that a pass masks."""
         settings = self.settings
         if settings.mask_at_test == "adaptive":
             return adaptive_mask(distances, clusters, count=settings.clusters, lambda_=settings.lambda_)[None]
@@ -316,11 +338,11 @@ class AMINet(Method):
         return masks.to(distances.device)[:, None].expand(-1, *distances.shape)
 
     def extract(self, images: Tensor) -> list[Tensor]:
-        """Return the stage maps of the backbone, each (b, c, h / stride, w / stride)."""
+        """Return the features of each stage of the backbone, (b, c, h / stride, w / stride)."""
         return list(self.backbone(images.to(self.setup.device)))
 
     def to_patches(self, stages: list[Tensor]) -> Tensor:
-        """Fuse the stage maps and cut them into patches (b, n, k * k * c)."""
+        """Fuse the features of the stages and cut them into patches (b, n, k * k * c)."""
         return fused_patches(stages, self.settings.patch, average_pool=self.settings.average_pool)
 
     def _split(self, patches: Tensor) -> Tensor:
@@ -328,37 +350,37 @@ class AMINet(Method):
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """Return distances of tokens to their centers, the mask of the last pass (1: hidden), and decoded features."""
+        """Return distances of tokens to their centers, the mask of the last pass (1: masked), and decoded features."""
         restoration = self.restore_images(images)
         tokens = torch.stack([restoration.distances, restoration.masks[-1].float()])  # (2, b, n)
         distance, mask = F.interpolate(tokens.view(2, -1, *self._grid), self.setup.size)  # each (b, h, w)
-        pictures = {"distance": distance, f"{self.settings.mask_at_test} mask": mask}
+        pictures = {"distance": distance, "mask": mask}
         if self.decoder:
             picture = self.decoder(unpatchify(restoration.restored, self.settings.patch, self._grid[0]))
             pictures["reconstruction"] = (picture * self.backbone.std + self.backbone.mean).clamp(0, 1)
         return pictures
 
-    def info(self) -> dict[str, str | int | float]:
-        """Return the sizes of the network (without the decoder) and of its input, and the backbone."""
+    def info(self) -> Info:
+        """Return sizes, the use of the clusters on the training images, and the unweighted loss terms by epoch."""
         n_trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-        sizes = {"trainable_parameters": n_trainable, "tokens": math.prod(self._grid)}
-        return super().info() | sizes | {"feature_channels": self._channels}
+        sizes: Info = {"trainable_parameters": n_trainable, "tokens": math.prod(self._grid)}
+        return super().info() | sizes | {"feature_channels": self._channels} | self._fit_info
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: Settings, setup: Setup) -> "AMINet":
         """Load the authors' `AMAE.pth`, which they trained with the default settings; no code in it is executed."""
         method = cls(settings, setup)
-        method.restore({f"network.{name}": value for name, value in released_state(path).items()})
+        method.load_state_dict({f"network.{name}": value for name, value in inpainting.released_state(path).items()})
         return method
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights with gradients and moments, of the cached features, and of one step."""
+        """Return the bytes of weights, gradients and Adam moments, of the cached features, and of one step."""
         channels, strides = channels_and_strides(settings.backbone, settings.stages)
         with torch.device("meta"):
-            network = _build_network(settings, token_grid(size, strides[0], settings.patch), sum(channels))
+            network = _build_network(settings, inpainting.token_grid(size, strides[0], settings.patch), sum(channels))
         features = sum(4 * c * size[0] * size[1] // s**2 for c, s in zip(channels, strides, strict=True)) * n_images
-        batch = min(settings.batch, n_images)
+        batch = min(settings.batch_size, n_images)
         decoder = Decoder.estimate_training_memory(sum(channels), size, batch) if settings.decoder_epochs else 0
         # While the decoder is trained, the weights and last gradients of the network stay in memory.
         training = max(network.estimate_training_memory(batch), decoder + network.estimate_training_memory(0) // 2)

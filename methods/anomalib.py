@@ -4,19 +4,21 @@ anomalib (https://github.com/open-edge-platform/anomalib, Apache-2.0) is an extr
 A model is the name of its class in anomalib.models.image. It is trained by its own training_step, optimizers and
 schedulers, and predicts by its own forward; `docs/other-libraries.md` lists the models that work and why others do not.
 
-Departures from a run by anomalib's own Engine:
+Differences from a run by anomalib's own Engine:
 (1) Images are preprocessed as for every method here. The model's own normalization is applied, its resize is not.
 (2) Scores and maps are raw: anomalib's post-processor, which normalizes by validation images, is left out.
 (3) No validation images, no early stopping: all epochs are run.
 (4) Backbone weights come from our own search if the model creates its backbone by timm; also those of Cfa, although it
     uses torchvision.
-(5) A model without a map (Dfkde) has its score at every pixel: its pixel metrics have no meaning.
+(5) With an EfficientNet-Lite, as in the profile demo, the blocks of the same stride replace the layers of a ResNet that
+    are a model's defaults, and Padim keeps 100 features, as it does with a ResNet-18.
+(6) A model without an anomaly map (Dfkde) gets its score at every pixel: its pixel metrics have no meaning.
 
     setting    default  source
     model      none     the class
     backbone   ""       timm's tag, for example "resnet18.tv_in1k"; "" is the model's own default
     epochs     0        0: the number in the model's trainer arguments, else 100 [I]; a memory bank always has one
-    batch      32       [I] anomalib's default of its data modules
+    batch_size 32       [I] anomalib's default of its data modules
     options    "{}"     a JSON object of other arguments of the class: {"n_features": 100, "layers": ["layer1"]}
 """
 
@@ -39,19 +41,20 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Progress, Setup
 from bench.weights import architecture_name, find_weights
 
 from .parts.backbone import load_weights
+from .parts.checks import check_at_least
 from .parts.frozen import exclude_from_state
 from .parts.json_options import parse_json_object
 from .parts.maps import image_score, upsample
-from .parts.validation import check_at_least
 
 TITLE = "{model} (anomalib)"
-FAMILY = "hosted"
+FAMILY = "external"
 NEEDS = ("the extra maskbench[anomalib]",)
 PROFILES = {
+    "demo": {"backbone": "tf_efficientnet_lite0", "epochs": 50},
     "check": {
         "model": "Padim",
         "backbone": "tf_efficientnet_lite0",
@@ -59,25 +62,31 @@ PROFILES = {
     },
 }
 
+DEMO_BACKBONE = "tf_efficientnet_lite0"
+"""The backbone of the profile demo, whose weights are part of the installation."""
+
 EPOCHS = 100
-"""If neither the setting nor the model gives a number."""
+"""Number of epochs if neither the setting nor the model defines one."""
+
+LITE_BLOCKS = {"layer1": "blocks.1", "layer2": "blocks.2", "layer3": "blocks.4", "layer4": "blocks.6"}
+"""The blocks of an EfficientNet-Lite at the strides of a ResNet's layers: 4, 8, 16 and 32."""
 
 EXAMPLE = '{"n_features": 100}'
-"""Of the setting options."""
+"""Example of the setting `options` in error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of a hosted model; the table above explains them."""
+    """Settings of an external model; the table above explains them."""
 
     model: str = ""
     backbone: str = ""
     epochs: int = 0
-    batch: int = 32
+    batch_size: int = 32
     options: str = "{}"
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "batch")
+        check_at_least(1, self, "batch_size")
         check_at_least(0, self, "epochs")
         parse_json_object(self.options, EXAMPLE)
 
@@ -111,16 +120,19 @@ class AnomalibMethod(Method):
         has_memory_bank = isinstance(module, MemoryBankMixin)
         trainer_arguments = module.trainer_arguments
         epochs = 1 if has_memory_bank else self.settings.epochs or trainer_arguments.get("max_epochs", EPOCHS)
-        optimizers, schedulers = _optimizers_and_schedulers(module.configure_optimizers())
+        try:
+            optimizers, schedulers = _optimizers_and_schedulers(module.configure_optimizers())
+        except RuntimeError as error:
+            raise self._explained(error) from error
         generator = torch.Generator().manual_seed(self.setup.seed)
         if isinstance(module.model, cfa.CfaModel):  # otherwise it would use the data module of its trainer
-            batches = [self._normalize(images) for images in train.batches(self.settings.batch)]
+            batches = [self._normalize(images) for images in train.batches(self.settings.batch_size)]
             module.model.initialize_centroid([SimpleNamespace(image=images) for images in batches])
-        for epoch in range(1, epochs + 1):
+        for epoch in self.epochs(epochs, module, *optimizers, *schedulers, generator):
             module.train()
             total = torch.zeros((), device=self.setup.device)
             order = torch.randperm(len(train), generator=generator)
-            for number, images in enumerate(train.batches(self.settings.batch, order)):
+            for number, images in enumerate(train.batches(self.settings.batch_size, order)):
                 loss = self._loss(module, images, number)
                 if optimizers and loss is not None:
                     _optimizer_step(module, loss, optimizers, trainer_arguments.get("gradient_clip_val") or 0.0)
@@ -137,11 +149,13 @@ class AnomalibMethod(Method):
         try:
             step: Any = module.training_step(SimpleNamespace(image=self._normalize(images)), number)
         except RuntimeError as error:
-            if "Trainer" not in str(error):
-                raise
-            raise self._trainer_error() from error
+            raise self._explained(error) from error
         loss: Tensor | None = step["loss"] if isinstance(step, Mapping) else step
         return loss
+
+    def _explained(self, error: RuntimeError) -> Exception:
+        """Return the error of a model that needs a trainer, or else the same error."""
+        return self._trainer_error() if "Trainer" in str(error) else error
 
     def _trainer_error(self) -> BenchError:
         return BenchError(
@@ -164,7 +178,7 @@ class AnomalibMethod(Method):
         scores = output.pred_score.float().view(len(images)) if has_score else image_score(maps, "max")
         return Prediction(scores.clone(), maps)
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the library, the backbone, and the number of trainable parameters."""
         return super().info() | {"library": f"anomalib {version('anomalib')}", "backbone": self._tag}
 
@@ -178,6 +192,7 @@ class AnomalibMethod(Method):
         """Return the untrained Lightning module on its device, with backbone weights from our search."""
         options = parse_json_object(self.settings.options, EXAMPLE)
         if self._tag:
+            options = _options_of_backbone(self._class, self._tag) | options
             options["backbone"] = architecture_name(self._tag)
         options |= {"evaluator": False, "visualizer": False, "post_processor": False}
         try:
@@ -186,15 +201,22 @@ class AnomalibMethod(Method):
         except BenchError:
             raise
         except Exception as error:
+            reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]:.200}"
+            if isinstance(error, OSError):
+                raise BenchError(
+                    f"anomalib's {self.settings.model} reads or downloads files when it is created, which failed "
+                    f"({reason}). Run it once with a connection, or choose another model."
+                ) from error
             raise BenchError(
-                f"anomalib's {self.settings.model} rejects these options: {error}. Correct them."
+                f"anomalib's {self.settings.model} cannot be created with these options ({reason}). Correct them with "
+                f"--set options=JSON and --set backbone=TAG."
             ) from error
         if not module.automatic_optimization:
             raise self._trainer_error()
-        module.log = lambda *_, **__: None  # there is no trainer with a logger
-        for part in module.model.modules():
-            if isinstance(part, TimmFeatureExtractor) and not part.requires_grad:
-                exclude_from_state(part)
+        module.log = lambda *_, **__: None  # no trainer with a logger exists
+        for submodule in module.model.modules():
+            if isinstance(submodule, TimmFeatureExtractor) and not submodule.requires_grad:
+                exclude_from_state(submodule)
         on_device: AnomalibModule = module.to(self.setup.device)
         return on_device
 
@@ -223,12 +245,29 @@ def _backbone_tag(settings: Settings, model_class: type[AnomalibModule]) -> str:
     """Return timm's tag of the backbone; "" if the model gets none by name."""
     parameter = inspect.signature(model_class.__init__).parameters.get("backbone")
     if parameter is None:
-        if settings.backbone:
+        if settings.backbone not in {"", DEMO_BACKBONE}:  # the profile sets it for all models
             raise BenchError(
                 f"anomalib's {settings.model} has no backbone option, got backbone = {settings.backbone}. Leave it out."
             )
         return ""
     return settings.backbone or str(parameter.default)
+
+
+def _options_of_backbone(model_class: type[AnomalibModule], tag: str) -> dict[str, Any]:
+    """Return the options that replace defaults for a ResNet, if the backbone is an EfficientNet-Lite."""
+    if not architecture_name(tag).startswith("tf_efficientnet_lite"):
+        return {}
+    parameters = inspect.signature(model_class.__init__).parameters
+    options: dict[str, Any] = {}
+    for name in {"layer", "layers"} & parameters.keys():
+        default = parameters[name].default
+        names = [default] if isinstance(default, str) else list(default or ())
+        if names and LITE_BLOCKS.keys() >= set(names):
+            blocks = [LITE_BLOCKS[each] for each in names]
+            options[name] = blocks[0] if isinstance(default, str) else blocks
+    if "n_features" in parameters and parameters["n_features"].default is None:
+        options["n_features"] = 100
+    return options
 
 
 @contextmanager
@@ -265,8 +304,8 @@ def _optimizers_and_schedulers(configured: Any) -> tuple[list[torch.optim.Optimi
     if isinstance(configured, Mapping):
         configured = ([configured["optimizer"]], [configured["lr_scheduler"]] if "lr_scheduler" in configured else [])
     optimizers, schedulers = configured
-    plain = [entry["scheduler"] if isinstance(entry, Mapping) else entry for entry in schedulers]
-    return list(optimizers), plain
+    plain_schedulers = [entry["scheduler"] if isinstance(entry, Mapping) else entry for entry in schedulers]
+    return list(optimizers), plain_schedulers
 
 
 def _optimizer_step(

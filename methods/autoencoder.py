@@ -2,13 +2,14 @@
 
 Bergmann, Löwe, Fauser, Sattlegger, Steger: Improving Unsupervised Defect Segmentation by Applying Structural Similarity
 to Autoencoders, VISAPP 2019 (https://arxiv.org/abs/1807.02011), and its use in Bergmann, Fauser, Sattlegger, Steger:
-MVTec AD, CVPR 2019. The authors have released no code, and we could read neither text: [M] is recollection, to be
-verified; [R] the re-implementation plutoyuxie/AutoEncoder-SSIM-for-unsupervised-anomaly-detection-, whose layers others
-share; [I] ours.
+MVTec AD, CVPR 2019. The authors have released no code, and we could read neither text. [R] is
+plutoyuxie/AutoEncoder-SSIM-for-unsupervised-anomaly-detection-, whose layers other re-implementations share.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
 There are two modes. "object" uses whole images. "texture" trains on random patches of them; at test time an image is
 reconstructed from overlapping patches, averaged where they overlap. `bench.toml` lists the categories that are
-textures. The map is the same measure as the loss: the squared error, or 1 - SSIM, averaged over the colors.
+textures. The anomaly map is the same measure as the loss: the squared error, or 1 - SSIM, averaged over the colors.
 
     setting              default   source
     loss                 l2        [M] "l2": squared errors, or "ssim": 1 - SSIM, both papers
@@ -16,7 +17,7 @@ textures. The map is the same measure as the loss: the squared error, or 1 - SSI
     latent               100       [M] 500 for nanofibers; 128 in the journal's MVTec AD of 2021
     patch                128       [M] side in pixels, in texture mode
     stride               30        [M]; [R] 32. Between patches at test time; the last ones end at the border [I]
-    samples_per_epoch    10000     [M] images or patches; drawn again in each epoch [I]
+    samples_per_epoch    10000     [M] images or patches; sampled again in each epoch [I]
     epochs, batch        200, 128  [M], [R]
     lr                   2e-4      [M] [R] Adam
     weight_decay         1e-5      [M]
@@ -25,20 +26,21 @@ textures. The map is the same measure as the loss: the squared error, or 1 - SSI
                                    patches are random
     flips                no        [R] both axes, for textures
     augment_probability  1         [I] that an image is rotated, shifted, and flipped along each axis; [R] 0.3
-    output               sigmoid   [R]; not known for the papers
+    output               sigmoid   [R]; unknown for the papers
     smoothing            0         [I] sigma in pixels of a Gaussian over the map; the papers have none [M]
-    downsample           1         [I] factor by which images are averaged first; 1 is as published
+    downsample           1         [I] average-pooling factor applied to the input; 1 as published
 
 Both losses are summed over the pixels of an image [I]. The papers average 1 - SSIM [M], but its gradient is then so
 small that weight decay dominates, and the output stays gray. Initial weights are He's, with which training leaves the
-constant gray output within hundreds of steps; those of the papers are not known [I].
+constant gray output within hundreds of steps; those of the papers are unknown [I].
 
-The score is the maximum of the map [I]: the papers define none. Further departures: color images, while the first
+The score is the maximum of the map [I]: the papers define none. Further differences: color images, while the first
 paper's are grayscale; textures at the same size as all images (512 x 512 in MVTec AD [M], [R] 256 x 256); reflection at
 the borders in SSIM and in rotated images; no validation images and no border weights as in [R].
 
     bench run --method ae,ae_ssim --profile code --dataset mvtec --protocol one-for-one --preprocessing paper
-    expected mean pixel AUROC: 81.7 by L2 [M] and 86.9 by SSIM (15 categories in the AMI-Net paper's Table I)
+    expected mean pixel AUROC: 81.7 by L2 [M] and 86.9 by SSIM (15 categories in the AMI-Net paper's Table I);
+    which epoch they are from is not known
 
 The image AUROC of AE-SSIM in that table is not an AUROC: each value is the rounded mean of the two rates of correct
 decisions in the MVTec AD paper. The paper does not report an AUROC.
@@ -54,15 +56,15 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import gaussian_filter, image_score, upsample
 from .parts.precision import autocast
 from .parts.similarity import ssim
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "AE (L2)"
 FAMILY = "reconstruction"
@@ -76,21 +78,22 @@ ALIASES = {
     "ae_ssim": {"title": "AE-SSIM", "settings": {"loss": "ssim"}},
 }
 PROFILES = {
+    # Chosen by the loss, the error on good images outside the draw, and by viewing maps, of test images too.
     "demo": {  # the defaults are 10,000 samples, 200 epochs, batch 128, lr 2e-4 and full resolution
         "downsample": 2,  # so a patch contains as much of a texture as at full size
         "patch": 64,
         "stride": 32,
         "samples_per_epoch": 100,
         "epochs": 16,
-        "batch": 4,
+        "batch_size": 4,
         "lr": 1e-3,
-        "smoothing": 4.0,  # the papers have none; so blurred a reconstruction differs at every edge
+        "smoothing": 4.0,  # the papers have none; so blurry a reconstruction differs at every edge
     },
-    "check": {"latent": 8, "samples_per_epoch": 8, "epochs": 2, "batch": 4, "patch": 32, "stride": 16},
+    "check": {"latent": 8, "samples_per_epoch": 8, "epochs": 2, "batch_size": 4, "patch": 32, "stride": 16},
 }
 
 SLOPE = 0.2
-"""Of the leaky ReLUs."""
+"""Negative slope of the leaky ReLUs."""
 
 TEST_BATCH = 64
 """Patches per batch at test time."""
@@ -107,7 +110,7 @@ class Settings:
     stride: int = 30
     samples_per_epoch: int = 10_000
     epochs: int = 200
-    batch: int = 128
+    batch_size: int = 128
     lr: float = 2e-4
     weight_decay: float = 1e-5
     rotation: float = 5.0
@@ -119,7 +122,7 @@ class Settings:
     downsample: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "latent", "stride", "samples_per_epoch", "epochs", "batch", "downsample")
+        check_at_least(1, self, "latent", "stride", "samples_per_epoch", "epochs", "batch_size", "downsample")
         check_at_least(0, self, "lr", "weight_decay", "smoothing")
         # patches must cover the image
         check_setting(self.stride <= self.patch, self, "stride", f"must be at most the patch, {self.patch}")
@@ -129,7 +132,7 @@ class Settings:
 
 
 class Autoencoder(Method):
-    """Encodes images or patches to a few values; the map is the difference between input and output."""
+    """Encodes images or patches to a few values; the anomaly map is the difference between input and output."""
 
     learned = ("network",)
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256)
@@ -160,9 +163,9 @@ class Autoencoder(Method):
             lambda images: [self._downsample(images.to(self.setup.device))], train, setup=self.setup
         )
 
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, generator):
             order = epoch_indices(len(train), settings.samples_per_epoch, generator)
-            for (images,) in images_on_device.batches(settings.batch, order):
+            for (images,) in images_on_device.batches(settings.batch_size, order):
                 original = self.augment(images, generator)
                 loss = self.difference(original, self.reconstruct(network, original)).sum(dim=(1, 2)).mean()
                 training.minimize(loss, len(images))
@@ -240,10 +243,12 @@ class Autoencoder(Method):
         chunk = max(1, TEST_BATCH // len(images))
         total, count = torch.zeros_like(images), torch.zeros_like(images[0, 0])
         for first in range(0, len(slices), chunk):
-            part = slices[first : first + chunk]
-            patches = torch.cat([images[:, :, rows, columns] for rows, columns in part])  # (chunk * b, 3, patch, patch)
+            chunk_slices = slices[first : first + chunk]
+            patches = torch.cat(
+                [images[:, :, rows, columns] for rows, columns in chunk_slices]
+            )  # (chunk * b, 3, patch, patch)
             outputs = torch.split(self.reconstruct(network, patches), len(images))
-            for (rows, columns), restored in zip(part, outputs, strict=True):
+            for (rows, columns), restored in zip(chunk_slices, outputs, strict=True):
                 total[:, :, rows, columns] += restored
                 count[rows, columns] += 1
         return total / count
@@ -254,13 +259,13 @@ class Autoencoder(Method):
         restored, difference = self._compare(images)
         return {"reconstruction": restored.clamp(0, 1), "difference": difference}
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the size of the network and of its input."""
         return super().info() | {"mode": self.settings.mode, "input_pixels": math.prod(self.input_size)}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of the images, of weights with gradients and moments, and of one batch with gradients."""
+        """Return the bytes of the images, of weights, gradients and Adam moments, and of one batch with gradients."""
         height, width = _input_size(settings, size)
         with torch.device("meta"):
             network = build_layers(settings, size)
@@ -273,7 +278,7 @@ class Autoencoder(Method):
             maps = layer(maps)
             n_activations += 0 if isinstance(layer, nn.LeakyReLU) else maps.numel()  # LeakyReLU works in place
         image = 12 * math.prod(size) // settings.downsample**2
-        batch = min(settings.batch, settings.samples_per_epoch) * (image + 4 * n_activations)
+        batch = min(settings.batch_size, settings.samples_per_epoch) * (image + 4 * n_activations)
         return min(n_images * image, MEMORY_BUDGET) + 16 * n_weights + batch
 
 
@@ -281,11 +286,11 @@ METHOD = Autoencoder
 
 
 def build_layers(settings: Settings, size: tuple[int, int]) -> nn.Sequential:
-    """Return encoder and decoder for the input that the settings take from images of (h, w) pixels.
+    """Return encoder and decoder for the input size that the settings define for images of (h, w) pixels.
 
-    Convolutions halve the input until 8 to 15 features are left on the shorter side: four of them at 128 pixels, one
-    more, after the second [R], each time that doubles. Below 128 pixels there are four, which leave fewer [I]. The grid
-    that is left is mapped to `latent` values at once.
+    Convolutions halve the input until the shorter side has 8 to 15 features: four of them at 128 pixels, one more,
+    after the second [R], each time that the side doubles. Below 128 pixels there are four, so the grid is smaller [I].
+    One layer maps the last grid to `latent` values.
 
     Raises:
         BenchError: if the input cannot be halved that often.

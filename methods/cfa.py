@@ -1,9 +1,10 @@
-"""CFA: features are adapted to lie within spheres around a memory of normal features; the map is the distance to it.
+"""CFA: features are adapted to lie within spheres around normal features; the anomaly map is the distance to them.
 
 Lee, Lee, Song: CFA: Coupled-hypersphere-based Feature Adaptation, IEEE Access 10, 2022
 (https://arxiv.org/abs/2206.04325). Code: https://github.com/sungwool/CFA_for_anomaly_localization at 0708086, without a
-licence: only its facts are used here. [C] states what the code does; we could not read the paper's text: [M] is
-recollection of it, to be verified; [I] is ours.
+license: only its facts are used here. We could not read the paper's text.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting               default            source
     backbone, stages      wide_resnet50_2, 1-3   [C] torchvision's first weights; layer1 to layer3
@@ -13,8 +14,8 @@ recollection of it, to be verified; [I] is ours.
     n_neighbors           3                  [C] K, nearest vectors of the memory that attract, and that give the score
     n_hard_negatives      3                  [C] J, the vectors after these, which repel
     margin                0.1                [C] alpha of the repulsion
-    loss_weight           1000               [C] of both terms
-    radius                1e-5               [C] at the start; it is trained
+    loss_weight           1000               [C] weight of both terms
+    radius                1e-5               [C] initial value; it is trained
     epochs, batch         30, 4              [C]
     lr, weight_decay      1e-3, 5e-4         [C] AdamW with amsgrad, constant, also for the radius
     smoothing             4                  [C] sigma in pixels
@@ -24,18 +25,18 @@ are added, and the descriptor is linear. The memory is the mean over the trainin
 output at each position, and constant afterwards [C], so the targets depend on the seed. The score of a position is the
 distance to the nearest vector times its softmin among the K nearest.
 
-Departures from the code: incomplete batches are used, which the code drops, in training and for the memory (with fewer
-images than a batch nothing would remain); squared distances are computed from differences, so a root is never NaN; each
-fit has the seed of the run, the code sets 1024 once for all categories; maps are not rescaled over the test set. The
-descriptor is linear, so its mean output is its output for the mean features.
+Differences from the code: incomplete batches, which the code drops, are used in training and for the memory (with fewer
+images than a batch, no image would be used); squared distances are computed from differences, so a root is never NaN;
+each fit has the seed of the run, the code sets 1024 once for all categories; maps are not rescaled over the test set.
+The descriptor is linear, so its mean output is its output for the mean features.
 
 anomalib's Cfa is another method in three respects: its radius is never trained, so nothing repels; its features are
 those after the ReLU; its weights are others.
 
     bench run --method cfa --profile code --dataset mvtec --protocol one-for-one --preprocessing paper
     expected mean image/pixel AUROC: 99.3/98.2 (the code's README, crop), AN ORACLE: the code keeps the best image AUROC
-    and the best pixel AUROC on the TEST set, each from an epoch of its own. The abstract's 99.5/98.5 also takes the
-    better of two preprocessings per category. Here the last epoch is the result
+    and the best pixel AUROC on the TEST set, each from another epoch. The abstract's 99.5/98.5 also takes the
+    better of two preprocessings per category. Here the result is that of the last epoch
 """
 
 from collections.abc import Sequence
@@ -49,16 +50,16 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
 from .parts.bank import MemoryBank, nearest_neighbors
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import gaussian_filter, image_score, upsample
 from .parts.precision import autocast
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "CFA"
 FAMILY = "memory bank"
@@ -87,7 +88,7 @@ class Settings:
     """Settings of CFA; the table above has the source of each."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # timm's tag
-    stages: tuple[int, ...] = (1, 2, 3)  # of the backbone, as timm counts them
+    stages: tuple[int, ...] = (1, 2, 3)  # stages of the backbone, as timm counts them
     features: Literal["pre_activation", "stage"] = "pre_activation"  # "stage": the stages as timm returns them
     descriptor_reduction: int = 1
     memory_reduction: int = 1
@@ -97,13 +98,13 @@ class Settings:
     loss_weight: float = 1000.0
     radius: float = 1e-5
     epochs: int = 30
-    batch: int = 4
+    batch_size: int = 4
     lr: float = 1e-3
     weight_decay: float = 5e-4
     smoothing: float = 4.0  # sigma in pixels; 0 is none
 
     def __post_init__(self) -> None:
-        counts = ("descriptor_reduction", "memory_reduction", "n_neighbors", "n_hard_negatives", "epochs", "batch")
+        counts = ("descriptor_reduction", "memory_reduction", "n_neighbors", "n_hard_negatives", "epochs", "batch_size")
         check_at_least(1, self, *counts)
         check_at_least(0, self, "margin", "lr", "weight_decay", "smoothing")
         check_setting(self.loss_weight > 0, self, "loss_weight", "must be > 0")
@@ -125,12 +126,12 @@ class Descriptor(nn.Module):
         columns = torch.linspace(-1, 1, w, device=features.device).expand(h, w)
         positions = torch.stack([rows, columns], dim=2).expand(b, h, w, 2)
         tokens = torch.cat([features.permute(0, 2, 3, 1), positions], dim=3)  # (b, h, w, c + 2)
-        descriptors: Tensor = self.projection(tokens.flatten(1, 2))
+        descriptors: Tensor = self.projection(tokens.flatten(1, 2))  # (b, h * w, outputs)
         return descriptors
 
 
 class CFA(Method):
-    """Adapts features to a memory of mean normal features; the map is the weighted distance to the nearest ones."""
+    """Adapts features to a memory of mean normal features; the anomaly map is the weighted distance to the nearest."""
 
     learned = ("network", "memory")
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(
@@ -163,9 +164,9 @@ class CFA(Method):
         options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "amsgrad": True}
         training = TrainingStep(self.setup, torch.optim.AdamW, network.parameters(), **options)
         generator = Generator().manual_seed(self.setup.seed)
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, generator):
             network.train()
-            for stages in features.batches(settings.batch, torch.randperm(len(train), generator=generator)):
+            for stages in features.batches(settings.batch_size, torch.randperm(len(train), generator=generator)):
                 training.minimize(self.loss(network, join(stages)), len(stages[0]))
             loss = training.epoch_loss()
             self.network = network.eval()
@@ -176,7 +177,7 @@ class CFA(Method):
         """Return the descriptor's output for the mean features at each position, or its k-means centers: (m, d)."""
         settings = self.settings
         total: Tensor | None = None
-        for stages in features.batches(settings.batch):
+        for stages in features.batches(settings.batch_size):
             summed = join(stages).sum(dim=0, keepdim=True)  # (1, c, h, w)
             total = summed if total is None else total + summed
         assert total is not None
@@ -247,7 +248,7 @@ class CFA(Method):
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> list[Tensor]:
-        """Return the stages of (b, 3, H, W) images, averaged over 3 x 3 features with zero padding, which counts."""
+        """Return the stages of (b, 3, H, W) images, averaged over 3 x 3 features including the zero padding."""
         return [F.avg_pool2d(stage.float(), 3, 1, 1) for stage in self.backbone(images.to(self.setup.device))]
 
     @torch.no_grad()
@@ -257,7 +258,7 @@ class CFA(Method):
         pictures = {"nearest distance": distance, "softmin weight": weight}
         return {name: upsample(maps, self.setup.size, align_corners=False) for name, maps in pictures.items()}
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the backbone, the size of the memory, and the trained radius."""
         vectors, dimensions = self.memory.shape
         values = {"memory_vectors": vectors, "dimensions": dimensions, "radius": float(self.network.radius.detach())}
@@ -265,12 +266,12 @@ class CFA(Method):
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of cached features, of weights and moments, and of the neighbors of one step."""
+        """Return the bytes of cached features, of weights and Adam moments, and of the neighbors of one step."""
         channels, strides = channels_and_strides(settings.backbone, settings.stages)
         grids = [prod(-(-side // stride) for side in size) for stride in strides]
         stages = sum(c * grid for c, grid in zip(channels, grids, strict=True))
         outputs = max(1, sum(channels) // settings.descriptor_reduction)
-        queries = min(settings.batch, n_images) * grids[0]
+        queries = min(settings.batch_size, n_images) * grids[0]
         neighbors = 3 * queries * (settings.n_neighbors + settings.n_hard_negatives) * outputs
         weights = 5 * sum(channels) * outputs
         return min(4 * n_images * stages, MEMORY_BUDGET) + 4 * (weights + neighbors + 3 * queries * sum(channels))
@@ -285,14 +286,14 @@ def join(stages: Sequence[Tensor]) -> Tensor:
 def return_pre_activations(backbone: Backbone, settings: Settings) -> None:
     """Change a ResNet such that each stage returns the sums before its last ReLU, through a LeakyReLU.
 
-    The next stage begins with a ReLU, which restores its usual input: ReLU(LeakyReLU(x)) = ReLU(x).
+    The next stage begins with a ReLU, which gives its original input: ReLU(LeakyReLU(x)) = ReLU(x).
 
     Raises:
         BenchError: if the backbone is no ResNet of timm.
     """
     network: Any = backbone.network
     for stage in settings.stages:
-        name, following = f"layer{stage}", f"layer{stage + 1}"
+        name, next_layer = f"layer{stage}", f"layer{stage + 1}"
         block = getattr(network, name)[-1] if hasattr(network, name) else None
         act = next((act for act in ("act3", "act2") if hasattr(block, act)), None)
         if act is None:
@@ -301,8 +302,8 @@ def return_pre_activations(backbone: Backbone, settings: Settings) -> None:
                 f"--set features=stage."
             )
         setattr(block, act, nn.LeakyReLU(LEAK))
-        if hasattr(network, following):
-            setattr(network, following, nn.Sequential(nn.ReLU(), *getattr(network, following)))
+        if hasattr(network, next_layer):
+            setattr(network, next_layer, nn.Sequential(nn.ReLU(), *getattr(network, next_layer)))
 
 
 METHOD = CFA

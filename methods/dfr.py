@@ -1,17 +1,18 @@
 """DFR: an autoencoder of regional features; the map is its reconstruction error.
 
 Shi, Yang, Qi: Unsupervised anomaly segmentation via deep feature reconstruction, Neurocomputing 424, 2021
-(https://arxiv.org/abs/2012.07122). Code: https://github.com/YoungGod/DFR at f2e2d4e, without a licence: only its facts
-are used here. [C] states what the code does; we could not read the paper's text: [M] is recollection of it, to be
-verified; [I] is ours.
+(https://arxiv.org/abs/2012.07122). Code: https://github.com/YoungGod/DFR at f2e2d4e, without a license: only its facts
+are used here. We could not read the paper's text.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting              default        source
     backbone             vgg19          [C] torchvision's weights
     stages               0, 1, 2, 3     [C] blocks whose ReLUs are used: relu1_1 to relu4_4, 12 maps, 3456 channels
     cell                 4              [C] pixels of the resized maps per regional feature, along each axis
-    latent               by PCA         [C] dimensions of the code; None: as many components as explain a share
-    explained_variance   0.9            [C] of the features of the first images
-    pca_images           10             [C]
+    latent               by PCA         [C] dimensions of the code; None: as many components as explain a fraction
+    explained_variance   0.9            [C] fraction of the variance of the features of the first images
+    pca_images           10             [C] number of these images
     epochs               700            [C] a comment in the code, and [M]; the default of its parser is 150
     lr, batch            1e-4, 4        [C] Adam, constant
 
@@ -19,13 +20,13 @@ The VGG pads by reflection, and 8 of its 12 maps are used with their padding [C]
 [C]. A backbone that is not a VGG gives its stages [I]. The map is upsampled with align_corners=True and not smoothed
 [C]; the score of an image is its maximum [C]: the paper is about segmentation and has no image score [M].
 
-Departures from the code, which change no result beyond rounding: resize and average are one matrix product per axis;
+Differences from the code, which change no result beyond rounding: resize and average are one matrix product per axis;
 the 1 x 1 convolutions are linear layers; the principal components' variances come from the covariance in float64; the
 features, which are frozen, are computed once, if they fit into memory or into the cache.
 
     bench run --method dfr --profile code --dataset mvtec --protocol one-for-one --preprocessing paper
     expected mean pixel AUROC: 95 (the paper [M]; AMI-Net's Table I prints 95.5 over rows whose mean is 94.9), image
-    AUROC 93.8 (AMI-Net's Table I); the code keeps the last epoch, selects none
+    AUROC 93.8 (AMI-Net's Table I); the code uses the last epoch
 """
 
 from dataclasses import dataclass
@@ -37,16 +38,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
 from .parts.backbone import channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import image_score, upsample
 from .parts.precision import autocast
 from .parts.regional_features import regional_features, tapped_backbone
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "DFR"
 FAMILY = "reconstruction"
@@ -68,22 +69,22 @@ class Settings:
     backbone: str = "vgg19.tv_in1k"  # timm's tag
     stages: tuple[int, ...] = (0, 1, 2, 3)  # blocks of a VGG, or stages as timm counts them
     cell: int = 4  # side in pixels
-    latent: int | None = None  # dimensions of the code; None is by PCA
+    latent: int | None = None  # dimensions of the code; None determines them by PCA
     explained_variance: float = 0.9
     pca_images: int = 10
     epochs: int = 700
     lr: float = 1e-4
-    batch: int = 4
+    batch_size: int = 4
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "cell", "pca_images", "epochs", "batch")
+        check_at_least(1, self, "cell", "pca_images", "epochs", "batch_size")
         check_at_least(0, self, "lr")
         check_setting(self.latent is None or self.latent >= 1, self, "latent", "must be >= 1 or None")
         check_setting(0 < self.explained_variance < 1, self, "explained_variance", "must be in (0, 1)")
 
 
 class DFR(Method):
-    """Reconstructs regional features from a code of few dimensions; the map is the mean squared error."""
+    """Reconstructs regional features from a code of few dimensions; the anomaly map is the mean squared error."""
 
     learned = ("latent", "network")
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256, resample="nearest")  # [C]
@@ -119,16 +120,16 @@ class DFR(Method):
         network = self.initialize(self.build_network)
         training = TrainingStep(self.setup, torch.optim.Adam, network.parameters(), lr=settings.lr)
         generator = Generator().manual_seed(self.setup.seed)
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, generator):
             network.train()
-            for (regions,) in features.batches(settings.batch, torch.randperm(len(train), generator=generator)):
+            for (regions,) in features.batches(settings.batch_size, torch.randperm(len(train), generator=generator)):
                 training.minimize(self.errors(network, regions).mean(), len(regions))
             loss = training.epoch_loss()
             self.network = network.eval()
             progress(epoch, settings.epochs, loss)
 
     def principal_components(self, features: FrozenFeatures, n_images: int) -> int:
-        """Return how many principal components explain more than `explained_variance` of the first images' features."""
+        """Return the number of principal components that explain more than `explained_variance` of the first images."""
         first = torch.arange(min(self.settings.pca_images, n_images))
         channels = sum(self.backbone.channels)
         total, products = (
@@ -180,14 +181,17 @@ class DFR(Method):
         channels = self.backbone.channels
         middle = sum(channels[: len(channels) // 2])
         errors = self.image_errors(images)
-        parts = {"error of shallow features": errors[..., :middle], "error of deep features": errors[..., middle:]}
+        error_groups = {
+            "error of shallow features": errors[..., :middle],
+            "error of deep features": errors[..., middle:],
+        }
         return {
-            name: upsample(part.mean(dim=3), self.setup.size, align_corners=True)
-            for name, part in parts.items()
-            if part.shape[3]
+            name: upsample(error.mean(dim=3), self.setup.size, align_corners=True)
+            for name, error in error_groups.items()
+            if error.shape[3]
         }
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the backbone, and the dimensions of features and code."""
         return super().info() | {"channels": sum(self.backbone.channels), "latent": int(self.latent)}
 
@@ -198,7 +202,7 @@ class DFR(Method):
         regions = sum(channels) * (size[0] // settings.cell) * (size[1] // settings.cell)
         stages = sum(c * (size[0] // s) * (size[1] // s) for c, s in zip(channels, strides, strict=True))
         cached = min(4 * n_images * regions, MEMORY_BUDGET)
-        return cached + 4 * min(settings.batch, n_images) * (6 * regions + stages)
+        return cached + 4 * min(settings.batch_size, n_images) * (6 * regions + stages)
 
 
 def autoencoder(channels: int, latent: int) -> nn.Sequential:

@@ -1,38 +1,40 @@
 """DRAEM: a discriminatively trained reconstruction embedding (Zavrtanik, Kristan, Skočaj; ICCV 2021).
 
-A network learns to remove simulated defects from images; a second one sees both images and learns to segment the
+A network learns to remove simulated defects from images; a second one gets both images and learns to segment the
 defects. Both are trained from scratch on good images with defects that are cut from other textures along Perlin noise.
 
 Paper: https://arxiv.org/abs/2108.07610. Code: https://github.com/VitjanZ/DRAEM at 2dbf673, MIT. We could not read the
-full paper: [P] its summary page, [C] the authors' code, [R] anomalib, with what it calls the paper's, [M] recollection,
-[I] ours.
+full paper, only its abstract page. [R] is anomalib, including the values that it attributes to the paper.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting                  paper        code       source
-    textures                 DTD          DTD        [P] [C] the Describable Textures Dataset, which is not part of this
-                                                     project: pass --set textures=DIR with the alias draem_dtd. "drawn"
-                                                     are crops of other training images and drawn patterns [I]
+    textures                 DTD          DTD        [A] [C] the Describable Textures Dataset, which is not part of this
+                                                     project: pass --set textures=DIR with the alias draem_dtd.
+                                                     "generated": crops of other training images and
+                                                     generated patterns [I]
     reconstruction_width     128          128        [C]
     segmentation_width       64           64         [C]
-    opacity                  0.1, 1       0, 0.8     [R] [C] range of the image's share in a defect
-    clean_fraction           -            0.5        [C] images without a defect; an empty mask makes others clean too
-    rotation_probability     -            0.3        [C] of an image by U(-90, 90) degrees, [M] 45; corners are black
+    opacity                  0.1, 1       0, 0.8     [R] [C] range of the weight of the image in a defect
+    clean_fraction           -            0.5        [C] fraction of images without a defect; more if a mask is empty
+    rotation_probability     -            0.3        [C] rotation by U(-90, 90) degrees, [M] 45; corners are black
     perlin_threshold         0.5          0.5        [C]
-    epochs, batch            700, 8       700, 8     [C] an epoch is as many draws, with replacement, as images
+    epochs, batch            700, 8       700, 8     [C] an epoch samples as many images, with replacement, as there are
     lr, lr_factor            1e-4, 0.1    1e-4, 0.2  [M] [C] Adam
-    lr_drop_epochs           401, 601     561, 631   [R] [C] from which the rate is multiplied by lr_factor
+    lr_drop_epochs           401, 601     561, 631   [R] [C] epochs at which the rate is multiplied by lr_factor
     score_window             21           21         [C] side of the mean filter with zero padding, before the max
-    downsample               -            -          [I] factor by which images are averaged first; 1 is as published
+    downsample               -            -          [I] average-pooling factor applied to the input; 1 as published
 
 Differences from the code: RGB instead of BGR; the ten changes of a texture by Pillow instead of imgaug; rotations by
 torch instead of imgaug; a seed; masks of other sizes than 256 x 256 are possible. As in the code, images are in [0, 1]
-without further normalization, and the range of SSIM's constants is guessed from the reconstruction.
+without further normalization, and the range of SSIM's constants is inferred from the reconstruction.
 
     bench run --method draem_dtd --set textures=~/data/dtd/images --profile code --dataset mvtec --preprocessing paper
-    published mean image/pixel AUROC: 98.0/97.3 (the paper [P]); 98.1/97.5 (README, released weights); the last epoch
+    published mean image/pixel AUROC: 98.0/97.3 (the paper [A]); 98.1/97.5 (README, released weights); the last epoch
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar
@@ -45,16 +47,17 @@ from bench.errors import BenchError
 from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.draem_networks import ReconstructionNetwork, SegmentationNetwork
-from .parts.maps import gaussian_kernel, upsample
-from .parts.perlin import random_perlin_noise
+from .parts.maps import upsample
 from .parts.precision import autocast
 from .parts.rotation import rotate
-from .parts.textures import TextureFolder, change_colors, draw_textures, random_images
-from .parts.validation import check_at_least, check_image_size, check_setting
+from .parts.similarity import ssim
+from .parts.simulated_defects import simulate_defects
+from .parts.textures import TextureFolder, draw_textures, random_images
 
-TITLE = "DRAEM (drawn textures)"
+TITLE = "DRAEM (generated textures)"
 FAMILY = "reconstruction"
 PAPER = (
     "Zavrtanik, Kristan, Skočaj: DRAEM - A discriminatively trained reconstruction embedding for surface anomaly "
@@ -65,27 +68,25 @@ NEEDS = ("a folder with textures for draem_dtd",)
 ALIASES = {"draem_dtd": {"title": "DRAEM", "settings": {"textures": "dtd"}}}
 PROFILES = {
     "demo": {
-        "reconstruction_width": 16, "segmentation_width": 16, "downsample": 2, "epochs": 100, "batch": 4, "lr": 1e-3,
-        "lr_drop_epochs": [81, 91], "score_window": 11,
+        "reconstruction_width": 16, "segmentation_width": 16, "downsample": 2, "epochs": 100, "batch_size": 4,
+        "lr": 1e-3, "lr_drop_epochs": [81, 91], "score_window": 11,
     },
     "paper": {"opacity": [0.1, 1.0], "lr_factor": 0.1, "lr_drop_epochs": [401, 601]},
-    "check": {"reconstruction_width": 2, "segmentation_width": 2, "epochs": 2, "batch": 3},
+    "check": {"reconstruction_width": 2, "segmentation_width": 2, "epochs": 2, "batch_size": 3},
 }  # fmt: skip
 
 STRIDE = 32
-"""Images have sides of this multiple, times `downsample`."""
+"""Sides of images must be multiples of this, times `downsample`."""
 
 SMOOTH = 1e-5
-"""By which the focal loss keeps probabilities away from 0 and 1."""
-
-SSIM_WINDOW = gaussian_kernel(1.5, 5)  # 11 x 11 pixels
+"""Lower bound of probabilities and of their complements in the focal loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of DRAEM; the table above has the source of each."""
 
-    textures: str = "drawn"  # or a folder with images
+    textures: str = "generated"  # or a folder with images
     reconstruction_width: int = 128
     segmentation_width: int = 64
     opacity: tuple[float, float] = (0.0, 0.8)
@@ -93,7 +94,7 @@ class Settings:
     rotation_probability: float = 0.3
     perlin_threshold: float = 0.5
     epochs: int = 700
-    batch: int = 8
+    batch_size: int = 8
     lr: float = 1e-4
     lr_factor: float = 0.2
     lr_drop_epochs: tuple[int, ...] = (561, 631)
@@ -101,25 +102,25 @@ class Settings:
     downsample: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "reconstruction_width", "segmentation_width", "epochs", "batch", "downsample")
+        check_at_least(1, self, "reconstruction_width", "segmentation_width", "epochs", "batch_size", "downsample")
         check_at_least(0, self, "lr", "lr_factor")
         for name in ("clean_fraction", "rotation_probability"):
             check_setting(0 <= getattr(self, name) <= 1, self, name, "must be in [0, 1]")
         check_setting(0 <= self.opacity[0] <= self.opacity[1] <= 1, self, "opacity", "must be a range within [0, 1]")
         is_odd = self.score_window >= 1 and self.score_window % 2 == 1
         check_setting(is_odd, self, "score_window", "must be an odd integer >= 1")
-        check_setting(bool(self.textures), self, "textures", "must be a folder with images, or 'drawn'")
+        check_setting(bool(self.textures), self, "textures", "must be a folder with images, or 'generated'")
 
 
 class DRAEM(Method):
-    """Removes simulated defects and segments them; the map is the probability of a defect."""
+    """Removes simulated defects and segments them; the anomaly map is the probability of a defect."""
 
     learned = ("reconstruction", "segmentation")
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256)  # [C]
     iterative: ClassVar[bool] = True
     supports_compile: ClassVar[bool] = True
     settings: Settings
-    reconstruction: ReconstructionNetwork  # in eval mode, as the other
+    reconstruction: ReconstructionNetwork  # in eval mode, as the other network
     segmentation: SegmentationNetwork
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
@@ -149,27 +150,27 @@ class DRAEM(Method):
         training = TrainingStep(self.setup, torch.optim.Adam, parameters, lr=settings.lr)
         generator = Generator().manual_seed(self.setup.seed)  # on the CPU: the same defects on every device
 
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, reconstruction, segmentation, training, generator):
             if epoch in settings.lr_drop_epochs:
                 training.optimizer.param_groups[0]["lr"] *= settings.lr_factor
             reconstruction.train()
             segmentation.train()
-            batches = (random_images(train, settings.batch, generator) for _ in range(2))
+            batches = (random_images(train, settings.batch_size, generator) for _ in range(2))
             for images, sources in zip(*batches, strict=True):
-                clean, defective, masks = self.simulate_defects(images, sources, generator)
+                clean, defective, masks = self.make_defects(images, sources, generator)
                 losses = self.losses(reconstruction, segmentation, clean, defective, masks)
                 training.minimize(torch.stack(losses).sum(), len(images))
             loss = training.epoch_loss()
             self.reconstruction, self.segmentation = reconstruction.eval(), segmentation.eval()
             progress(epoch, settings.epochs, loss)
 
-    def simulate_defects(self, images: Tensor, sources: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def make_defects(self, images: Tensor, sources: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return clean images, the same with simulated defects, and masks (b, 1, h, w) of the defects.
 
         Args:
             images: (b, 3, H, W) in [0, 1].
-            sources: of the same shape: other images, from which textures are drawn.
-            generator: on the CPU.
+            sources: (b, 3, H, W) other images, from which textures are generated.
+            generator: random generator on the CPU.
         """
         settings, count = self.settings, len(images)
         clean, sources = (F.avg_pool2d(batch.cpu(), settings.downsample) for batch in (images, sources))
@@ -178,14 +179,12 @@ class DRAEM(Method):
         degrees = (180 * torch.rand(count, generator=generator) - 90) * is_rotated
         clean = torch.where(is_rotated[:, None, None, None], rotate(clean, degrees, "bilinear"), clean)
         textures = self._folder.load(count, size, generator) if self._folder else draw_textures(sources, generator)
-        noise = torch.stack([random_perlin_noise(size, generator) for _ in range(count)])  # (b, h, w)
-        low, high = settings.opacity
-        opacity = low + (high - low) * torch.rand(count, generator=generator)
-        is_clean = torch.rand(count, generator=generator) < settings.clean_fraction
-        masks = (noise > settings.perlin_threshold) & ~is_clean[:, None, None]
-        defective = blend(clean, change_colors(textures, generator), masks[:, None].float(), opacity)
+        defective, masks = simulate_defects(
+            clean, textures, threshold=settings.perlin_threshold, clean_fraction=settings.clean_fraction,
+            opacity=settings.opacity, generator=generator,
+        )  # fmt: skip
         device = self.setup.device
-        return clean.to(device), defective.to(device), masks[:, None].float().to(device)
+        return clean.to(device), defective.to(device), masks.to(device)
 
     def losses(
         self,
@@ -235,11 +234,11 @@ class DRAEM(Method):
         restored, _ = self.restore_and_segment(images)
         error = (restored - F.avg_pool2d(images, self.settings.downsample)).abs().mean(dim=1)
         generator = Generator().manual_seed(self.setup.seed)
-        _, defective, masks = self.simulate_defects(images, images.roll(1, dims=0), generator)
+        _, defective, masks = self.make_defects(images, images.roll(1, dims=0), generator)
         pictures = {
             "reconstruction": restored.clamp(0, 1),
             "reconstruction error": error,
-            "simulated defect (half of the images have none)": defective.clamp(0, 1),
+            "simulated defect": defective.clamp(0, 1),
             "mask of the simulated defect": masks[:, 0],
         }
         return {name: upsample(picture, self.setup.size, align_corners=False) for name, picture in pictures.items()}
@@ -252,7 +251,7 @@ class DRAEM(Method):
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights, gradients and moments, and of the activations of one batch."""
+        """Return the bytes of weights, gradients and Adam moments, and of the activations of one batch."""
         with torch.device("meta"):
             networks = (
                 ReconstructionNetwork(settings.reconstruction_width),
@@ -263,43 +262,25 @@ class DRAEM(Method):
         # At each level l, 1 / 4^l of the pixels, min(2^l, 8) times the width; the outputs of convolution and norm.
         widths = settings.reconstruction_width + settings.segmentation_width
         activations = sum(12 * widths * min(1 << level, 8) * pixels // (1 << 2 * level) for level in range(6))
-        return 16 * n_weights + 4 * min(settings.batch, n_images) * activations
-
-
-def blend(images: Tensor, textures: Tensor, masks: Tensor, opacity: Tensor) -> Tensor:
-    """Replace masked pixels by a mixture: opacity times the image, and the rest from the texture.
-
-    Args:
-        images: (b, 3, h, w).
-        textures: (b, 3, h, w).
-        masks: (b, 1, h, w), 1 in the defect.
-        opacity: (b,) the share of the image.
-    """
-    share = opacity.to(images.dtype)[:, None, None, None]
-    return (1 - masks) * images + masks * ((1 - share) * textures + share * images)
+        return 16 * n_weights + 4 * min(settings.batch_size, n_images) * activations
 
 
 def ssim_loss(restored: Tensor, clean: Tensor) -> Tensor:
     """Return 1 - mean SSIM with an 11 x 11 Gaussian window and zeros beyond the border [C].
 
-    The range of values in its constants is guessed from the reconstruction: the top is 255 if any value exceeds 128,
+    The range of values in its constants is inferred from the reconstruction: the top is 255 if any value exceeds 128,
     else 1; the bottom is -1 if any value is below -0.5, else 0.
     """
     high = torch.where(restored.amax() > 128, 255.0, 1.0)
     value_range = high - torch.where(restored.amin() < -0.5, -1.0, 0.0)
-    luminance, contrast = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
-    moments = torch.cat([restored, clean, restored * restored, clean * clean, restored * clean])
-    mean1, mean2, square1, square2, product = _gaussian_with_zeros(moments).chunk(5)
-    means, squares = mean1 * mean2, mean1 * mean1 + mean2 * mean2
-    structure = (2 * (product - means) + contrast) / (square1 + square2 - squares + contrast)
-    return 1 - ((2 * means + luminance) / (squares + luminance) * structure).mean()
+    return 1 - ssim(restored, clean, "zeros", value_range=value_range).mean()
 
 
 def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Return the mean of -(1 - p)^2 log p over pixels, p the smoothed probability of the true class [C].
 
     Args:
-        logits: (b, 2, h, w).
+        logits: (b, 2, h, w) logits of both classes.
         masks: (b, 1, h, w), 1 for the second class.
     """
     probability = logits.softmax(dim=1)
@@ -308,27 +289,8 @@ def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return -((1 - p).square() * p.log()).mean()
 
 
-def _gaussian_with_zeros(maps: Tensor) -> Tensor:
-    """Filter (b, c, h, w) by the window of SSIM, as if the pixels beyond the border were 0.
-
-    Two matrix products are several times as fast as a convolution of single channels.
-    """
-    by_rows, by_columns = (_window_matrix(n, maps.device, maps.dtype) for n in maps.shape[2:])
-    return by_rows @ (maps @ by_columns.T)
-
-
-@lru_cache(maxsize=8)
-def _window_matrix(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return (n, n): the window of SSIM along one axis."""
-    with torch.inference_mode(mode=False):  # cached for later calls, which may record gradients
-        offset = (torch.arange(n)[:, None] - torch.arange(n)).abs()
-        radius = len(SSIM_WINDOW) // 2
-        half = torch.tensor(SSIM_WINDOW[radius:], dtype=torch.float64)  # of the offsets 0 to radius
-        return (half[offset.clamp(max=radius)] * (offset <= radius)).to(device, dtype)
-
-
 def _texture_folder(settings: Settings) -> TextureFolder | None:
-    return None if settings.textures == "drawn" else TextureFolder(Path(settings.textures).expanduser())
+    return None if settings.textures == "generated" else TextureFolder(Path(settings.textures).expanduser())
 
 
 METHOD = DRAEM

@@ -4,8 +4,9 @@ One flow per stage maps the features of good images to a standard normal distrib
 each position of the map has a likelihood. Where it is low, the image is anomalous.
 
 Paper: https://arxiv.org/abs/2111.07677. Its authors released no code, and we could not read the full paper. [R] is the
-re-implementation in common use, https://github.com/gathierry/FastFlow at 2cf1f2f, Apache-2.0; [P] abstract, [M]
-recollection of the paper, [I] ours.
+re-implementation in common use, https://github.com/gathierry/FastFlow at 2cf1f2f, Apache-2.0.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting              paper       re-implementation   source
     backbone             WR50, R18, DeiT, CaiT           [M] [R]; here the convolutional ones. [R] has timm's own
@@ -18,7 +19,7 @@ recollection of the paper, [I] ours.
     epochs, batch        500, 32     500, 32             [M] [R] the last incomplete batch is used here, not in [R]
     lr, weight_decay     1e-3, 1e-5  1e-3, 1e-5          [M] [R] Adam
     score                -           none                [I] maximum of the map, as in anomalib
-    downsample           -           -                   [I] factor by which images are averaged first; 1: [R]
+    downsample           -           -                   [I] average-pooling factor applied to the input; 1: [R]
 
 Differences from the re-implementation: images of any shape; gray images are converted to RGB; the permutations come
 from torch's generator, so the same seed draws others. The loss is the negative log-likelihood of a whole map: values of
@@ -26,7 +27,8 @@ from torch's generator, so the same seed draws others. The loss is the negative 
 last epoch and the best one are far apart (`--selection both`).
 
     bench run --method fastflow --profile code --dataset mvtec --protocol one-for-one --preprocessing paper
-    published mean image/pixel AUROC: 99.4/98.5 (the paper [P] [M], with the best backbone per category); the
+    published mean image/pixel AUROC: 99.4/98.5 (the paper [A] [M], with the best backbone per category, epoch not
+    stated); the
     re-implementation's pixel AUROC with WideResNet50-2: 97.2 in the last epoch, 98.3 at the best epoch on the test set
 """
 
@@ -44,12 +46,12 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.flows import CouplingBlock2d, Flow, negative_log_likelihood
 from .parts.maps import image_score, upsample
 from .parts.precision import autocast
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "FastFlow"
 FAMILY = "flow"
@@ -65,7 +67,7 @@ ALIASES = {
     },
 }
 PROFILES = {
-    "demo": {"backbone": "tf_efficientnet_lite0", "downsample": 2, "steps": 4, "epochs": 50, "batch": 1},
+    "demo": {"backbone": "tf_efficientnet_lite0", "downsample": 2, "steps": 4, "epochs": 50, "batch_size": 1},
     "check": {"backbone": "tf_efficientnet_lite0", "steps": 2, "epochs": 2},
 }
 
@@ -75,19 +77,19 @@ class Settings:
     """Settings of FastFlow; the table above has the source of each."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # timm's tag
-    stages: tuple[int, ...] = (1, 2, 3)  # of the backbone, as timm counts them
+    stages: tuple[int, ...] = (1, 2, 3)  # stages of the backbone, as timm counts them
     layer_norm: bool = True  # before each flow
-    steps: int = 8  # coupling blocks per flow
+    steps: int = 8  # number of coupling blocks per flow
     kernels: tuple[int, ...] = (3, 1)  # sides of the convolutions, repeated over the blocks
     hidden_ratio: float = 1.0
     epochs: int = 500
-    batch: int = 32
+    batch_size: int = 32
     lr: float = 1e-3
     weight_decay: float = 1e-5
     downsample: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "steps", "epochs", "batch", "downsample")
+        check_at_least(1, self, "steps", "epochs", "batch_size", "downsample")
         check_at_least(0, self, "lr", "weight_decay")
         check_setting(self.hidden_ratio > 0, self, "hidden_ratio", "must be > 0")
         is_odd = bool(self.kernels) and all(kernel >= 1 and kernel % 2 == 1 for kernel in self.kernels)
@@ -114,7 +116,7 @@ class Flows(nn.Module):
 
 
 class FastFlow(Method):
-    """Maps features to a normal distribution; the map is how unlikely each position is."""
+    """Maps features to a normal distribution; the anomaly map is minus the density at each position."""
 
     learned = ("network",)
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256)  # [R]
@@ -143,9 +145,9 @@ class FastFlow(Method):
         features = FrozenFeatures(self.extract, train, identity=identity, setup=self.setup)
         generator = Generator().manual_seed(self.setup.seed)
 
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, generator):
             network.train()
-            for stages in features.batches(settings.batch, torch.randperm(len(train), generator=generator)):
+            for stages in features.batches(settings.batch_size, torch.randperm(len(train), generator=generator)):
                 training.minimize(self.loss(network, stages), len(stages[0]))
             loss = training.epoch_loss()
             self.network = network.eval()
@@ -181,7 +183,7 @@ class FastFlow(Method):
         return with_compiled_methods(self.network, self.setup, "forward")
 
     def extract(self, images: Tensor) -> list[Tensor]:
-        """Return the stage maps of the backbone, each (b, c, h, w)."""
+        """Return the features of each stage of the backbone, (b, c, h, w)."""
         return list(self.backbone(F.avg_pool2d(images.to(self.setup.device), self.settings.downsample)))
 
     @torch.no_grad()
@@ -193,7 +195,7 @@ class FastFlow(Method):
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights, gradients and moments, of the features, and of the activations of one batch."""
+        """Return the bytes of weights, gradients, Adam moments, features, and the activations of one batch."""
         channels, strides = channels_and_strides(settings.backbone, settings.stages)
         shapes = [
             (c, -(-size[0] // (settings.downsample * stride)), -(-size[1] // (settings.downsample * stride)))
@@ -201,10 +203,12 @@ class FastFlow(Method):
         ]
         with torch.device("meta"):
             n_weights = sum(parameter.numel() for parameter in Flows(settings, shapes).parameters())
-        values = sum(prod(shape) for shape in shapes)  # of one image
+        values = sum(prod(shape) for shape in shapes)  # number of values of one image
         features = min(4 * n_images * values, MEMORY_BUDGET)
         # Per block: coupled maps, scaled maps, permuted maps, and about three times the half of the conditioner.
-        activations = 4 * min(settings.batch, n_images) * values * int(5 + 2 * settings.hidden_ratio) * settings.steps
+        activations = (
+            4 * min(settings.batch_size, n_images) * values * int(5 + 2 * settings.hidden_ratio) * settings.steps
+        )
         return 16 * n_weights + features + activations
 
 

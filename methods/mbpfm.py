@@ -1,12 +1,14 @@
 """MBPFM: bidirectional pre-trained feature mapping (Wan, Gao, Li, Wen; IEEE TII 2022).
 
-Two frozen networks see the same image. At three stages a small network maps the features of the first to those of the
+Two frozen networks get the same image. At three stages a small network maps the features of the first to those of the
 second, and back, through a shared bottleneck. It is trained on good images; where the mapping fails, the image is
 anomalous. The abstract abbreviates the method as PFM; the AMI-Net paper calls it MBPFM.
 
 Paper: https://doi.org/10.1109/TII.2022.3182385. Code, without a license:
 https://github.com/smiler96/PFM-and-PEFM-for-Image-Anomaly-Detection-and-Segmentation at 89268b6. We could not read the
-full paper: [P] abstract, [C] the authors' code and the log of its published run, [M] recollection, [I] ours.
+full paper. [C] includes the log of the published run.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting              paper       code              source
     small_backbone       ResNet34    ResNet34          [C] torchvision's; any pair with equal strides is [I]
@@ -16,7 +18,7 @@ full paper: [P] abstract, [C] the authors' code and the log of its published run
     lrs                  3e-3, 3e-4, 3e-4              [C] one Adam per stage
     weight_decay         1e-5        1e-5              [C]
     epochs, batch        200, 8      200, 8            [C] the parser's default batch is 1; README and log have 8
-    downsample           -           -                 [I] factor by which images are averaged first; 1 is as published
+    downsample           -           -                 [I] average-pooling factor applied to the input; 1 as published
 
 Differences from the code: no gradient is computed for the frozen networks; their features are computed once; a
 division by the variances of the training set, which the code has switched off, is left out. The last epoch is used, as
@@ -41,11 +43,11 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import image_score, upsample
 from .parts.precision import autocast
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "MBPFM"
 FAMILY = "distillation"
@@ -64,11 +66,11 @@ ALIASES = {
 PROFILES = {
     "demo": {  # only one pretrained network is installed with the package; the other one has random weights
         "small_backbone": "tf_efficientnet_lite0", "large_backbone": "random:resnet18", "latents": [50, 100, 200],
-        "downsample": 2, "lrs": [3e-3, 3e-3, 3e-3], "epochs": 100, "batch": 1,
+        "downsample": 2, "lrs": [3e-3, 3e-3, 3e-3], "epochs": 100, "batch_size": 1,
     },
     "check": {
         "small_backbone": "tf_efficientnet_lite0", "large_backbone": "random:resnet18", "stages": [1], "latents": [8],
-        "lrs": [3e-3], "epochs": 2, "batch": 3,
+        "lrs": [3e-3], "epochs": 2, "batch_size": 3,
     },
 }  # fmt: skip
 
@@ -79,16 +81,16 @@ class Settings:
 
     small_backbone: str = "resnet34.tv_in1k"  # timm's tag
     large_backbone: str = "resnet50.tv_in1k"
-    stages: tuple[int, ...] = (1, 2, 3)  # of both, as timm counts them
+    stages: tuple[int, ...] = (1, 2, 3)  # stages of both backbones, as timm counts them
     latents: tuple[int, ...] = (200, 400, 900)  # one per stage
     lrs: tuple[float, ...] = (3e-3, 3e-4, 3e-4)  # one per stage
     weight_decay: float = 1e-5
     epochs: int = 200
-    batch: int = 8
+    batch_size: int = 8
     downsample: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "epochs", "batch", "downsample")
+        check_at_least(1, self, "epochs", "batch_size", "downsample")
         check_at_least(0, self, "weight_decay")
         count = len(self.stages)
         is_valid = len(self.latents) == count and min(self.latents, default=0) >= 1
@@ -104,7 +106,7 @@ class Mapper(nn.Module):
     """
 
     def __init__(self, small: int, large: int, latent: int) -> None:
-        """Create the mapper for features of so many channels, with `latent` channels in the middle."""
+        """Create the mapper for `small` and `large` channels, with `latent` channels in the middle."""
         super().__init__()
         self.small_encoder = _encoder(small, latent)
         self.shared = nn.Conv2d(2 * latent, latent, 1)
@@ -113,14 +115,14 @@ class Mapper(nn.Module):
         self.small_decoder = _decoder(small, latent)
 
     def forward(self, small: Tensor, large: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is restored of both, of the small features (b, small, h, w) first, each from the other."""
+        """Return small features (b, small, h, w) predicted from the large ones, and large ones from the small ones."""
         from_large = self.small_decoder(self.shared(self.large_encoder(large)))
         from_small = self.large_decoder(self.shared(self.small_encoder(small)))
         return from_large, from_small
 
 
 class MBPFM(Method):
-    """Maps the features of two frozen networks to each other; the map is the error of both directions."""
+    """Maps the features of two frozen networks to each other; the anomaly map is the error of both directions."""
 
     learned = ("mappers",)
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256, resample="lanczos")  # [C]
@@ -156,9 +158,9 @@ class MBPFM(Method):
         features = FrozenFeatures(self.extract, train, identity=identity, setup=self.setup)
         generator = Generator().manual_seed(self.setup.seed)
 
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, mappers, *trainings, generator):
             mappers.train()
-            for stages in features.batches(settings.batch, torch.randperm(len(train), generator=generator)):
+            for stages in features.batches(settings.batch_size, torch.randperm(len(train), generator=generator)):
                 for mapper, training, pair in zip(mappers, trainings, normalized_pairs(stages), strict=True):
                     training.minimize(self.loss(mapper, *pair), len(pair[0]))
             loss = sum(training.epoch_loss() for training in trainings)
@@ -209,19 +211,19 @@ class MBPFM(Method):
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights, gradients and moments, of the features, and of the activations of one batch."""
+        """Return the bytes of weights, gradients, Adam moments, features, and the activations of one batch."""
         small, strides = channels_and_strides(settings.small_backbone, settings.stages)
         large, _ = channels_and_strides(settings.large_backbone, settings.stages)
         with torch.device("meta"):
             n_weights = sum(value.numel() for value in _build_mappers(small, large, settings).parameters())
         image = activations = 0
         for a, b, latent, stride in zip(small, large, settings.latents, strides, strict=True):
-            positions = size[0] * size[1] // (settings.downsample * stride) ** 2
-            image += (a + b) * positions
+            n_positions = size[0] * size[1] // (settings.downsample * stride) ** 2
+            image += (a + b) * n_positions
             # Outputs of convolution and norm: twice 2 encoders and decoders, and the features themselves.
-            activations += (4 * (a + b + 8 * latent) + 4 * (a + b)) * positions
+            activations += (4 * (a + b + 8 * latent) + 4 * (a + b)) * n_positions
         features = min(4 * n_images * image, MEMORY_BUDGET)
-        return 16 * n_weights + features + 4 * min(settings.batch, n_images) * activations
+        return 16 * n_weights + features + 4 * min(settings.batch_size, n_images) * activations
 
 
 def normalized_pairs(stages: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""The floor that every method must exceed: the distance of each pixel from the mean of the training images."""
+"""The simplest baseline, which a useful method should exceed: the distance of a pixel from the mean training image."""
 # ruff: noqa: D101, D102 - the base class documents these methods; this file shows how short a method can be
 
 from dataclasses import dataclass
@@ -8,15 +8,19 @@ from torch import Tensor
 
 from bench.method import Images, Method, Prediction, Progress
 
+from .parts.checks import check_at_least, check_image_size
 from .parts.maps import gaussian_filter, image_score
 
-TITLE = "Mean map (floor)"
-FAMILY = "floor"
+TITLE = "Mean map (baseline)"
+FAMILY = "baseline"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     smoothing: float = 2.0  # sigma of the Gaussian over the map, in pixels
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "smoothing")
 
 
 class MeanMap(Method):
@@ -31,6 +35,7 @@ class MeanMap(Method):
         self.mean = total / len(train)
 
     def predict(self, images: Tensor) -> Prediction:
+        check_image_size(images, self.setup.size)
         maps = gaussian_filter((images - self.mean).square().mean(dim=1), self.settings.smoothing)  # (b, h, w)
         return Prediction(image_score(maps, "max"), maps)
 

@@ -4,7 +4,7 @@ Wang, Xu, Li, Gao, Cheng, Lu: Multi-feature Reconstruction Network using Crossed
 Industrial Anomaly Detection, 2024. We could read no more of the paper than its abstract and what others cite of its
 captions, and found no public code: this is NOT a reproduction, and tables must call it "MFRNet (our reading)".
 
-The fused features of a frozen network are hidden in complementary random parts. A transformer restores each part from
+The fused features of a frozen network are masked in complementary random parts. A transformer restores each part from
 the rest; combined, the restorations are the features that a normal image would have. The difference from the original
 features, in value and in structure, is the loss in training and the anomaly map at test time.
 
@@ -12,14 +12,16 @@ features, in value and in structure, is the loss in training and the anomaly map
 
 There is no expected number: none of the paper's results were available to us.
 
-[A] stated in the abstract, [F] in the caption of a figure, [S] only in summaries by others, [I] our reading.
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
+
+[P] covers only the captions of figures as others cite them, and [R] only summaries of the paper by others.
 
     what                                                                    source
-    features of several scales, from a pre-trained network, as one map      [A]; a frozen VGG16, resized, joined [S]
-    masks on the features, random, complementary, covering all              [A] [F]
-    cells of k features and n subsets; the example has k = 2, n = 3         [F]
+    features of several scales, from a pre-trained network, as one map      [A]; a frozen VGG16, resized, joined [R]
+    masks on the features, random, complementary, covering all              [A] [P]
+    cells of k features and n subsets; the example has k = 2, n = 3         [P]
     several restorations in parallel, combined                              [A]
-    a transformer restores; its unit is a "hybrid transformer block"        [A] [F]
+    a transformer restores; its unit is a "hybrid transformer block"        [A] [P]
     one hybrid loss, pixel and structural, for training and anomaly map     [A]
     input, layers, size of the map, normalization, values of k and n,       [I]
     the network (`parts/restoration_net.py`), the structural measure,
@@ -40,10 +42,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep, check_finite
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.features import MEMORY_BUDGET, FrozenFeatures, fuse
 from .parts.maps import Score, gaussian_filter, image_score, upsample
 from .parts.masks import complementary_masks
@@ -51,7 +54,6 @@ from .parts.precision import autocast
 from .parts.restoration_net import RestorationNet
 from .parts.similarity import msgms, ssim
 from .parts.train_validation_split import train_validation_split
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "MFRNet (our reading)"  # the paper's text was not available to us
 FAMILY = "mask-based"
@@ -65,59 +67,61 @@ PROFILES = {
     # have the same size in pixels as with the defaults.
     "demo": {
         "backbone": "tf_efficientnet_lite0", "stages": [1, 2, 3], "stride": 8, "cell_sizes": [1, 2, 4],
-        "widths": [64, 96], "depth": 1, "head_width": 32, "pools": [8, 4, 2], "epochs": 60, "batch": 1, "lr": 2e-3,
+        "widths": [64, 96], "depth": 1, "head_width": 32, "pools": [8, 4, 2], "epochs": 60, "batch_size": 1, "lr": 2e-3,
     },
     "check": {
         "backbone": "tf_efficientnet_lite0", "stages": [1, 2, 3], "cell_sizes": [1, 2], "widths": [16, 24], "depth": 1,
-        "head_width": 8, "pools": [4, 2], "epochs": 2, "batch": 4,
+        "head_width": 8, "pools": [4, 2], "epochs": 2, "batch_size": 4,
     },
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of MFRNet. Every default without a source is our reading, [I]."""
+    """Settings of MFRNet. Every default without a source is [I]."""
 
-    backbone: str = "vgg16.tv_in1k"  # [S] VGG16; [I] timm's tag of torchvision's weights
+    backbone: str = "vgg16.tv_in1k"  # [R] VGG16; [I] timm's tag of torchvision's weights
     stages: tuple[int, ...] = (
         0,
         1,
         2,
         3,
-    )  # of a VGG16 relu1_2, relu2_2, relu3_3, relu4_3; 1,2,3 has 896 of 960 channels
+    )  # VGG16: relu1_2, relu2_2, relu3_3, relu4_3; 1,2,3 has 896 of 960 channels
     stride: int = 4  # pixels per feature of the common map: 64 x 64 features for 256 x 256 pixels; or 2, 8
-    normalization: Literal["standardize", "l2"] = "standardize"  # by channel over the training set, or by feature
+    normalization: Literal["standardize", "l2"] = "standardize"  # each channel over the training set, or each feature
     min_relative_std: float = 0.1  # lower bound of a channel's std, relative to the mean std of its stage
-    subsets: int = 3  # n, [F] in the example
+    subsets: int = 3  # n, [P] in the example
     cell_sizes: tuple[int, ...] = (
         2,
         4,
         8,
-    )  # k, [F] 2 in the example; [I] training draws one per step, the test averages
+    )  # k, [P] 2 in the example; [I] training draws one per step, the test averages
     mask_token: Literal["zero", "learned"] = "zero"  # noqa: S105 - zero: the channels' means, after standardization
-    widths: tuple[int, ...] = (256, 320, 512)  # of the U's levels, finest first; one width is a flat stack
-    depth: int = 2  # blocks per level of the encoder
-    decoder_depth: int = 0  # and of the decoder
+    widths: tuple[int, ...] = (256, 320, 512)  # channels of the U-Net's levels, finest first; one width: no U-Net
+    depth: int = 2  # number of blocks per level of the encoder
+    decoder_depth: int = 0  # number of blocks per level of the decoder
     head_width: int = 64  # channels of an attention head; or 32
     pools: tuple[int, ...] = (16, 8, 4, 2)  # sides of the grids of keys; 16 alone is attention to one grid
-    feed_forward: Literal["convolution", "mlp"] = "convolution"  # by the abstract of the Defect Transformer
+    feed_forward: Literal["convolution", "mlp"] = "convolution"  # from the abstract of the Defect Transformer
     structure: Literal["ssim", "msgms", "both"] = "ssim"  # [A] structural; [I] which measure
     structure_weight: float = 1.0  # lambda
-    data_range: float = 1.0  # of the features, which scales SSIM's constants
-    epochs: int = 300  # RIAD's, like the next six
+    data_range: float = 1.0  # range of the features, which scales SSIM's constants
+    epochs: int = 300  # this and the next six: RIAD's
     lr: float = 1e-4  # of Adam
-    lr_drop_epoch: int = 250  # from which the rate is one tenth
+    lr_drop_epoch: int = 250  # epoch from which the learning rate is one tenth
     weight_decay: float = 0.0
-    batch: int = 8
-    validation_fraction: float = 0.2  # of the training images, if there are at least 10; the epoch best on them is used
+    batch_size: int = 8
+    validation_fraction: float = (
+        0.2  # fraction of at least 10 training images; the epoch with their lowest loss is used
+    )
     patience: int = 20  # epochs without a lower validation loss after which training ends
-    test_seed: int = 0  # of the masks at test time, which are the same for every image
-    map_merge: Literal["sum", "product"] = "sum"  # of the pixel and the structural difference, as in the loss
+    test_seed: int = 0  # seed of the masks at test time, which are the same for every image
+    map_merge: Literal["sum", "product"] = "sum"  # how pixel and structural difference are combined; the loss is a sum
     smoothing: float = 4.0  # sigma in pixels; 0 is none
     score: Score = "max"
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "stride", "depth", "head_width", "epochs", "batch", "patience")
+        check_at_least(1, self, "stride", "depth", "head_width", "epochs", "batch_size", "patience")
         check_at_least(0, self, "decoder_depth", "min_relative_std", "structure_weight", "smoothing")
         check_at_least(0, self, "lr", "weight_decay")
         for name in ("cell_sizes", "widths", "pools"):
@@ -131,25 +135,25 @@ class Settings:
 
 
 class MFRNet(Method):
-    """Hides crossed parts of fused features and restores them; the map is the difference of the restoration."""
+    """Masks crossed parts of fused features and restores them; the anomaly map is the restoration error."""
 
     learned = ("mean", "std", "network", "best_epoch")
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256)
-    supports_compile: ClassVar[bool] = True  # the backbone
+    supports_compile: ClassVar[bool] = True  # compiles the backbone
     iterative: ClassVar[bool] = True
     settings: Settings
-    mean: Tensor  # (c,) of the features of the training set
+    mean: Tensor  # (c,) mean of the features of the training set
     std: Tensor  # (c,)
     network: RestorationNet
-    best_epoch: Tensor  # () of the network
+    best_epoch: Tensor  # () epoch of the network
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
         self.backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
         self._channels = sum(self.backbone.channels)
         self._grid = _grid(settings, setup.size)
-        self._scales = min(4, min(self._grid).bit_length())  # of MSGMS: the coarsest has at least one feature
-        # Settings that contradict each other raise an error here, before fit.
+        self._scales = min(4, min(self._grid).bit_length())  # scales of MSGMS: the coarsest has at least one feature
+        # Inconsistent settings raise an error here, before fit.
         with torch.device("meta"):
             self.build_network()
         generator = Generator().manual_seed(settings.test_seed)
@@ -160,7 +164,7 @@ class MFRNet(Method):
         return _build_network(self.settings, self._channels)
 
     def fit(self, train: Images, progress: Progress) -> None:
-        """Train to restore what crossed masks hide; if there are validation images, keep the best epoch on them."""
+        """Train to restore the features that crossed masks cover; keep the epoch with the lowest validation loss."""
         settings = self.settings
         network = self.initialize(self.build_network)
         training = TrainingStep(
@@ -171,34 +175,34 @@ class MFRNet(Method):
         self.mean, self.std = self._statistics(features, len(train))
         generator = Generator().manual_seed(self.setup.seed)
         train_indices, validation = train_validation_split(len(train), settings.validation_fraction, generator)
-        best_epoch, best_loss = 0, math.inf
+        best: dict[str, float] = {"epoch": 0, "loss": math.inf}
 
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, generator, best):
             if epoch == settings.lr_drop_epoch:
                 training.optimizer.param_groups[0]["lr"] = settings.lr / 10
             order = train_indices[torch.randperm(len(train_indices), generator=generator)]
-            for stages in features.batches(settings.batch, order):
+            for stages in features.batches(settings.batch_size, order):
                 maps = self.normalize(stages)  # (b, c, h, w)
                 training.minimize(self.losses(network, maps, self.training_masks(generator))["total"], len(maps))
             loss = training.epoch_loss()
             validation_loss = self.validation_loss(network, features, validation) if len(validation) else loss
             check_finite(validation_loss, epoch)
-            if validation_loss < best_loss or not len(validation):
-                best_epoch, best_loss = epoch, validation_loss
+            if validation_loss < best["loss"] or not len(validation):
+                best["epoch"], best["loss"] = epoch, validation_loss
                 self.network = deepcopy(network) if len(validation) else network
                 self.best_epoch = torch.tensor(epoch)
-            stop = epoch - best_epoch >= settings.patience
+            stop = epoch - best["epoch"] >= settings.patience
             progress(epoch, epoch if stop else settings.epochs, loss)
             if stop:
                 break
 
     def losses(self, network: RestorationNet, features: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Return the loss, "total", and its parts.
+        """Return the loss, "total", and its terms.
 
         Args:
-            network: to train.
-            features: (b, c, h, w).
-            masks: (n, h, w), True where a pass hides.
+            network: the network to train.
+            features: (b, c, h, w) original features.
+            masks: (n, h, w), True for the features that a pass masks.
         """
         restored = self._restore(network, features, masks)
         pixel, structure = (difference.mean() for difference in self.differences(features, restored))
@@ -208,7 +212,7 @@ class MFRNet(Method):
     def validation_loss(self, network: RestorationNet, features: FrozenFeatures, validation: Tensor) -> float:
         """Return the mean loss over the validation images, with masks that are the same in every epoch."""
         generator, total = Generator().manual_seed(self.setup.seed), torch.zeros((), device=self.setup.device)
-        for stages in features.batches(self.settings.batch, validation):
+        for stages in features.batches(self.settings.batch_size, validation):
             maps = self.normalize(stages)
             total += self.losses(network, maps, self.training_masks(generator))["total"] * len(maps)
         return float(total) / len(validation)
@@ -224,15 +228,20 @@ class MFRNet(Method):
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """Return for each cell size the masks and the restored features in false colors, and both differences."""
+        """Return for each cell size the masks and the restored features in false colors, and both differences.
+
+        A mask has the number of the pass that masks a feature, divided by the number of passes. "mask" is that of the
+        largest cells.
+        """
         pictures: dict[str, Tensor] = {}
         differences = []
         for cell, (features, restored, masks) in zip(self.settings.cell_sizes, self.restorations(images), strict=True):
             pass_number = (masks.int().argmax(dim=0) + 1) / len(masks)  # (h, w) in (0, 1]
-            pictures[f"masks, cells of {cell}"] = pass_number.expand(len(images), 1, -1, -1)
-            pictures["features"], pictures[f"restored, cells of {cell}"] = false_colors(features, restored)
+            mask_name = "mask" if cell == max(self.settings.cell_sizes) else f"mask cells of {cell}"
+            pictures[mask_name] = pass_number.expand(len(images), 1, -1, -1)
+            pictures["features"], pictures[f"restored cells of {cell}"] = false_colors(features, restored)
             differences.append(torch.stack(self.differences(features, restored), dim=1))  # (b, 2, h, w)
-        pixel, structure = torch.stack(differences).mean(dim=0).split(1, dim=1)  # 2 times (b, 1, h, w)
+        pixel, structure = torch.stack(differences).mean(dim=0).split(1, dim=1)  # each (b, 1, h, w)
         pictures |= {"pixel difference": pixel, "structural difference": structure}
         resized = {name: F.interpolate(picture, self.setup.size) for name, picture in pictures.items()}
         return {name: picture[:, 0] if picture.shape[1] == 1 else picture for name, picture in resized.items()}
@@ -273,7 +282,7 @@ class MFRNet(Method):
         return self._masks(cell, generator)
 
     def _masks(self, cell: int, generator: Generator) -> Tensor:
-        """Return masks (n, h, w), drawn on the CPU: the same on every device."""
+        """Return masks (n, h, w), sampled on the CPU: the same on every device."""
         masks = complementary_masks(*self._grid, cell=cell, subsets=self.settings.subsets, generator=generator)
         return masks.to(self.setup.device, non_blocking=True)
 
@@ -300,7 +309,7 @@ class MFRNet(Method):
         Moments are computed relative to the first batch's mean, so there is no cancellation.
         """
         offset, moments = None, torch.zeros(2, self._channels, device=self.setup.device)
-        for stages in features.batches(self.settings.batch):
+        for stages in features.batches(self.settings.batch_size):
             maps = fuse(stages)
             offset = maps.mean(dim=(0, 2, 3)) if offset is None else offset
             centered = maps - offset[:, None, None]
@@ -311,16 +320,16 @@ class MFRNet(Method):
         std = torch.cat([stage.maximum(self.settings.min_relative_std * stage.mean()) for stage in stages])
         return offset + first, std.clamp(min=1e-6)
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the sizes of the network and of its input, the epoch that is used, and the backbone."""
         sizes = {"features": math.prod(self._grid), "feature_channels": self._channels}
         return super().info() | sizes | {"best_epoch": int(self.best_epoch)}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights with gradients and moments, of the cached features, and of one step."""
+        """Return the bytes of weights, gradients and Adam moments, of the cached features, and of one step."""
         channels = sum(channels_and_strides(settings.backbone, settings.stages)[0])
-        grid, batch = _grid(settings, size), min(settings.batch, n_images)
+        grid, batch = _grid(settings, size), min(settings.batch_size, n_images)
         maps = 4 * channels * math.prod(grid)  # bytes of an image's features, the maximum in the cache
         with torch.device("meta"):
             network = _build_network(settings, channels)

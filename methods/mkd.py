@@ -4,7 +4,9 @@ A thin network, the cloner, learns to reproduce four feature maps of a frozen VG
 anomalous if they differ in direction and length; a pixel, if the gradient of that difference is large there.
 
 Paper: https://arxiv.org/abs/2011.11108. Code: https://github.com/rohban-lab/Knowledge_Distillation_AD at 0c574ae,
-without a license. We could not read the full paper: [C] the authors' code, [M] recollection of the paper, [I] ours.
+without a license. We could not read the full paper.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting              paper      code             source
     backbone, stages     VGG16      VGG16, 1 to 4    [M] [C]; timm's stages end before a max-pool, which is added.
@@ -20,12 +22,12 @@ without a license. We could not read the full paper: [C] the authors' code, [M] 
     smooth_noise         -          0.05             [C] noise: (0.05 / (max - min))^2 of the image is its deviation
     map_range            -          image            [C] each map is scaled to its 99th percentile, then to [0, 1]
     smoothing            -          4                [C] sigma of the Gaussian in pixels
-    test_seed            -          -                [I] of the noise, which is the same for every image
-    downsample           -          -                [I] factor by which images are averaged first; 1 is as published
+    test_seed            -          -                [I] seed of the noise, which is the same for every image
+    downsample           -          -                [I] average-pooling factor applied to the input; 1 as published
 
 Maps that are scaled one by one cannot be compared between images: the published pixel AUROC is over defective images
 only, and of maps after a morphological opening. Here all maps are evaluated together, as those of every other method,
-which `map_range = "none"` takes into account [I]. The last epoch is used; which one the paper used is not recorded.
+which `map_range = "none"` takes into account [I]. The last epoch is used; which one the paper used is not stated.
 
     bench run --method mkd --profile code --dataset mvtec --protocol one-for-one --preprocessing paper
     published mean image/pixel AUROC: 87.7/90.7 (Table I of AMI-Net; the pixel AUROC as just described)
@@ -44,13 +46,13 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.cloner import Cloner, guided_relu
 from .parts.differentiable_features import differentiable_stages
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import gaussian_filter, upsample
 from .parts.precision import autocast
 from .parts.similarity import cosine_distance
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "MKD"
 FAMILY = "distillation"
@@ -69,7 +71,7 @@ ALIASES = {
 PROFILES = {
     "demo": {
         "backbone": "tf_efficientnet_lite0", "stages": [0, 1, 2, 3], "normalize": True, "mse_weight": 0.01,
-        "map_range": "none", "downsample": 2, "epochs": 100, "batch": 1,
+        "map_range": "none", "downsample": 2, "epochs": 100, "batch_size": 1,
     },
     "check": {
         "backbone": "tf_efficientnet_lite0", "stages": [0, 1, 2], "normalize": True, "width": 4, "epochs": 2,
@@ -83,13 +85,13 @@ class Settings:
     """Settings of MKD; the table above has the source of each."""
 
     backbone: str = "vgg16.tv_in1k"  # timm's tag
-    stages: tuple[int, ...] = (1, 2, 3, 4)  # of the backbone, as timm counts them
-    normalize: bool = False  # images as the weights require
+    stages: tuple[int, ...] = (1, 2, 3, 4)  # stages of the backbone, as timm counts them
+    normalize: bool = False  # whether images are normalized as the weights require
     width: int = 16  # channels inside the cloner
     mse_weight: float = 0.5
-    score_stages: int = 3  # the last ones
+    score_stages: int = 3  # number of last stages in score and map
     epochs: int = 602
-    batch: int = 64
+    batch_size: int = 64
     lr: float = 1e-3
     gradients: Literal["vanilla", "guided", "smooth"] = "guided"
     smooth_samples: int = 50
@@ -100,18 +102,22 @@ class Settings:
     downsample: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "epochs", "batch", "smooth_samples", "downsample", "score_stages")
+        check_at_least(1, self, "epochs", "batch_size", "smooth_samples", "downsample", "score_stages")
         check_at_least(0, self, "lr", "width", "mse_weight", "smooth_noise", "smoothing")
         n_stages = len(self.stages)
         check_setting(self.score_stages <= n_stages, self, "score_stages", f"must be at most the {n_stages} stages")
 
 
 class MKD(Method):
-    """A student that reproduces a teacher's features; the map is the gradient of their difference."""
+    """A student that reproduces a teacher's features; the anomaly map is the gradient of their difference."""
 
     learned = ("cloner",)
+    max_instability: ClassVar[float] = (
+        1e-2  # the map is a gradient through ReLU, which jumps where an activation changes its sign
+    )
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(128, 128)  # [C]
     iterative: ClassVar[bool] = True
+    export_obstacle: ClassVar[str] = "its map is a gradient, which the exporter cannot trace"
     settings: Settings
     cloner: Cloner  # in eval mode
 
@@ -140,10 +146,10 @@ class MKD(Method):
         features = FrozenFeatures(self._extract, train, identity=identity, setup=self.setup)
         generator = Generator().manual_seed(self.setup.seed)
 
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, cloner, training, generator):
             cloner.train()
             order = torch.randperm(len(train), generator=generator)
-            batches = train.batches(settings.batch, order), features.batches(settings.batch, order)
+            batches = train.batches(settings.batch_size, order), features.batches(settings.batch_size, order)
             for images, targets in zip(*batches, strict=True):
                 training.minimize(self.loss(cloner, self.to_inputs(images), targets), len(images))
             loss = training.epoch_loss()
@@ -158,12 +164,12 @@ class MKD(Method):
 
     def discrepancy(self, targets: Sequence[Tensor], stages: Sequence[Tensor]) -> Tensor:
         """Return the sum over stages, (b, c, h, w) each, of 1 - cosine and the weighted mean squared error: (b,)."""
-        parts = []
+        terms = []
         for target, stage in zip(targets, stages, strict=True):
             expected, values = target.float().flatten(1), stage.float().flatten(1)  # (b, c * h * w)
             error = (values - expected).square().mean(dim=1)
-            parts.append(cosine_distance(expected, values) + self.settings.mse_weight * error)
-        return torch.stack(parts).sum(dim=0)
+            terms.append(cosine_distance(expected, values) + self.settings.mse_weight * error)
+        return torch.stack(terms).sum(dim=0)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
@@ -210,13 +216,13 @@ class MKD(Method):
         """Map (b, h, w) to [0, 1]: the minimum of each map to 0, its quantile to 1, if maps are scaled at all."""
         if self.settings.map_range == "none":
             return maps
-        values = maps.flatten(1)
+        values = maps.flatten(1)  # (b, h * w)
         low = values.amin(dim=1)[:, None, None]
         high = torch.quantile(values, quantile, dim=1)[:, None, None]
         return ((maps - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
     def to_inputs(self, images: Tensor) -> Tensor:
-        """Return what both networks get of images (b, 3, H, W) in [0, 1]."""
+        """Return the input of both networks for images (b, 3, H, W) in [0, 1]."""
         images = F.avg_pool2d(images.to(self.setup.device), self.settings.downsample)
         return (images - self.backbone.mean) / self.backbone.std if self.settings.normalize else images
 
@@ -240,13 +246,13 @@ class MKD(Method):
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights, gradients and moments, of the targets, and of the activations of one batch."""
+        """Return the bytes of weights, gradients, Adam moments, targets, and the activations of one batch."""
         channels, strides = channels_and_strides(settings.backbone, settings.stages)
         pixels = size[0] * size[1] // settings.downsample**2
         with torch.device("meta"):
             cloner = Cloner(channels, [2 * stride for stride in strides], settings.width)
         targets = sum(c * pixels // (2 * stride) ** 2 for c, stride in zip(channels, strides, strict=True))
-        # A convolution, its norm and its activation are kept for the gradients.
+        # The outputs of a convolution, its norm and its activation are saved for the backward pass.
         activations: int = sum(
             3 * module.out_channels * pixels // 4**position
             for position, block in enumerate(cloner.blocks)
@@ -255,7 +261,7 @@ class MKD(Method):
         )
         n_weights = sum(parameter.numel() for parameter in cloner.parameters())
         features = min(4 * n_images * targets, MEMORY_BUDGET)
-        return 16 * n_weights + features + 4 * min(settings.batch, n_images) * activations
+        return 16 * n_weights + features + 4 * min(settings.batch_size, n_images) * activations
 
 
 METHOD = MKD

@@ -1,22 +1,24 @@
-"""PaDiM: a Gaussian of the features at each position of the image; the map is the Mahalanobis distance.
+"""PaDiM: a Gaussian of the features at each position of the image; the anomaly map is the Mahalanobis distance.
 
 Defard, Setkov, Loesch, Audigier: PaDiM, ICPR 2020 workshop (https://arxiv.org/abs/2011.08785). The authors have
 released no code. [R] is the re-implementation in common use, xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master
-at 616004b. We could not read the paper's text: [M] is recollection of it, to be verified; [I] is ours.
+at 616004b. We could not read the paper's text.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting          default           source
     backbone         wide_resnet50_2   [R] with torchvision's first weights; the paper also has EfficientNet-B5 [M]
     stages           1, 2, 3           [R] layer1 to layer3: 1792 channels
     dimensions       550               [R] random channels that are used; 100 of 448 with a ResNet18
-    channel_seed     1024              [R] of the draw, which is the same for all positions and categories
+    channel_seed     1024              [R] seed of the selection, which is the same for all positions and categories
     regularization   0.01              [R] added to the diagonal of each covariance
     smoothing        4                 [R] sigma in pixels
 
 Deep stages are enlarged by nearest neighbor to the grid of the first one [R]. Covariances have the divisor N - 1.
 
-Departures from [R], which change no result beyond rounding: means and covariances are accumulated over batches; the
+Differences from [R], which change no result beyond rounding: means and covariances are accumulated over batches; the
 inverse is applied as a triangular factor (Cholesky, in float64), so a distance is never the root of a negative number;
-only the drawn channels are enlarged; maps are not rescaled to the range of the test set. One training image has no
+only the selected channels are enlarged; maps are not rescaled to the range of the test set. One training image has no
 covariance: NaN in [R], regularization * I here, so the distance is Euclidean times a constant.
 
 With N - 1 < dimensions a covariance is singular without the regularization, and distances along directions that the
@@ -38,12 +40,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.gaussians import GaussianEstimator, mahalanobis_distance, whitening
 from .parts.maps import gaussian_filter, image_score, upsample
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "PaDiM"
 FAMILY = "memory bank"
@@ -66,7 +68,7 @@ class Settings:
     """Settings of PaDiM; the table above has the source of each."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # timm's tag
-    stages: tuple[int, ...] = (1, 2, 3)  # of the backbone, as timm counts them
+    stages: tuple[int, ...] = (1, 2, 3)  # stages of the backbone, as timm counts them
     dimensions: int = 550  # channels that are used, of all channels of the stages
     channel_seed: int = 1024
     regularization: float = 0.01
@@ -87,9 +89,9 @@ class PaDiM(Method):
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(
         256, 256, resample="lanczos", keep_aspect=True, crop=224
     )
-    supports_compile: ClassVar[bool] = True  # the backbone
+    supports_compile: ClassVar[bool] = True  # compiles the backbone
     settings: Settings
-    channels: Tensor  # (d,) indices of the drawn channels, in drawn order
+    channels: Tensor  # (d,) indices of the selected channels, in random order
     mean: Tensor  # (h * w, d)
     whitening: Tensor  # (h * w, d, d) lower triangular; its square is the inverse covariance
 
@@ -105,11 +107,11 @@ class PaDiM(Method):
 
     @torch.no_grad()
     def fit(self, train: Images, progress: Progress) -> None:
-        """Draw the channels, and estimate mean and covariance of the features at each position."""
+        """Select random channels, and estimate mean and covariance of the features at each position."""
         settings, device = self.settings, self.setup.device
         draw = random.Random(settings.channel_seed)  # noqa: S311 - [R]
-        drawn = draw.sample(range(sum(self.backbone.channels)), settings.dimensions)
-        self.channels = torch.tensor(drawn, device=device)
+        selected = draw.sample(range(sum(self.backbone.channels)), settings.dimensions)
+        self.channels = torch.tensor(selected, device=device)
         n_batches = -(-len(train) // BATCH)
         estimator: GaussianEstimator | None = None
         for done, images in enumerate(train.batches(BATCH), start=1):
@@ -133,7 +135,7 @@ class PaDiM(Method):
         return Prediction(image_score(maps, "max"), maps)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the drawn channels of all stages on the grid of the first one: (b, d, h, w) in drawn order."""
+        """Return the selected channels on the grid of the first stage: (b, d, h, w), in the order of `channels`."""
         stages, (channels, order) = self.backbone(images), self._selection
         grid = stages[0].shape[2:]
         parts = [
@@ -145,7 +147,7 @@ class PaDiM(Method):
 
     @cached_property
     def _selection(self) -> tuple[list[Tensor], Tensor]:
-        """Indices of the drawn channels in each stage, and of all of them, stage by stage, in drawn order."""
+        """Indices of the selected channels in each stage, and their positions, stage by stage, in `channels`."""
         ascending = self.channels.sort()
         limits = torch.tensor(self.backbone.channels, device=ascending.values.device).cumsum(0)  # (stages,)
         starts = [0, *torch.searchsorted(ascending.values, limits).tolist()]
@@ -170,17 +172,17 @@ class PaDiM(Method):
         pictures = {"Mahalanobis distance": mahalanobis, "Euclidean distance from the mean": euclidean}
         return {name: upsample(maps, self.setup.size, align_corners=False) for name, maps in pictures.items()}
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the backbone, and the number and size of the Gaussians."""
-        positions, dimensions = self.mean.shape
-        return super().info() | {"positions": positions, "dimensions": dimensions}
+        n_positions, dimensions = self.mean.shape
+        return super().info() | {"positions": n_positions, "dimensions": dimensions}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
         """Return the bytes of the covariances, and of the features of a batch."""
         _, strides = channels_and_strides(settings.backbone, settings.stages)
-        positions = -(-size[0] // strides[0]) * -(-size[1] // strides[0])
-        return 4 * positions * settings.dimensions * (settings.dimensions + 3 * min(n_images, BATCH))
+        n_positions = -(-size[0] // strides[0]) * -(-size[1] // strides[0])
+        return 4 * n_positions * settings.dimensions * (settings.dimensions + 3 * min(n_images, BATCH))
 
 
 METHOD = PaDiM

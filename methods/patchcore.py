@@ -1,22 +1,25 @@
 """PatchCore: the distance of each patch feature to its nearest neighbor among normal patch features.
 
 Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler: Towards Total Recall in Industrial Anomaly Detection, CVPR 2022
-(https://arxiv.org/abs/2106.08265). [C] marks what only the authors' code states
-(https://github.com/amazon-science/patchcore-inspection, fcaa92f).
+(https://arxiv.org/abs/2106.08265). The authors' code:
+https://github.com/amazon-science/patchcore-inspection at fcaa92f. Settings without a source are from the paper.
 
-Departures from the paper, all as in the authors' code unless a setting changes it:
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
+
+Differences from the paper, all as in the authors' code unless a setting changes it:
 (1) Distances are squared, `distance = "squared"`; the paper's are "euclidean".
 (2) The image score is the maximum patch score; the paper's reweighting by the neighborhood is `reweight = 9`.
 (3) The greedy coreset starts from mean distances to 10 random patches instead of an empty set, and uses a random
     projection to 128 dimensions by a linear layer.
-Departures from the code, which change no result beyond rounding:
+Differences from the code, which change no result beyond rounding:
 (4) Channels are pooled before the second stage is upsampled to the first one's grid; both are linear, so they commute.
 (5) Rows of the coreset are selected in blocks (`greedy_coreset`); the selected rows are the same.
 (6) On a CPU nearest neighbors are searched in few dimensions first (`parts/bank.py`); the result is the same.
 (7) Scores and maps are not rescaled to the range of the test set.
 
     bench run --method patchcore --profile code --preprocessing paper
-    expected image AUROC 99.2, pixel AUROC 98.1 (the authors' result file: WideResNet50, 10 %, 224 px)
+    expected image AUROC 99.2, pixel AUROC 98.1 (the authors' result file: WideResNet50, 10 %, 224 px);
+    nothing is selected on the test set
 
     bench run --method patchcore --profile code --dataset folder --data DIR --category bottle,capsule \
         --set backbone=resnet18.tv_in1k --set coreset=0.01
@@ -36,13 +39,13 @@ import torch
 from torch import Tensor
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 
 from .parts.backbone import Backbone, channels_and_strides
 from .parts.bank import MemoryBank, nearest_neighbors
+from .parts.checks import check_at_least, check_setting
 from .parts.locally_aware import locally_aware
 from .parts.maps import gaussian_filter, upsample
-from .parts.validation import check_at_least, check_setting
 
 TITLE = "PatchCore"
 FAMILY = "memory bank"
@@ -64,13 +67,13 @@ BATCH = 8
 """Images per batch in fit."""
 
 PROGRESS_STEPS = 100
-"""Calls of progress while the coreset is selected."""
+"""Number of calls to progress while the coreset is selected."""
 
 CANDIDATES = 2048
 """Rows among which the next rows of the coreset are searched, few enough for the processor's cache."""
 
 BLOCK = 2**18
-"""Distances of the coreset in memory at once."""
+"""Number of distances in memory at once while the coreset is selected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ class Settings:
     pretrain_dim: int = 1024  # [C]: dimensions to which each stage's channels x neighbors are pooled
     target_dim: int = 1024  # [C]: dimensions to which both stages together are pooled
     coreset: float = 0.1  # paper, table 1: fraction of the patches in the memory bank; also 1 (all), 0.25 and 0.01
-    projection: int | None = 128  # [C]: dimensions in which the coreset is selected; None is all
-    n_starting_points: int = 10  # [C]: random patches whose mean distance starts the greedy selection
+    projection: int | None = 128  # [C]: number of dimensions in which the coreset is selected; None: all
+    n_starting_points: int = 10  # [C]: number of random patches whose mean distance starts the greedy selection
     n_neighbors: int = 1  # paper, eq. 6: nearest patches whose distances are averaged
     distance: Literal["squared", "euclidean"] = "squared"  # [C]; in the paper, eq. 6, euclidean
     reweight: int = 0  # paper, eq. 7: neighborhood that weights the image score; 0 = off [C], 9 = anomalib's choice
@@ -105,7 +108,7 @@ class PatchCore(Method):
 
     learned = ("bank", "center")
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256, keep_aspect=True, crop=224)  # [C]
-    supports_compile: ClassVar[bool] = True  # the backbone
+    supports_compile: ClassVar[bool] = True  # compiles the backbone
     settings: Settings
     bank: Tensor  # (m, d) patch features of the coreset, minus center
     center: Tensor  # (d,) mean of all patch features
@@ -147,10 +150,10 @@ class PatchCore(Method):
         patches, grid, scores, index = self.score_patches(images)
         maps = scores.view(len(images), *grid)  # (b, h, w)
         flat = maps.flatten(1)  # (b, h * w)
-        best = flat.argmax(dim=1, keepdim=True)  # (b, 1)
-        image_scores = flat.gather(1, best)[:, 0]  # (b,)
+        farthest_index = flat.argmax(dim=1, keepdim=True)  # (b, 1)
+        image_scores = flat.gather(1, farthest_index)[:, 0]  # (b,)
         if self.settings.reweight:
-            farthest = best[:, 0] + torch.arange(len(images), device=best.device) * flat.shape[1]
+            farthest = farthest_index[:, 0] + torch.arange(len(images), device=farthest_index.device) * flat.shape[1]
             image_scores = image_scores * self.score_weight(patches[farthest], index[farthest, 0])
         maps = upsample(maps, (images.shape[2], images.shape[3]), align_corners=False)  # (b, H, W)
         return Prediction(image_scores, gaussian_filter(maps, self.settings.smoothing))
@@ -162,7 +165,7 @@ class PatchCore(Method):
         maps = upsample(scores.view(-1, *grid), (images.shape[2], images.shape[3]), align_corners=False)
         return {"nearest distance": maps}
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the backbone, and the size of the memory bank."""
         rows, dimensions = self.bank.shape
         return super().info() | {"bank_rows": rows, "bank_dimensions": dimensions}
@@ -220,7 +223,7 @@ class PatchCore(Method):
 
         Args:
             farthest: (b, d) the patch with the maximum score of each image.
-            index: (b,) its nearest row of the bank.
+            index: (b,) index of its nearest row of the bank.
         """
         bank = self._memory_bank
         _, neighborhood = nearest_neighbors(bank.rows[index], bank, self.settings.reweight)  # (b, k)
@@ -243,9 +246,9 @@ def greedy_coreset(
     which reads all rows for each selection.
 
     Args:
-        features: (n, d), best centered.
-        count: rows to select.
-        starts: (s,) indices; the mean distance to them is a row's first anchor.
+        features: (n, d), preferably centered.
+        count: number of rows to select.
+        starts: (s,) indices of rows; the mean distance to them is a row's first anchor.
         report: called with the number of selected rows and `count`.
     """
     norms = features.square().sum(dim=1)  # (n,)

@@ -1,8 +1,10 @@
 """RD4AD: reverse distillation. A decoder restores a teacher's features from their compressed form.
 
 Deng, Li: Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022
-(https://arxiv.org/abs/2201.10703). Code: https://github.com/hq-deng/RD4AD at 6554076 (MIT). [C] states what the code
-does; we could not read the paper's text: [M] is recollection of it, to be verified; [I] is ours.
+(https://arxiv.org/abs/2201.10703). Code: https://github.com/hq-deng/RD4AD at 6554076 (MIT). We could not
+read the paper's text.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting             default                source
     backbone, stages    wide_resnet50_2, 1-3   [C] the teacher, torchvision's first weights; layer1 to layer3
@@ -19,17 +21,17 @@ does; we could not read the paper's text: [M] is recollection of it, to be verif
 A user of the code found that the paper's loss is worse (issue 22 of its repository: carpet 92.3 image AUROC), so the
 profile `paper` is the only place where it is used.
 
-The map is the sum over stages of 1 - cosine at each position, each upsampled with align_corners=True [C]; the score of
-an image is the maximum of the smoothed map [C].
+The anomaly map is the sum over stages of 1 - cosine at each position, each upsampled with align_corners=True [C]; the
+score of an image is the maximum of the smoothed map [C].
 
-Departures from the code, which change no result: two layers of the bottleneck that the code never calls (8.4 of 67.3
+Differences from the code, which change no result: two layers of the bottleneck that the code never calls (8.4 of 67.3
 million parameters) are left out; no gradient is computed for the teacher; its features are computed once. The code
 seeds once for all categories; here each fit has the seed of the run. A teacher that is not a ResNet may have any number
 of channels c1, c2, c3 at strides that double; the embedding has 2 * c3 channels [I]. An EfficientNet's features can be
 negative, which a decoder that ends with a ReLU cannot restore; hence the setting `signed` [I].
 
     bench run --method rd4ad --profile code --dataset mvtec --protocol one-for-one --preprocessing paper
-    expected mean image/pixel AUROC: 98.5/97.8 (the paper [M]); the code returns the last of 200 epochs, selects none
+    expected mean image/pixel AUROC: 98.5/97.8 (the paper [M]); the code returns the last of 200 epochs
 """
 
 from collections.abc import Sequence
@@ -45,13 +47,13 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import gaussian_filter, image_score, upsample
 from .parts.precision import autocast
-from .parts.reverse_distillation_net import BlockKind, ReverseDistillationNet
+from .parts.reverse_distillation_net import BlockType, ReverseDistillationNet
 from .parts.similarity import cosine_distance
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "RD4AD"
 FAMILY = "distillation"
@@ -63,7 +65,7 @@ YEAR = 2022
 PROFILES = {
     "demo": {
         "backbone": "tf_efficientnet_lite0", "block": "basic", "bottleneck_blocks": 2, "decoder_blocks": [2, 2, 2],
-        "signed": True, "epochs": 100, "batch": 4,
+        "signed": True, "epochs": 100, "batch_size": 4,
     },
     "paper": {"loss": "per_position"},
     "check": {
@@ -82,20 +84,20 @@ class Settings:
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # timm's tag of the teacher
     stages: tuple[int, ...] = (1, 2, 3)  # three, as timm counts them
-    block: BlockKind = "bottleneck"
+    block: BlockType = "bottleneck"
     bottleneck_blocks: int = 3
     decoder_blocks: tuple[int, ...] = (3, 4, 6)
     width_divisor: int = 2
-    signed: bool = False  # restored features can be negative, as those of EfficientNets
+    signed: bool = False  # True: restored features can be negative, as those of EfficientNets
     loss: Literal["flattened", "per_position"] = "flattened"
     epochs: int = 200
     lr: float = 0.005
     betas: tuple[float, float] = (0.5, 0.999)
-    batch: int = 16
+    batch_size: int = 16
     smoothing: float = 4.0  # sigma in pixels; 0 is none
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "bottleneck_blocks", "width_divisor", "epochs", "batch")
+        check_at_least(1, self, "bottleneck_blocks", "width_divisor", "epochs", "batch_size")
         check_at_least(0, self, "lr", "smoothing")
         check_setting(len(self.stages) == 3, self, "stages", "must be three stages")
         is_valid = len(self.decoder_blocks) == 3 and min(self.decoder_blocks) >= 1
@@ -103,7 +105,7 @@ class Settings:
 
 
 class RD4AD(Method):
-    """Restores the teacher's stages from a compressed embedding; the map is the cosine distance from the teacher."""
+    """Restores the teacher's stages from a compressed embedding; the anomaly map is their cosine distance."""
 
     learned = ("network",)
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256)  # [C]
@@ -141,9 +143,9 @@ class RD4AD(Method):
         )
         features = FrozenFeatures(self.extract, train, identity=self._teacher.identity, setup=self.setup)
         generator = Generator().manual_seed(self.setup.seed)
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, generator):
             network.train()
-            for stages in features.batches(settings.batch, torch.randperm(len(train), generator=generator)):
+            for stages in features.batches(settings.batch_size, torch.randperm(len(train), generator=generator)):
                 training.minimize(self.loss(network, stages), len(stages[0]))
             loss = training.epoch_loss()
             self.network = network.eval()
@@ -199,18 +201,18 @@ class RD4AD(Method):
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """Return the cosine distance of each stage before smoothing."""
         maps = self.stage_maps(images)
-        return {f"cosine distance, stage {stage}": maps[:, i] for i, stage in enumerate(self.settings.stages)}
+        return {f"cosine distance stage {stage}": maps[:, i] for i, stage in enumerate(self.settings.stages)}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights, gradients and moments, of cached features, and of one step's activations."""
+        """Return the bytes of weights, gradients, Adam moments, cached features, and the activations of one step."""
         channels, strides = channels_and_strides(settings.backbone, settings.stages)
         with torch.device("meta"):
             network = _build_network(settings, channels)
         n_weights = sum(parameter.numel() for parameter in network.parameters())
         stage_bytes = sum(4 * c * (size[0] // s) * (size[1] // s) for c, s in zip(channels, strides, strict=True))
-        kept = 3 * sum(settings.decoder_blocks)  # maps per block that are stored for the gradients, each of one stage
-        return 16 * n_weights + min(n_images * stage_bytes, MEMORY_BUDGET) + settings.batch * stage_bytes * kept
+        n_maps = 3 * sum(settings.decoder_blocks)  # activations per block that are saved for the backward pass
+        return 16 * n_weights + min(n_images * stage_bytes, MEMORY_BUDGET) + settings.batch_size * stage_bytes * n_maps
 
 
 def position_distances(original: Tensor, restored: Tensor) -> Tensor:

@@ -1,19 +1,20 @@
 """SimpleNet: a discriminator between adapted features of good images and the same features with noise.
 
 Liu, Zhou, Xu, Wang: SimpleNet, CVPR 2023 (https://arxiv.org/abs/2303.15140). Code: https://github.com/DonaldRR/SimpleNet
-at 351a2b8 (MIT); its settings are those of run.sh. [C] states what the code does; we could not read the paper's text:
-[M] is recollection of it, to be verified; [I] is ours.
+at 351a2b8 (MIT); its settings are those of run.sh. We could not read the paper's text.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting                 default            source
     backbone, stages        wide_resnet50_2, 2 and 3   [C] torchvision's first weights
     patch                   3                  [C] neighborhoods of features, pooled as in PatchCore
-    pretrain_dim            1536               [C] of each stage
-    target_dim              1536               [C] of both stages together, and of the adapted features
+    pretrain_dim            1536               [C] dimension of each stage
+    target_dim              1536               [C] dimension of both stages together, and of the adapted features
     hidden                  1024               [C] units of the discriminator
     noise_std               0.015              [C], [M] absolute, so it depends on the scale of the backbone's features
     margin                  0.5                [C], [M]
     epochs                  160                [C] 40 meta-epochs of 4; 160 [M]
-    batch                   8                  [C]; 4 [M]
+    batch_size              8                  [C]; 4 [M]
     adaptor_lr              1e-4               [C], [M]
     adaptor_weight_decay    0.01               [C] AdamW; 1e-5 [M]
     discriminator_lr        2e-4               [C], [M] Adam
@@ -23,14 +24,14 @@ at 351a2b8 (MIT); its settings are those of run.sh. [C] states what the code doe
 The code resizes the shorter side to 329 pixels and crops 288; the paper has 256 and 224 [M]. The score of an image is
 the maximum over patches before upsampling and smoothing [C].
 
-Departures from the code, which change no result beyond rounding: the features, which are frozen, are computed once;
+Differences from the code, which change no result beyond rounding: the features, which are frozen, are computed once;
 channels are pooled before the deeper stage is upsampled; scores are not rescaled over the test set. One optimizer has
 both groups of parameters, with decoupled weight decay for the adaptor only, as AdamW and Adam have.
 
     bench run --method simplenet --profile code --dataset mvtec --protocol one-for-one --preprocessing paper
     expected mean image/pixel AUROC: 99.6/98.1 (the paper [M]; its abstract states 99.6), AN ORACLE: the code keeps the
     weights of the meta-epoch with the best image AUROC on the TEST set. Without that choice others measured 97.8
-    instead of 99.7 image AUROC on carpet (issue 6 of blaz-r/SuperSimpleNet). Here the last epoch is the result;
+    instead of 99.7 image AUROC on carpet (issue 6 of blaz-r/SuperSimpleNet). Here the result is that of the last epoch;
     --selection both, evaluated every 4 epochs, adds a record of the authors' choice
 """
 
@@ -47,12 +48,12 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.locally_aware import locally_aware
 from .parts.maps import gaussian_filter, image_score, upsample
 from .parts.precision import autocast
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "SimpleNet"
 FAMILY = "one-class"
@@ -70,9 +71,9 @@ PROFILES = {
         "noise_std": 1.0,  # the smallest of 0.4, 1, 2 and 4 with which the loss of 160 steps falls below 0.1
         "adaptor_lr": 1e-3,  # so few steps do not suffice at the default rates
         "discriminator_lr": 2e-3,
-        "batch": 4,
+        "batch_size": 4,
     },
-    "paper": {"batch": 4, "adaptor_weight_decay": 1e-5},
+    "paper": {"batch_size": 4, "adaptor_weight_decay": 1e-5},
     "check": {
         "backbone": "tf_efficientnet_lite0",
         "pretrain_dim": 32,
@@ -89,15 +90,15 @@ class Settings:
     """Settings of SimpleNet; the table above has the source of each."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # timm's tag
-    stages: tuple[int, ...] = (2, 3)  # of the backbone, as timm counts them
+    stages: tuple[int, ...] = (2, 3)  # stages of the backbone, as timm counts them
     patch: int = 3  # side of the neighborhood of a patch feature, in features
     pretrain_dim: int = 1536
     target_dim: int = 1536
     hidden: int = 1024
-    noise_std: float = 0.015  # of the noise on adapted features
+    noise_std: float = 0.015  # standard deviation of the noise on adapted features
     margin: float = 0.5
     epochs: int = 160
-    batch: int = 8
+    batch_size: int = 8
     adaptor_lr: float = 1e-4
     adaptor_weight_decay: float = 0.01
     discriminator_lr: float = 2e-4
@@ -105,7 +106,7 @@ class Settings:
     smoothing: float = 4.0  # sigma in pixels; 0 is none
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "pretrain_dim", "target_dim", "hidden", "epochs", "batch")
+        check_at_least(1, self, "pretrain_dim", "target_dim", "hidden", "epochs", "batch_size")
         check_at_least(0, self, "margin", "adaptor_lr", "discriminator_lr", "smoothing")
         check_at_least(0, self, "adaptor_weight_decay", "discriminator_weight_decay")
         check_setting(self.patch > 0 and self.patch % 2 == 1, self, "patch", "must be an odd integer >= 1")
@@ -139,7 +140,7 @@ class Discriminator(nn.Module):
 
 
 class SimpleNet(Method):
-    """Discriminates features of good images from noisy ones; the map is the negative normality."""
+    """Discriminates features of good images from noisy ones; the anomaly map is the negative normality."""
 
     learned = ("network",)
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(329, 329, keep_aspect=True, crop=288)  # [C]
@@ -165,9 +166,9 @@ class SimpleNet(Method):
         identity = f"{self.backbone.identity} {pooling}"
         features = FrozenFeatures(lambda images: [self.embed(images)], train, identity=identity, setup=self.setup)
         shuffle, noise = Generator().manual_seed(seed), Generator(self.setup.device).manual_seed(seed)
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, shuffle, noise):
             network.train()
-            for (embedding,) in features.batches(settings.batch, torch.randperm(len(train), generator=shuffle)):
+            for (embedding,) in features.batches(settings.batch_size, torch.randperm(len(train), generator=shuffle)):
                 rows = to_rows(embedding)  # (b * h * w, d)
                 added = torch.randn(rows.shape, generator=noise, device=rows.device) * settings.noise_std
                 training.minimize(self.loss(network, rows, added), len(embedding))
@@ -207,7 +208,7 @@ class SimpleNet(Method):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Return the smoothed map of the patches' scores, and the maximum of the unsmoothed scores."""
+        """Return the smoothed anomaly map, and the maximum of the unsmoothed patch scores."""
         scores = self.patch_scores(images)  # (b, h, w)
         maps = upsample(scores, self.setup.size, align_corners=False)  # (b, H, W)
         return Prediction(image_score(scores, "max"), gaussian_filter(maps, self.settings.smoothing))
@@ -238,21 +239,21 @@ class SimpleNet(Method):
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """Return the scores before smoothing, and how far the adaptor moves each feature, relative to its length."""
         embedding = self.embed(images)  # (b, d, h, w)
-        rows = to_rows(embedding)
+        rows = to_rows(embedding)  # (b * h * w, d)
         adapted: Tensor = self.network.adaptor(rows)
         shifts = (adapted - rows).norm(dim=1) / rows.norm(dim=1).clamp(min=1e-12)
-        shifts = shifts.view(len(images), *embedding.shape[2:])
+        shifts = shifts.view(len(images), *embedding.shape[2:])  # (b, h, w)
         pictures = {"score before smoothing": self.patch_scores(images), "shift by the adaptor": shifts}
         return {name: upsample(maps, self.setup.size, align_corners=False) for name, maps in pictures.items()}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights, gradients and moments, of cached features, and of one step."""
+        """Return the bytes of weights, gradients and Adam moments, of cached features, and of one step."""
         _, strides = channels_and_strides(settings.backbone, settings.stages)
         patches = prod(-(-side // strides[0]) for side in size)
         d, hidden = settings.target_dim, settings.hidden
         cached = min(4 * n_images * patches * d, MEMORY_BUDGET)
-        step = 4 * min(settings.batch, n_images) * patches * (6 * d + 8 * hidden)
+        step = 4 * min(settings.batch_size, n_images) * patches * (6 * d + 8 * hidden)
         return 16 * (d * d + (d + 5) * hidden) + cached + step
 
 

@@ -16,7 +16,7 @@ the image. With `grid = 1` an image is one vector, and its map is constant.
     grid            16                         cells per side
     standardize     yes                        each channel to mean 0 and std 1 over the training vectors
     pca_components  0                          principal components that are used; 0 is all
-    max_vectors     20000                      training vectors at most, drawn at random
+    max_vectors     20000                      maximum number of random training vectors
     smoothing       4                          sigma in pixels of a Gaussian over the map
     score           max                        image score from the map
 
@@ -27,7 +27,7 @@ images.
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sklearn.decomposition import PCA
@@ -38,16 +38,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Progress, Setup
 
 from .parts.backbone import Backbone
+from .parts.checks import check_at_least
 from .parts.features import fuse
 from .parts.json_options import parse_json_object
 from .parts.maps import Score, gaussian_filter, image_score, upsample
-from .parts.validation import check_at_least
 
 TITLE = "{model} (scikit-learn)"
-FAMILY = "hosted"
+FAMILY = "external"
 PROFILES = {
     "demo": {"backbone": "tf_efficientnet_lite0"},
     "check": {"model": "IsolationForest", "backbone": "tf_efficientnet_lite0", "grid": 4},
@@ -57,12 +57,12 @@ BATCH = 8
 """Images per batch in fit."""
 
 EXAMPLE = '{"n_estimators": 300}'
-"""Of the setting options."""
+"""Example of the setting `options` in error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of a hosted estimator; the table above explains them."""
+    """Settings of an external estimator; the table above explains them."""
 
     model: str = ""
     options: str = "{}"
@@ -84,9 +84,10 @@ class Settings:
 class SklearnMethod(Method):
     """An estimator of scikit-learn on the cells of a frozen backbone's features."""
 
-    learned = ("vectors",)  # the estimator is fitted on them again after restore, so no file with code is needed
+    learned = ("vectors",)  # the estimator is fitted on them again after a load, so no file with code is needed
+    export_obstacle: ClassVar[str] = "the estimator is code of scikit-learn, which is not made of torch's operations"
     settings: Settings
-    vectors: Tensor  # (n, c) on the CPU in fit
+    vectors: Tensor  # (n, c), on the CPU during fit
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
         super().__init__(settings, setup)
@@ -125,7 +126,7 @@ class SklearnMethod(Method):
         maps = gaussian_filter(maps, self.settings.smoothing)
         return Prediction(image_score(maps, self.settings.score), maps)
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the backbone, and the number of vectors that the estimator was fitted on."""
         return super().info() | {"vectors": len(self.vectors)}
 
@@ -159,7 +160,7 @@ def _estimator_class(name: str) -> Any:
     classes = {key: cls for key, cls in all_estimators() if hasattr(cls, "score_samples")}
     if name not in classes:
         raise BenchError(
-            f"sklearn needs the name of a model, as sklearn:IsolationForest, got '{name}'. "
+            f"sklearn needs the name of a model, for example sklearn:IsolationForest, got '{name}'. "
             f"There are: {', '.join(sorted(classes))}."
         )
     return classes[name]

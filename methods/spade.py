@@ -2,13 +2,16 @@
 
 Cohen, Hoshen: Sub-Image Anomaly Detection with Deep Pyramid Correspondences, 2020 (https://arxiv.org/abs/2005.02357).
 The authors have released no code for this version. [R] is the re-implementation in common use, byungjae89/SPADE-pytorch
-at 077c67b, whose README states where it departs from the paper [P]; we could not read the paper's text. [I] is ours.
+at 077c67b, whose README lists its differences from the paper. We could not read the paper's text.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting              default           source
     backbone             wide_resnet50_2   [R] with torchvision's first weights
     stages               1, 2, 3           [R] layer1 to layer3, for the map
     pooled_stage         4                 [R] layer4, averaged over the image, for the neighbors and the score
-    n_neighbors          50                [P]; [R] has 5. With fewer training images, all of them
+    n_neighbors          50                [R] the paper's value by its README; [R] itself has 5.
+                                           With fewer training images, all of them
     drop_partial_block   no                [R] yes: see below
     smoothing            4                 [R] sigma in pixels
 
@@ -18,9 +21,9 @@ images; the maps of the stages are upsampled and averaged with equal weights, so
 dominates.
 
 [R] searches in blocks of 100 features, ordered by image, column and row, and does not search the last, partial block:
-features at the right border of the farthest neighbor. `drop_partial_block` reproduces that; a user who corrected it saw
-no change of the AUROC (pull request 18 of its repository). Not reproduced: in current versions of torch [R] measures
-distances along the wrong axis (issue 15), and it adds 1e-6 to all differences.
+features at the right border of the farthest neighbor. `drop_partial_block` reproduces that; a user who corrected it
+measured no change of the AUROC (pull request 18 of its repository). Not reproduced: in current versions of torch [R]
+measures distances along the wrong axis (issue 15), and it adds 1e-6 to all differences.
 
 Distances are exact: candidates come from a matrix product, their distances from differences (`parts/bank.py`).
 
@@ -37,12 +40,12 @@ import torch
 from torch import Tensor
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 
 from .parts.backbone import Backbone, channels_and_strides
 from .parts.bank import MemoryBank, nearest_neighbors
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.maps import gaussian_filter, upsample
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "SPADE"
 FAMILY = "memory bank"
@@ -65,7 +68,7 @@ class Settings:
     """Settings of SPADE; the table above has the source of each."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # timm's tag
-    stages: tuple[int, ...] = (1, 2, 3)  # of the backbone, as timm counts them
+    stages: tuple[int, ...] = (1, 2, 3)  # stages of the backbone, as timm counts them
     pooled_stage: int = 4
     n_neighbors: int = 50
     drop_partial_block: bool = False
@@ -85,9 +88,9 @@ class SPADE(Method):
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(
         256, 256, resample="lanczos", keep_aspect=True, crop=224
     )
-    supports_compile: ClassVar[bool] = True  # the backbone
+    supports_compile: ClassVar[bool] = True  # compiles the backbone
     settings: Settings
-    pooled: Tensor  # (n, c) of the pooled stage
+    pooled: Tensor  # (n, c) vectors of the pooled stage
     gallery: Tensor  # (n, sum of h_i w_i c_i) the features of all stages, each stage ordered by column, row, channel
 
     def __init__(self, settings: Settings, setup: Setup) -> None:
@@ -103,7 +106,7 @@ class SPADE(Method):
             vectors, stages = self.extract(images.to(self.setup.device))
             flat = torch.cat([stage.flatten(1) for stage in stages], dim=1)  # (b, sum of h_i w_i c_i)
             if done == 1:
-                pooled, gallery = (part.new_empty(len(train), part.shape[1]) for part in (vectors, flat))
+                pooled, gallery = (rows.new_empty(len(train), rows.shape[1]) for rows in (vectors, flat))
             pooled[filled : filled + len(flat)], gallery[filled : filled + len(flat)] = vectors, flat
             filled += len(flat)
             if done == n_batches:
@@ -126,11 +129,13 @@ class SPADE(Method):
         vectors, stages = self.extract(images)
         distances = (vectors[:, None] - pooled).norm(dim=2)  # (b, n)
         nearest = distances.topk(min(self.settings.n_neighbors, len(pooled)), largest=False)  # (b, k), ascending
-        parts = gallery.split([prod(stage.shape[1:]) for stage in stages], dim=1)
+        stage_features = gallery.split([prod(stage.shape[1:]) for stage in stages], dim=1)
         maps = []
-        for part, stage in zip(parts, stages, strict=True):
-            rows = [part[index].view(-1, stage.shape[3]) for index in nearest.indices]  # of each image, (k * w * h, c)
-            maps.append(torch.stack([self._search(*pair) for pair in zip(stage, rows, strict=True)]))
+        for features, stage in zip(stage_features, stages, strict=True):
+            rows = [
+                features[index].view(-1, stage.shape[3]) for index in nearest.indices
+            ]  # of each image, (k * w * h, c)
+            maps.append(torch.stack([self._search(*pair) for pair in zip(stage, rows, strict=True)]))  # (b, h, w)
         return nearest.values.mean(dim=1), nearest.indices, maps
 
     def _search(self, queries: Tensor, rows: Tensor) -> Tensor:
@@ -152,7 +157,7 @@ class SPADE(Method):
     def extract(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the pooled vectors (b, c) and, per stage, the features (b, w, h, c_i): columns first, as in [R]."""
         *stages, deepest = self.backbone(images)
-        features = [stage.float().permute(0, 3, 2, 1).contiguous() for stage in stages]
+        features = [stage.float().permute(0, 3, 2, 1).contiguous() for stage in stages]  # (b, w, h, c_i)
         return deepest.float().mean(dim=(2, 3)), features
 
     @torch.no_grad()
@@ -160,11 +165,11 @@ class SPADE(Method):
         """Return the distances of each stage before smoothing."""
         _, _, maps = self.measure(images)
         return {
-            f"nearest distance, stage {stage}": upsample(part, self.setup.size, align_corners=False)
-            for stage, part in zip(self.settings.stages, maps, strict=True)
+            f"nearest distance stage {stage}": upsample(map_, self.setup.size, align_corners=False)
+            for stage, map_ in zip(self.settings.stages, maps, strict=True)
         }
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the backbone, and the size of the gallery."""
         images, values = self.gallery.shape
         neighbors = min(self.settings.n_neighbors, images)

@@ -5,9 +5,10 @@ processes each half separately, with the same weights. The latents of each half,
 are decoded to the features of the other half. The difference of the restored features is the anomaly map. There is no
 mask token: both halves are encoded, so one pass restores everything.
 
-The authors have released no code, and only the abstract could be read [A]. [R] is the re-implementation
-TSTB-dev/ST-MAE at a8afa00 (MIT), which states no results; [I] is our reading. Where R and the abstract do not
-contradict each other, the defaults are those of R.
+The authors have released no code, and we could read only the abstract. [R] is TSTB-dev/ST-MAE at a8afa00 (MIT), which
+states no results. If [R] and the abstract do not contradict each other, the defaults are those of [R].
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting               default                 R          source
     backbone, stages      vgg19, relu1_2, 2_2,    the same   [R] pretrained CNN [A]
@@ -50,10 +51,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from bench.errors import BenchError
-from bench.method import Images, Method, Prediction, Preprocessing, Progress, Setup
+from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.inpainting import token_grid
@@ -63,7 +65,6 @@ from .parts.siamese_transformer import SiameseTransformer, halves_of, random_hal
 from .parts.similarity import cosine_distance
 from .parts.statistics import channel_statistics
 from .parts.transformer import patchify, unpatchify
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "ST-MAE (our reading)"  # the paper's text was not available to us
 FAMILY = "mask-based"
@@ -78,11 +79,11 @@ ALIASES = {
 PROFILES = {
     "demo": {  # the defaults are a VGG19, widths 768 and 512, 12 + 8 blocks and 400 epochs
         "backbone": "tf_efficientnet_lite0", "stages": [1, 2], "width": 96, "depth": 4, "heads": 4,
-        "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4, "epochs": 120, "batch": 1, "lr": 1e-3,
+        "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4, "epochs": 120, "batch_size": 1, "lr": 1e-3,
     },
     "check": {
         "backbone": "tf_efficientnet_lite0", "stages": [1, 2], "width": 16, "depth": 1, "heads": 2,
-        "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "epochs": 2, "batch": 4,
+        "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "epochs": 2, "batch_size": 4,
     },
 }  # fmt: skip
 
@@ -97,45 +98,45 @@ class Settings:
     backbone: str = "vgg19.tv_in1k"  # timm's tag
     stages: tuple[int, ...] = (0, 1, 2, 3)  # relu1_2, relu2_2, relu3_4, relu4_4 of a VGG19
     stride: int = 4  # pixels per feature of the common map
-    normalization: Literal["standardize", "none"] = "standardize"  # by channel, over the training set
+    normalization: Literal["standardize", "none"] = "standardize"  # each channel over the training set
     patch: int = 4  # side in features
-    width: int = 768  # of a token in the encoder
+    width: int = 768  # embedding dimension of the encoder
     depth: int = 12
     heads: int = 12
     decoder_width: int = 512
     decoder_depth: int = 8
     decoder_heads: int = 16
-    decoding: Literal["separate", "joint"] = "separate"  # of the two halves
-    slot_order: bool = False  # True: the decoder's output is not moved to its positions
+    decoding: Literal["separate", "joint"] = "separate"  # how the two halves are decoded
+    slot_order: bool = False  # True: the decoder's output stays in the order of the slots
     shared_norm: bool = False  # one LayerNorm for all blocks of a stack
     cosine_weight: float = 5.0
     epochs: int = 400
-    batch: int = 8
+    batch_size: int = 8
     lr: float = 1e-4
     weight_decay: float = 0.05
     mask_at_test: Literal["complementary", "checkerboard"] = "complementary"  # random halves, or alternating patches
-    test_splits: int = 1  # random splits whose maps are averaged
-    test_seed: int = 0  # of the random splits, which are the same for every image
+    test_splits: int = 1  # number of random splits whose maps are averaged
+    test_seed: int = 0  # seed of the random splits, which are the same for every image
     smoothing: float = 4.0  # sigma in pixels; 0 is none
     score: Score = "max"
 
     def __post_init__(self) -> None:
         counts = ("stride", "patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
-        check_at_least(1, self, *counts, "epochs", "batch", "test_splits")
+        check_at_least(1, self, *counts, "epochs", "batch_size", "test_splits")
         check_at_least(0, self, "cosine_weight", "lr", "weight_decay", "smoothing")
         is_single = self.mask_at_test == "complementary" or self.test_splits == 1
         check_setting(is_single, self, "test_splits", "must be 1 with mask_at_test = checkerboard")
 
 
 class STMAE(Method):
-    """Restores each half of the feature patches from the other half; the map is the difference."""
+    """Restores each half of the feature patches from the other half; the anomaly map is the difference."""
 
     learned = ("mean", "std", "network")
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(256, 256)  # [R]
     iterative: ClassVar[bool] = True
     supports_compile: ClassVar[bool] = True
     settings: Settings
-    mean: Tensor  # (c,) of the features of the training set; 0 without standardization
+    mean: Tensor  # (c,) mean of the features of the training set; 0 without standardization
     std: Tensor  # (c,); 1 without standardization
     network: SiameseTransformer
 
@@ -144,13 +145,13 @@ class STMAE(Method):
         self.backbone = Backbone.from_setup(settings.backbone, settings.stages, setup)
         self._channels = sum(self.backbone.channels)
         self._grid = token_grid(setup.size, settings.stride, settings.patch)
-        self._size = (self._grid[0] * settings.patch, self._grid[1] * settings.patch)  # of the common map
+        self._size = (self._grid[0] * settings.patch, self._grid[1] * settings.patch)  # size of the common map
         if math.prod(self._grid) % 2:
             raise BenchError(
                 f"The number of patches must be even, so that two halves are equal, got {self._grid[0]} x "
                 f"{self._grid[1]}. Change the size of the images or --set patch=VALUE."
             )
-        with torch.device("meta"):  # settings that contradict each other raise an error here, before fit
+        with torch.device("meta"):  # inconsistent settings raise an error here, before fit
             self.build_network()
         self.test_halves = self._halves_at_test().to(setup.device)  # (splits, 2, n / 2)
 
@@ -170,9 +171,9 @@ class STMAE(Method):
         self.mean, self.std = self._statistics(features)
         generator = Generator().manual_seed(self.setup.seed)  # on the CPU: the same halves on every device
 
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, generator):
             network.train()
-            for stages in features.batches(settings.batch, torch.randperm(len(train), generator=generator)):
+            for stages in features.batches(settings.batch_size, torch.randperm(len(train), generator=generator)):
                 patches = self.to_patches(stages)  # (b, n, k * k * c)
                 halves = random_halves(len(patches), patches.shape[1], generator).to(patches.device)
                 training.minimize(self.losses(network, patches, halves)["total"], len(patches))
@@ -181,10 +182,10 @@ class STMAE(Method):
             progress(epoch, settings.epochs, loss)
 
     def losses(self, network: SiameseTransformer, patches: Tensor, halves: Tensor) -> dict[str, Tensor]:
-        """Return the loss, "total", and its parts for patches (b, n, k * k * c) and halves (b, 2, n / 2)."""
+        """Return the loss, "total", and its terms for patches (b, n, k * k * c) and halves (b, 2, n / 2)."""
         restored = self.restore_patches(network, patches, halves)
         mse = F.mse_loss(restored, patches)
-        cosine = cosine_distance(patches.flatten(1), restored.flatten(1)).mean()  # of whole maps
+        cosine = cosine_distance(patches.flatten(1), restored.flatten(1)).mean()  # over whole maps
         return {"mse": mse, "cosine": cosine, "total": mse + self.settings.cosine_weight * cosine}
 
     def restore_patches(self, network: SiameseTransformer, patches: Tensor, halves: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class STMAE(Method):
         """Yield for each split the squared difference, mean over channels, and the cosine distance: (b, h, w) each."""
         network = self._inference_network
         check_image_size(images, self.setup.size)
-        patches = self.to_patches(self.extract(images))
+        patches = self.to_patches(self.extract(images))  # (b, n, patch^2 * c)
         for halves in self.test_halves:
             restored = self.restore_patches(network, patches, halves.expand(len(patches), -1, -1))
             original, output = (values.view(*patches.shape[:2], -1, self._channels) for values in (patches, restored))
@@ -225,12 +226,12 @@ class STMAE(Method):
         return halves_of(((rows[:, None] + columns) % 2).view(1, -1).bool())
 
     def extract(self, images: Tensor) -> list[Tensor]:
-        """Return the stage maps; those finer than the common map are resized to it."""
+        """Return the features of the stages; those finer than the common map are resized to it."""
         stages: list[Tensor] = self.backbone(images.to(self.setup.device))
         return [self._resize(stage.float()) if stage.shape[2] > self._size[0] else stage for stage in stages]
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
-        """Return the stage maps on the common grid as one map (b, c, h, w), not normalized."""
+        """Return the features of the stages on the common grid, concatenated: (b, c, h, w), not normalized."""
         return torch.cat([self._resize(stage.float()) for stage in stages], dim=1)
 
     def to_patches(self, stages: list[Tensor]) -> Tensor:
@@ -247,38 +248,38 @@ class STMAE(Method):
         if self.settings.normalization == "none":
             zeros = torch.zeros(self._channels, device=self.setup.device)
             return zeros, torch.ones_like(zeros)
-        mean, std = channel_statistics(self.fuse(stages) for stages in features.batches(self.settings.batch))
+        mean, std = channel_statistics(self.fuse(stages) for stages in features.batches(self.settings.batch_size))
         stages = std.split(self.backbone.channels)
         std = torch.cat([stage.maximum(MIN_RELATIVE_STD * stage.mean()) for stage in stages])
         return mean, std.clamp(min=1e-6)
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the second half of the first split, and the mean of each of the two factors of the map."""
+        """Return the second half of the first split ("mask"), and the mean of each of the two factors of the map."""
         squared, cosine = (torch.stack(factor).mean(dim=0) for factor in zip(*self.differences(images), strict=True))
         mask = torch.zeros(math.prod(self._grid), device=squared.device)
         mask[self.test_halves[0, 1]] = 1
         pictures = {
-            "second half": mask.view(1, 1, *self._grid).expand(len(images), -1, -1, -1),
+            "mask": mask.view(1, 1, *self._grid).expand(len(images), -1, -1, -1),
             "squared difference": squared[:, None],
             "cosine distance": cosine[:, None],
         }
         return {name: F.interpolate(picture, self.setup.size)[:, 0] for name, picture in pictures.items()}
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         """Return the sizes of the network and of its input, the passes per image, and the backbone."""
         sizes = {"tokens": math.prod(self._grid), "feature_channels": self._channels}
         return super().info() | sizes | {"passes": len(self.test_halves)}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights with gradients and moments, of the cached features, and of one step."""
+        """Return the bytes of weights, gradients and Adam moments, of the cached features, and of one step."""
         channels = sum(channels_and_strides(settings.backbone, settings.stages)[0])
         grid = token_grid(size, settings.stride, settings.patch)
         with torch.device("meta"):
             network = _build_network(settings, math.prod(grid), channels)
         features = 4 * channels * math.prod(grid) * settings.patch**2 * n_images
-        return network.estimate_training_memory(min(settings.batch, n_images)) + min(features, MEMORY_BUDGET)
+        return network.estimate_training_memory(min(settings.batch_size, n_images)) + min(features, MEMORY_BUDGET)
 
 
 METHOD = STMAE

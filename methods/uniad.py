@@ -1,18 +1,20 @@
 """UniAD: a unified model for multi-class anomaly detection (You, Cui, Shen, Yang, Lu, Zheng, Le; NeurIPS 2022).
 
 A transformer reconstructs the features of a frozen network, but cannot copy them: in every attention the neighborhood
-of a token is hidden from it, every decoder layer has queries of its own, and the input is jittered in training. What it
+of a token is masked, every decoder layer has its own queries, and the input is jittered in training. What it
 reconstructs badly is anomalous. It was designed as one model for all categories.
 
 Paper: https://arxiv.org/abs/2206.03687. Code: https://github.com/zhiyuanyou/UniAD at a5b9d9d, Apache-2.0. We could not
-read the full paper: [P] abstract, [C] the authors' code, [M] recollection of the paper, [I] ours.
+read the full paper.
+
+[P] paper, [A] abstract, [C] authors' code, [R] public re-implementation, [M] from memory, not verified, [I] our choice
 
     setting              paper       code        source
     backbone             as code     B4          [M] [C] EfficientNet-B4; the nearest weights in timm are
                                                  tf_efficientnet_b4.aa_in1k, whose stages have the same shapes
     stages               as code     0 to 3      [C] 24, 32, 56 and 160 channels, resized to the last one's grid by
                                                  sampling (bilinear, align_corners), not by averaging
-    neighborhood         7, 7        7, 7        [M] [C] in all three attentions; 0, 0 hides nothing
+    neighborhood         7, 7        7, 7        [M] [C] in all three attentions; 0, 0 masks nothing
     width, heads         256, 8      256, 8      [M] [C]
     mlp_width            1024        1024        [M] [C]
     encoder_, decoder_depth  4, 4    4, 4        [M] [C]
@@ -24,15 +26,15 @@ read the full paper: [P] abstract, [C] the authors' code, [M] recollection of th
     weight_decay         1e-4        1e-4        [C] on every parameter
     max_grad_norm        0.1         0.1         [C] it limits the gradient in every step
     score                max         max         [C] of the map after a mean filter of score_window = 16 pixels
-    downsample           -           -           [I] factor by which images are averaged first; 1 is as published
+    downsample           -           -           [I] average-pooling factor applied to the input; 1 as published
 
 Differences from the code: the last epoch is used, while the code uses the one with the best mean pixel AUROC on the
 test set among every tenth (`--selection oracle`); an AUROC below 0.5 is not replaced by 1 - AUROC; random numbers come
 from one seed, and features of the frozen network are computed once.
 
     bench run --method uniad --profile code --dataset mvtec --protocol unified --preprocessing paper
-    published mean image/pixel AUROC, unified: 96.5/96.8 (the paper [P]); 96.7/96.8 on 8 GPUs and 97.6/97.0 on one (the
-    README of the code); each at the best epoch on the test set
+    published mean image/pixel AUROC, unified: 96.5/96.8 (the paper [A], epoch not stated); 96.7/96.8 on 8 GPUs and
+    97.6/97.0 on one (the README of the code), at the best epoch on the test set
 """
 
 from dataclasses import dataclass
@@ -48,13 +50,13 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
+from .parts.checks import check_at_least, check_image_size, check_setting
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.inpainting import jittered
 from .parts.maps import Score, image_score, upsample
 from .parts.neighbor_masked_transformer import NeighborMaskedTransformer, neighbor_mask
 from .parts.precision import autocast
-from .parts.validation import check_at_least, check_image_size, check_setting
 
 TITLE = "UniAD"
 FAMILY = "reconstruction"
@@ -65,9 +67,9 @@ PAPER = (
 YEAR = 2022
 NEEDS = ("weights of tf_efficientnet_b4.aa_in1k",)
 PROFILES = {
-    "demo": {  # 256 x 256 pixels are averaged to 128 x 128: 8 x 8 tokens, of which 3 x 3 are hidden from each
+    "demo": {  # 256 x 256 pixels are averaged to 128 x 128: 8 x 8 tokens, of which 3 x 3 are masked for each
         "backbone": "tf_efficientnet_lite0", "downsample": 2, "neighborhood": [3, 3], "width": 64, "heads": 4,
-        "mlp_width": 128, "encoder_depth": 2, "decoder_depth": 2, "epochs": 150, "batch": 1, "lr": 2e-3,
+        "mlp_width": 128, "encoder_depth": 2, "decoder_depth": 2, "epochs": 150, "batch_size": 1, "lr": 2e-3,
         "lr_drop_epoch": 121,
     },
     "check": {
@@ -82,9 +84,9 @@ class Settings:
     """Settings of UniAD; the table above has the source of each."""
 
     backbone: str = "tf_efficientnet_b4.aa_in1k"  # timm's tag
-    stages: tuple[int, ...] = (0, 1, 2, 3)  # of the backbone, as timm counts them
-    neighborhood: tuple[int, int] = (7, 7)  # rows and columns of tokens around each that are hidden from it
-    width: int = 256  # of a token
+    stages: tuple[int, ...] = (0, 1, 2, 3)  # stages of the backbone, as timm counts them
+    neighborhood: tuple[int, int] = (7, 7)  # rows and columns of tokens that each token does not attend to
+    width: int = 256  # embedding dimension
     heads: int = 8
     mlp_width: int = 1024
     encoder_depth: int = 4
@@ -93,9 +95,9 @@ class Settings:
     jitter_scale: float = 20.0
     jitter_probability: float = 1.0
     epochs: int = 1000
-    batch: int = 8
+    batch_size: int = 8
     lr: float = 1e-4
-    lr_drop_epoch: int = 801  # one tenth from this epoch on
+    lr_drop_epoch: int = 801  # epoch from which the learning rate is one tenth
     weight_decay: float = 1e-4
     max_grad_norm: float = 0.1  # 0 does not clip
     score: Score = "max"  # "max" is that of the map after the mean filter
@@ -103,7 +105,16 @@ class Settings:
     downsample: int = 1
 
     def __post_init__(self) -> None:
-        counts = ("width", "heads", "mlp_width", "encoder_depth", "decoder_depth", "epochs", "batch", "score_window")
+        counts = (
+            "width",
+            "heads",
+            "mlp_width",
+            "encoder_depth",
+            "decoder_depth",
+            "epochs",
+            "batch_size",
+            "score_window",
+        )
         check_at_least(1, self, *counts, "downsample")
         check_at_least(0, self, "jitter_scale", "lr", "weight_decay", "max_grad_norm")
         check_setting(0 <= self.dropout < 1, self, "dropout", "must be in [0, 1)")
@@ -115,7 +126,7 @@ class Settings:
 
 
 class UniAD(Method):
-    """Reconstructs features by a transformer that cannot copy them; the map is the reconstruction error."""
+    """Reconstructs features by a transformer that cannot copy them; the anomaly map is the reconstruction error."""
 
     learned = ("network",)
     paper_preprocessing: ClassVar[Preprocessing] = Preprocessing(224, 224)  # [C]
@@ -151,11 +162,11 @@ class UniAD(Method):
         shuffle = Generator().manual_seed(self.setup.seed)
         noise = Generator(self.setup.device).manual_seed(self.setup.seed)
 
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in self.epochs(settings.epochs, network, training, shuffle, noise):
             if epoch == settings.lr_drop_epoch:
                 training.optimizer.param_groups[0]["lr"] = settings.lr / 10
             network.train()
-            for (maps,) in features.batches(settings.batch, torch.randperm(len(train), generator=shuffle)):
+            for (maps,) in features.batches(settings.batch_size, torch.randperm(len(train), generator=shuffle)):
                 tokens = to_tokens(maps)  # (b, n, c)
                 is_jittered = float(torch.rand((), generator=shuffle)) <= settings.jitter_probability
                 jitter = jittered(tokens, scale=settings.jitter_scale, generator=noise) if is_jittered else tokens
@@ -165,7 +176,7 @@ class UniAD(Method):
             progress(epoch, settings.epochs, loss)
 
     def loss(self, network: NeighborMaskedTransformer, jitter: Tensor, tokens: Tensor) -> Tensor:
-        """Return the mean squared error of clean tokens (b, n, c) that are restored from jittered ones."""
+        """Return the mean squared error of clean tokens (b, n, c) reconstructed from jittered ones."""
         with autocast(self.setup):
             restored = network(jitter)
         return F.mse_loss(restored.float(), tokens)
@@ -203,15 +214,15 @@ class UniAD(Method):
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the error of each token, and the neighborhood that is hidden from the token with the largest error."""
+        """Return the error of each token, and the attention mask of the token with the largest error ("mask")."""
         errors = self.token_errors(images)  # (b, h, w)
-        hidden = self.network.hidden[errors.flatten(1).argmax(dim=1)]  # (b, n)
-        maps = {"error of each token": errors, "hidden from the worst token": hidden.float().unflatten(1, self.grid)}
+        mask = self.network.attn_mask[errors.flatten(1).argmax(dim=1)]  # (b, n)
+        maps = {"error of each token": errors, "mask": mask.float().unflatten(1, self.grid)}
         return {name: F.interpolate(map_[:, None], self.setup.size)[:, 0] for name, map_ in maps.items()}
 
     @classmethod
     def estimate_memory(cls, settings: Settings, size: tuple[int, int], n_images: int) -> int:
-        """Return the bytes of weights, gradients and moments, of the features, and of the activations of one batch."""
+        """Return the bytes of weights, gradients, Adam moments, features, and the activations of one batch."""
         channels, strides = channels_and_strides(settings.backbone, settings.stages)
         grid = (-(-size[0] // (settings.downsample * strides[-1])), -(-size[1] // (settings.downsample * strides[-1])))
         with torch.device("meta"):
@@ -222,7 +233,7 @@ class UniAD(Method):
         image += n_tokens * (10 * attentions * settings.width + 3 * layers * settings.mlp_width)
         features = min(4 * n_images * n_tokens * sum(channels), MEMORY_BUDGET)
         n_weights = sum(parameter.numel() for parameter in network.parameters())
-        return 16 * n_weights + features + 4 * min(settings.batch, n_images) * image
+        return 16 * n_weights + features + 4 * min(settings.batch_size, n_images) * image
 
 
 def to_tokens(maps: Tensor) -> Tensor:
@@ -231,7 +242,7 @@ def to_tokens(maps: Tensor) -> Tensor:
 
 
 def build_network(settings: Settings, grid: tuple[int, int], channels: int) -> NeighborMaskedTransformer:
-    """Return the untrained transformer for tokens of so many channels."""
+    """Return the untrained transformer for tokens of `channels` channels."""
     return NeighborMaskedTransformer(
         channels, grid, neighborhood=settings.neighborhood, width=settings.width, heads=settings.heads,
         mlp_width=settings.mlp_width, encoder_depth=settings.encoder_depth, decoder_depth=settings.decoder_depth,

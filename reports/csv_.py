@@ -5,9 +5,8 @@ import io
 import json
 
 from bench.errors import BenchError
-from bench.report import FigurePlacement, Report
-
-from .parts.csv_rows import escape_formula, flatten
+from bench.report_format import FigurePlacement, Report, escape_formula
+from bench.store import to_row
 
 SUFFIX = "csv"
 FIGURES: FigurePlacement = "none"
@@ -20,10 +19,10 @@ def render(report: Report) -> str:
     """
     if report.name in {"audit", "verification"}:
         raise BenchError(
-            f"csv writes the records, which does not go with --{'audit' if report.name == 'audit' else 'verify'}. "
+            f"csv writes the records, which excludes --{'audit' if report.name == 'audit' else 'verify'}. "
             "Use --format markdown, html or latex."
         )
-    rows = [flatten(record) for record in report.records]
+    rows = [to_row(record) for record in report.records]
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns) or ["dataset"], lineterminator="\n")

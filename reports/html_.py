@@ -2,29 +2,29 @@
 
 import io
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
+from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from PIL import Image
 
-from bench.evaluation.summary import (
-    LATENCY,
-    METRICS,
-    Group,
-    by_benchmark,
-    caveats,
-    groups,
-    groups_by_unique_name,
-    table_metrics,
-)
+from bench.evaluation.group_names import by_benchmark, groups_by_unique_name
+from bench.evaluation.summary import LATENCY, METRICS, Group, caveats, format_significant, groups, table_metrics
 from bench.record import Record
-from bench.report import Figure, FigurePlacement, Report, Section, Table, TableCell, TextRun
+from bench.report_format import Figure, FigurePlacement, Gallery, Report, Section, Table, TableCell, TextRun
 
-from .parts.example_sheets import LEGEND, SELECTION_RULE
+from .parts.benchmark_tables import LEADERBOARD_FILTERS, N_LEADERBOARD_TEXTS, leaderboard_table, overview_table
+from .parts.gallery import to_script
+from .parts.picture_figures import LEGEND, SELECTION_RULE
+from .parts.prediction_data import N_READERS
+from .parts.style import with_dark_mode
 from .parts.tables import leading_number, value_cell
 
 SUFFIX = "html"
@@ -36,37 +36,162 @@ MAX_SHEET_BYTES = 12_000_000
 MIN_SCALE = 0.4
 """Smallest scale of an example sheet; instead of a smaller scale, sheets are omitted."""
 
+MAX_PAGE_BYTES = 50_000_000
+"""Largest size of the page; if its galleries do not fit, each except the first has a separate page."""
+
+TEXT_BYTES = 4_000_000
+"""Bytes of the page that are reserved for its text."""
+
+MAX_FIRST_BYTES = 10_000_000
+"""Largest size of the first gallery if the others have separate pages."""
+
+IMAGES_FOLDER = "images"
+"""Folder of the pages of galleries, relative to the page."""
+
 _MIME_TYPES = {"svg": "image/svg+xml", "png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 _MAX_LISTED_IMAGES = 16
 """Largest number of training images that are listed by name."""
 
 
 def render(report: Report) -> str:
-    """Return the page: results, figures, tables, examples of each category, details of the runs, explanations."""
+    """Return one page: results, images, figures, statistics, details of the runs, explanations.
+
+    Galleries that do not fit into the page are omitted; `render_files` writes them as separate pages.
+    """
+    images = embed_figures(report.figures)
+    remaining = _gallery_bytes(images[0])
+    embedded: dict[str, str] = {}
+    for gallery, data in _read_galleries(report.galleries):
+        remaining -= len(data)
+        if remaining < 0:
+            break
+        embedded[gallery.name] = data
+    return _main_page(report, images, embedded)
+
+
+def render_files(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield the page and, if its galleries are too large for one page, first a page for each except the first."""
+    images = embed_figures(report.figures)
+    remaining = _gallery_bytes(images[0])
+    waiting: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    by_name = {gallery.name: gallery for gallery in report.galleries}
+    for gallery, data in _read_galleries(report.galleries):
+        remaining -= len(data)
+        waiting[gallery.name] = data
+        if remaining < 0:
+            first = report.galleries[0].name
+            for name in [name for name in waiting if name != first or len(waiting[name]) > MAX_FIRST_BYTES]:
+                paths[name] = f"{IMAGES_FOLDER}/{name}.{SUFFIX}"
+                yield paths[name], _gallery_page(report, by_name[name], waiting.pop(name))
+    yield f"{report.name}.{SUFFIX}", _main_page(report, images, waiting, paths)
+
+
+def _gallery_bytes(images: Mapping[str, str]) -> int:
+    """Return how many bytes of galleries a page with these images may have."""
+    return MAX_PAGE_BYTES - TEXT_BYTES - sum(map(len, images.values()))
+
+
+def _main_page(
+    report: Report,
+    images_and_note: tuple[Mapping[str, str], str],
+    embedded: Mapping[str, str],
+    gallery_pages: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Return the page with the galleries that are embedded, and links to the pages of the others."""
     views = _group_views(report.records)
-    page, style, script = (_read_part(f"page.{suffix}") for suffix in ("html", "css", "js"))
-    images, size_note = embed_figures(report.figures)
+    images, size_note = images_and_note
     sheets = [figure for figure in report.figures if figure.kind == "examples"]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"sort_value": sort_value, "runs": _runs_with_separators, "code": _split_code}
-    return environment.from_string(page).render(
-        title=report.title,
-        style=style,
-        script=script,
-        policy=_content_security_policy(style, script),
-        facts=_facts(report.records, views),
-        caveats=[note for note in (views[0].caveats if views else []) if all(note in view.caveats for view in views)],
-        results=_results_table(views),
-        benchmarks=list(dict.fromkeys(view.benchmark for view in views)),
-        figures=[(figure, images.get(figure.name, "")) for figure in report.figures if figure.kind != "examples"],
-        parts=_parts(report.sections),
-        views=views,
-        images=images,
-        sheet_names={(figure.benchmark, figure.title): figure.name for figure in sheets},
-        max_listed_images=_MAX_LISTED_IMAGES,
-        selection_rule=SELECTION_RULE,
-        image_notes=[LEGEND, size_note],
+    style, script = _style_and_script()
+    is_statistics = report.name == "report"
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=report.title,
+            style=style,
+            script=script,
+            policy=_content_security_policy(style, script),
+            facts=_facts(report.records, views),
+            caveats=[
+                note for note in (views[0].caveats if views else []) if all(note in view.caveats for view in views)
+            ],
+            overviews={
+                benchmark: overview_table([view.group for view in views if view.benchmark == benchmark])
+                for benchmark in dict.fromkeys(view.benchmark for view in views)
+            },
+            results=_results_table(views),
+            leaderboard=leaderboard_table([(view.name, view.group) for view in views if view.group.records]),
+            leaderboard_filters=LEADERBOARD_FILTERS,
+            n_leaderboard_texts=N_LEADERBOARD_TEXTS,
+            benchmarks=list(dict.fromkeys(view.benchmark for view in views)),
+            figures=[(figure, images.get(figure.name, "")) for figure in report.figures if figure.kind != "examples"],
+            parts=_parts(report.sections),
+            are_parts_open=not is_statistics,
+            views=views,
+            images=images,
+            sheet_names={(figure.benchmark, figure.title): figure.name for figure in sheets},
+            galleries=report.galleries,
+            embedded=embedded,
+            gallery_pages=gallery_pages,
+            max_listed_images=_MAX_LISTED_IMAGES,
+            selection_rule=SELECTION_RULE,
+            image_notes=[LEGEND, size_note],
+        )
     )
+
+
+def _gallery_page(report: Report, gallery: Gallery, data: str) -> str:
+    style, script = _style_and_script()
+    return (
+        _environment()
+        .get_template("gallery_page.html")
+        .render(
+            gallery=gallery,
+            data=data,
+            style=style,
+            script=script,
+            policy=_content_security_policy(style, script),
+            back=f"../{report.name}.{SUFFIX}",
+        )
+    )
+
+
+def _read_galleries(galleries: Sequence[Gallery]) -> Iterator[tuple[Gallery, str]]:
+    """Yield each gallery with its content as the text of a script element; the next ones are read in the meantime."""
+    with ThreadPoolExecutor(N_READERS) as pool:  # decompression and compression release Python's global lock
+        pending: deque[Future[str]] = deque()
+        remaining = iter(galleries)
+        for gallery in galleries:
+            pending.extend(pool.submit(_read_gallery, each) for each in islice(remaining, N_READERS - len(pending)))
+            yield gallery, pending.popleft().result()
+
+
+def _read_gallery(gallery: Gallery) -> str:
+    return to_script(gallery.read())
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_read_part),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "sort_value": sort_value,
+        "runs": _runs_with_separators,
+        "code": _split_code,
+        "significant": format_significant,
+    }
+    return environment
+
+
+def _style_and_script() -> tuple[str, str]:
+    style = _read_part("page.css") + _read_part("gallery.css")
+    script = "".join(_read_part(name) for name in ("page.js", "gallery.js", "viewer.js"))
+    return style, script
 
 
 def _read_part(name: str) -> str:
@@ -120,7 +245,7 @@ class _GroupView:
         oracle = "best epoch on the test set (oracle)"
         info = {
             "method": f"methods/{run.method}.py, as {run.name}",
-            "data set": self.group.dataset,
+            "dataset": self.group.dataset,
             "protocol": f"{run.protocol}{f', k = {run.k}' if run.k else ''}",
             "selection": "last epoch" if self.group.selection == "last" else oracle,
             "seeds": ", ".join(map(str, self.group.seeds)),
@@ -131,6 +256,7 @@ class _GroupView:
             "started": first.started or "unknown",
         }
         details = {**first.environment, **first.method_info}
+        details = {name: value for name, value in details.items() if not isinstance(value, list)}  # by epoch
         return [*info.items(), *((name, _text(value)) for name, value in details.items())]
 
     @property
@@ -181,7 +307,7 @@ def _results_table(views: Sequence[_GroupView]) -> Table:
             cells = [value_cell(view.group, category, metric) for metric in (*METRICS, LATENCY)]
             cells = [TableCell(cell.runs, tuple(n for n in cell.notes if n not in view.caveats)) for cell in cells]
             rows.append((view.benchmark, TableCell.from_text(view.name, *view.caveats), category, seeds, *cells))
-    header = ("data set · protocol", "method", "category", "seeds", *METRICS.values(), LATENCY)
+    header = ("dataset · protocol", "method", "category", "seeds", *METRICS.values(), LATENCY)
     return Table.from_rows("", header, rows)
 
 
@@ -198,13 +324,13 @@ def embed_figures(figures: Sequence[Figure]) -> tuple[dict[str, str], str]:
         sheet_uris = {name: _data_uri("jpg", content) for name, content in sheets.items()}
         return uris | sheet_uris, "Images are shown at their stored size."
     scale = max((MAX_SHEET_BYTES / total) ** 0.5, MIN_SCALE)
-    remaining, n_omitted = MAX_SHEET_BYTES, 0
+    remaining_bytes, n_omitted = MAX_SHEET_BYTES, 0
     for name, content in sheets.items():
         scaled = _scaled(content, scale)
-        if len(scaled) > remaining:
+        if len(scaled) > remaining_bytes:
             n_omitted += 1
             continue
-        remaining -= len(scaled)
+        remaining_bytes -= len(scaled)
         uris[name] = _data_uri("webp", scaled)
     note = f"Example sheets are shown at {scale:.0%} of their size, which limits the size of this page. "
     note += f"{n_omitted} of {len(sheets)} sheets are omitted. " if n_omitted else ""
@@ -213,7 +339,8 @@ def embed_figures(figures: Sequence[Figure]) -> tuple[dict[str, str], str]:
 
 def _plot_uri(content_by_suffix: Mapping[str, bytes]) -> str:
     suffix = next(suffix for suffix in _MIME_TYPES if suffix in content_by_suffix)
-    return _data_uri(suffix, content_by_suffix[suffix])
+    content = content_by_suffix[suffix]
+    return _data_uri(suffix, with_dark_mode(content) if suffix == "svg" else content)
 
 
 def _data_uri(suffix: str, content: bytes) -> str:

@@ -4,9 +4,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 
-from bench.report import FIGURES_FOLDER, Block, Figure, FigurePlacement, Report, Table, TableCell, TextRun
+from bench.report_format import FIGURES_FOLDER, Block, Figure, FigurePlacement, Report, Table, TableCell, TextRun
 
+from .parts.style import slug
 from .parts.tables import columns_per_line, select_columns, split_by_column_group
 
 SUFFIX = "tex"
@@ -23,6 +25,7 @@ _HEADINGS = (r"\section*", r"\subsection*", r"\subsubsection*", r"\paragraph*")
 _PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[a4paper,margin=2cm]{geometry}
 \usepackage[T1]{fontenc}
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}  % Type 1 fonts; those of T1 encoding without it may be bitmaps
 \usepackage[utf8]{inputenc}
 % A table copied into another document needs booktabs, graphicx and, for superscripts and symbols, textcomp.
 \usepackage{booktabs}
@@ -45,12 +48,13 @@ def render(report: Report) -> str:
     """Return the report as one LaTeX document."""
     parts = [_PREAMBLE, rf"\begin{{center}}\Large {escape(report.title)}\end{{center}}"]
     n_floats = 0
+    labels = _Labels()
     for section in report.sections:
         floats_away = section.blocks and all(isinstance(block, Figure) and block.files for block in section.blocks)
-        if section.title and not floats_away:  # figures float away from their heading, so it would stand alone
+        if section.title and not floats_away:  # figures float away from their heading, which would be empty
             parts.append(rf"{_HEADINGS[min(section.level, 4) - 1]}{{{escape(section.title)}}}")
         for block in section.blocks:
-            parts.append(_block(block))
+            parts.append(_block(block, section.title or report.title, labels))
             n_floats += isinstance(block, Figure | Table)
             if isinstance(block, Figure | Table) and n_floats % FLOATS_PER_CLEARPAGE == 0:
                 parts.append(r"\clearpage")
@@ -61,7 +65,7 @@ def escape(text: str) -> str:
     """Return plain text as one line of LaTeX. Characters unknown to pdflatex become their code point."""
     line = " ".join(text.split())
     parts = [_code(part[1:-1]) if _CODE.fullmatch(part) else _plain(part) for part in _CODE.split(line)]
-    return re.sub(r"(?<!\S)-(?=\d)", r"\\ensuremath{-}", "".join(parts))  # minus sign instead of hyphen
+    return re.sub(r"(?<![^\s\[])-(?=\d)", r"\\ensuremath{-}", "".join(parts))  # minus sign instead of hyphen
 
 
 def _code(text: str) -> str:
@@ -80,26 +84,44 @@ def _character(character: str) -> str:
     return character if printable else f"[U+{ord(character):04X}]"
 
 
-def _block(block: Block) -> str:
+class _Labels:
+    """Labels of tables and figures, each once."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def add(self, prefix: str, text: str) -> str:
+        """Return a new label, for example "tab:by-category-2"; prefix: "tab" or "fig"."""
+        name = f"{prefix}:{slug(text) or 'untitled'}"
+        label = next(each for i in count(1) if (each := name if i == 1 else f"{name}-{i}") not in self._used)
+        self._used.add(label)
+        return label
+
+
+def _block(block: Block, heading: str, labels: _Labels) -> str:
+    """Return a block of a section; heading: the caption of a table without a title."""
     if isinstance(block, str):
         return escape(block)
     if isinstance(block, tuple):
         items = "\n".join(rf"  \item {escape(sentence)}" for sentence in block)
         return f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}"
     if isinstance(block, Figure):
-        return _figure(block)
-    tables = (part for group in split_by_column_group(block) for part in _fit_page(group))
-    return "\n".join(line for table in tables for line in _table(table))
+        return _figure(block, labels)
+    titled = replace(block, title=block.title or heading)
+    tables = (part for group in split_by_column_group(titled) for part in _fit_page(group))
+    return "\n".join(line for table in tables for line in _table(table, labels))
 
 
-def _figure(figure: Figure) -> str:
+def _figure(figure: Figure, labels: _Labels) -> str:
     if not figure.files:
         return escape(f"{figure.title}: {figure.caption}")
     suffix = "pdf" if "pdf" in figure.files else next(iter(figure.files))
     path = f"{FIGURES_FOLDER}/{figure.name}.{suffix}"
     image = rf"  \IfFileExists{{{path}}}{{\includegraphics[width=0.8\linewidth]{{{path}}}}}{{{escape(path)}}}"
     caption = escape(f"{figure.title}, {figure.benchmark}. {figure.caption}")
-    return f"\\begin{{figure}}[!htbp]\n  \\centering\n{image}\n  \\caption{{{caption}}}\n\\end{{figure}}"
+    label = labels.add("fig", figure.name)
+    head = f"\\begin{{figure}}[!htbp]\n  \\centering\n{image}\n"
+    return f"{head}  \\caption{{{caption}}}\n  \\label{{{label}}}\n\\end{{figure}}"
 
 
 def _fit_page(table: Table) -> Iterator[Table]:
@@ -110,14 +132,14 @@ def _fit_page(table: Table) -> Iterator[Table]:
         yield replace(part, title=f"{table.title} (continued)", remarks=()) if index else part
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(table: Table, labels: _Labels) -> Iterator[str]:
     marks = table.note_marks
     notes = [rf"\textsuperscript{{{mark}}}~{escape(note)}" for note, mark in marks.items()]
     notes += [escape(remark) for remark in table.remarks]
     yield r"\begin{table*}[!htbp]"
     yield r"  \centering\footnotesize"
-    if table.title:
-        yield rf"  \caption{{{escape(table.title)}}}"
+    yield rf"  \caption{{{escape(table.title)}}}"
+    yield rf"  \label{{{labels.add('tab', table.title)}}}"
     yield r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
     yield rf"  \begin{{tabular}}{{@{{}}l{'c' * (len(table.header) - 1)}@{{}}}}"
     yield r"    \toprule"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from bench.report import FIGURES_FOLDER, Block, Figure, FigurePlacement, Report, Table, TableCell, TextRun
+from bench.report_format import FIGURES_FOLDER, Block, Figure, FigurePlacement, Report, Table, TableCell, TextRun
 
 from .parts.tables import columns_per_line, select_columns, split_by_column_group
 

@@ -1,6 +1,7 @@
-"""Fixtures of all tests: seeded generators, a tiny data set, plans on it, and builders of runs and records."""
+"""Fixtures of all tests: seeded generators, a tiny dataset, plans on it, and builders of runs and records."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
@@ -23,6 +24,8 @@ from bench.record import Predictions, Record, Run
 from bench.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start inherit it; threads that share a core are slow
+_config_home = tempfile.TemporaryDirectory(prefix="maskbench-tests-")
+os.environ["XDG_CONFIG_HOME"] = _config_home.name  # the folders that tests trust are not the user's
 os.environ.pop("COLUMNS", None)  # set by pytest-xdist; rich would use it as the terminal's width
 settings.register_profile("bench", deadline=None)  # a test must not fail because the machine is busy
 settings.load_profile("bench")
@@ -48,16 +51,16 @@ def data() -> Path:
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of real images and weights, `shared/` beside the checkout; they are never committed."""
+    """The folder of real images and weights, `shared/` next to the checkout; they are never committed."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("needs the folder 'shared' (real images and weights) beside the checkout")
+        pytest.skip("needs the folder 'shared' (real images and weights) next to the checkout")
     return folder
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """A folder data set of two categories, gray noise with a bright square as the defect.
+    """A folder dataset of two categories, gray noise with a bright square as the defect.
 
     Each has 5 training images, 3 good and 3 defective test images of 64 x 64 pixels.
     """
@@ -179,12 +182,12 @@ def build_record(run: Run | None = None, **changes: Any) -> Record:
     values: dict[str, Any] = {
         "run": run or build_run(**run_changes),
         "category": "bolt",
-        "data_digest": "d1",
+        "data_hash": "d1",
         "epoch": 20,
         "metrics": {"image_auroc": 0.9, "pixel_auroc": 0.8},
         "seconds": {"fit": 1.5, "predict": 0.2, "evaluate": 0.1},
         "environment": {"device": "cpu", "threads": 1},
-        "artifacts": {"maps": "float16", "model": False, "views": {}},
+        "artifacts": {"map_precision": "float16", "model": False, "pictures": {}},
         "train_files": [f"bolt/train/good/{i:03}.png" for i in range(4)],
         "command": "bench run --method simulated --dataset parts",
         "started": "2026-01-02T03:04:05+00:00",
@@ -192,18 +195,20 @@ def build_record(run: Run | None = None, **changes: Any) -> Record:
     return Record(**(values | changes))
 
 
-def build_predictions(seed: Sequence[int] = (0,), merit: float = 1.0, count: int = 20, **changes: Any) -> Predictions:
-    """Return predictions of 24 x 24 pixels, every second image defective; `merit` separates the two classes."""
+def build_predictions(
+    seed: Sequence[int] = (0,), effect_size: float = 1.0, count: int = 20, **changes: Any
+) -> Predictions:
+    """Return predictions of 24 x 24 pixels, every second image defective; `effect_size` separates the two classes."""
     random = np.random.default_rng(list(seed))
-    is_defective = np.arange(count) % 2 == 1
+    is_anomalous = np.arange(count) % 2 == 1
     masks = np.zeros((count, 24, 24), dtype=bool)
-    masks[is_defective, 6:12, 8:14] = True
-    defects = tuple("dent" if each else "good" for each in is_defective)
+    masks[is_anomalous, 6:12, 8:14] = True
+    defects = tuple("dent" if each else "good" for each in is_anomalous)
     values: dict[str, Any] = {
         "files": tuple(f"bolt/test/{defect}/{i:03}.png" for i, defect in enumerate(defects)),
         "defects": defects,
-        "scores": random.normal(0, 1, count) + merit * is_defective,
-        "maps": (random.normal(0, 1, masks.shape) + merit * masks).astype(np.float32),
+        "scores": random.normal(0, 1, count) + effect_size * is_anomalous,
+        "maps": (random.normal(0, 1, masks.shape) + effect_size * masks).astype(np.float32),
         "masks": masks,
         "has_pixel_labels": np.ones(count, dtype=bool),
     }
@@ -246,32 +251,34 @@ def simulate(tmp_path: Path) -> Callable[..., Store]:
     return save_all
 
 
-def _save_simulated(store: Store, method: str, category: str, seed: int, merit: float, changes: dict[str, Any]) -> None:
+def _save_simulated(
+    store: Store, method: str, category: str, seed: int, effect_size: float, changes: dict[str, Any]
+) -> None:
     names = {"seed": seed, "name": method.lower(), "method": method.lower(), "title": method}
-    predictions = build_predictions([*category.encode(), seed], merit).rounded("float16")
+    predictions = build_predictions([*category.encode(), seed], effect_size).rounded("float16")
     assert predictions.maps is not None
     evaluation = evaluate(predictions.scores, predictions.is_anomalous, list(predictions.maps), list(predictions.masks))
     by_epoch = [{"epoch": float(epoch), **evaluation.values} for epoch in (5, 10, 15, 20)]
     by_epoch[1] |= {"image_auroc": 1.0, "pixel_auroc": 1.0}  # epoch 10 is the oracle's
-    shown = representative_images(predictions)
+    picture_indices = representative_images(predictions)
     record = build_record(
         build_run(**(names | changes)),
         category=category,
-        data_digest=category,
+        data_hash=category,
         metrics=evaluation.values,
         losses=[10 / epoch for epoch in range(1, 21)],
         metrics_by_epoch=by_epoch,
         seconds={"fit": 1.5},
-        latency={"median_ms": 10 * merit + seed},
-        artifacts={"views": {name: predictions.files[index] for name, index in shown.items()}},
+        latency={"median_ms": 10 * effect_size + seed},
+        artifacts={"pictures": {name: predictions.files[index] for name, index in picture_indices.items()}},
         train_files=[f"{category}/train/good/{i:03}.png" for i in range(4)],
         test_files=list(predictions.files),
         command=f"bench run --method {method.lower()} --dataset parts",
     )
-    views = {}
+    pictures = {}
     if seed == 0:
         random = np.random.default_rng(seed)
-        for name in shown:
-            views[f"{name}.image"] = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
-            views[f"{name}.distance"] = random.integers(0, 255, (24, 24), dtype=np.uint8)
-    store.save(record, predictions, views=views)
+        for name in picture_indices:
+            pictures[f"{name}.image"] = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+            pictures[f"{name}.distance"] = random.integers(0, 255, (24, 24), dtype=np.uint8)
+    store.save(record, predictions, pictures=pictures)

@@ -15,11 +15,11 @@ from bench.config.method_metadata import FAMILIES, method_metadata
 from bench.errors import BenchError
 from bench.execution import diagnostics, method_checks
 from bench.method import Images, Method, Prediction
-from bench.report import FigurePlacement
+from bench.report_format import FigurePlacement
 from bench.store import Store
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # from imports of a hosted library
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from imports of an external library
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_every_method_satisfies_the_contract(name: str) -> None:
     try:
@@ -28,7 +28,7 @@ def test_every_method_satisfies_the_contract(name: str) -> None:
         if "needs the package" in str(error):
             pytest.skip(str(error))
         raise
-    assert len(results) == 17
+    assert len(results) == 19
     problems = [f"{result.requirement} {result.problem}" for result in results if result.problem]
     assert not problems, "\n".join(problems)
 
@@ -38,15 +38,15 @@ def test_every_method_states_its_metadata(name: str) -> None:
     metadata = method_metadata(name)
     assert metadata.title
     assert metadata.family in FAMILIES
-    if metadata.family not in {"hosted", "floor"}:
+    if metadata.family not in {"external", "baseline"}:
         assert metadata.paper
         assert metadata.year > 2000
-    if not metadata.is_hosted:
+    if not metadata.is_external:
         assert metadata.profiles.keys() <= {"demo", "check", "paper"}
 
 
 @pytest.mark.parametrize("name", registry.names("datasets"))
-def test_every_data_set_has_a_description_and_rejects_an_empty_folder(name: str, tmp_path) -> None:
+def test_every_dataset_has_a_description_and_rejects_an_empty_folder(name: str, tmp_path) -> None:
     module = registry.load("datasets", name)
     assert module.TITLE
     assert module.ABOUT
@@ -62,7 +62,13 @@ def test_every_format_renders_a_report_without_records(name: str, table: str, tm
     module = registry.load("reports", name)
     assert module.SUFFIX
     assert module.FIGURES in get_args(FigurePlacement)
-    assert module.render(registry.report_content().results([], Store(tmp_path), [], table))
+    report = registry.report_content().results([], Store(tmp_path), [], table)
+    try:
+        assert module.render(report)
+    except BenchError as error:  # a format may need an extra, which its message names
+        if "maskbench[" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Brightness(Method):
         maps = (images.mean(1) - mean) ** 2  # (b, h, w)
         if flaw == "batch":
             maps = maps / maps.max()
+        if flaw == "unstable":
+            maps = (1e5 * images.mean(1)).frac()  # digits that rounding decides
         if flaw == "shape":
             maps = maps[:, ::2]
         if flaw == "nan":
@@ -109,7 +117,9 @@ class Brightness(Method):
         return Prediction(maps.amax((1, 2)), maps)
 
     def explain(self, images) -> dict[str, torch.Tensor]:
-        return {"wrong": images[:, :2]} if self.settings.flaw == "explain" else {"brightness": images.mean(1)}
+        if self.settings.flaw == "explain":
+            return {"wrong": images[:, :2]}
+        return {"cells: 2" if self.settings.flaw == "picture name" else "brightness": images.mean(1)}
 
     def info(self):
         return {"tensor": self.mean} if self.settings.flaw == "info" else {"mean": float(self.mean)}
@@ -148,7 +158,7 @@ def test_a_correct_method_has_no_problem(method: type[Method]) -> None:
 @pytest.mark.parametrize(
     ("flaw", "requirement"),
     [
-        ("unfitted", "predict and state before fit raise"),
+        ("unfitted", "predict and state_dict before fit raise"),
         ("progress", "fit calls progress"),
         ("loss", "fit calls progress"),
         ("shape", "predict returns float32"),
@@ -158,9 +168,14 @@ def test_a_correct_method_has_no_problem(method: type[Method]) -> None:
         ("buffer", "A later predict does not overwrite"),
         ("random", "Two predict calls"),
         ("seed", "Two fits with one seed"),
-        ("state", "A method that is restored"),
+        (
+            "unstable",
+            "Threads, batch size and noise of 1e-06 change predictions by at most 0.001 of their largest value",
+        ),
+        ("state", "A method that is loaded"),
         ("writes", "predict does not modify"),
         ("explain", "explain returns pictures"),
+        ("picture name", "explain returns pictures"),
         ("info", "info returns values"),
     ],
 )
@@ -178,12 +193,12 @@ class WithoutPretrain(Brightness):
 
 
 class OverridesState(Brightness):
-    def state(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return {"mean": self.mean}
 
 
 @pytest.mark.parametrize(
-    ("method", "message"), [(WithoutPretrain, "pretrain is missing"), (OverridesState, "it overrides state")]
+    ("method", "message"), [(WithoutPretrain, "pretrain is missing"), (OverridesState, "it overrides state_dict")]
 )
 def test_a_class_that_does_not_follow_the_contract_is_detected(method: type[Method], message: str) -> None:
     module = types.ModuleType("brightness")
@@ -195,9 +210,9 @@ def test_a_class_that_does_not_follow_the_contract_is_detected(method: type[Meth
 @pytest.mark.parametrize(
     "constants",
     [
-        {"PROFILES": {"check": {"flow": "x"}}},
+        {"PROFILES": {"check": {"unknown_setting": "x"}}},
         {"PROFILES": {"demo": {"flaw": 3}}},
-        {"ALIASES": {"flawed": {"title": "Flawed", "settings": {"flow": "x"}}}},
+        {"ALIASES": {"flawed": {"title": "Flawed", "settings": {"unknown_setting": "x"}}}},
     ],
 )
 def test_a_profile_with_an_invalid_setting_is_detected(constants: dict[str, object]) -> None:
@@ -205,7 +220,7 @@ def test_a_profile_with_an_invalid_setting_is_detected(constants: dict[str, obje
     assert requirement.startswith("PROFILES and ALIASES")
 
 
-def test_the_problem_of_an_empty_file_says_what_is_missing() -> None:
+def test_an_empty_file_is_reported_with_the_missing_names() -> None:
     results = method_checks.check_method(types.ModuleType("empty"), None)
     assert all(result.problem for result in results)
     assert "METHOD = YourClass" in results[1].problem

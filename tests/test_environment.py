@@ -2,9 +2,11 @@
 
 import getpass
 import json
+import os
 import platform
 import random
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def test_an_unavailable_device_is_an_error_in_one_line(name: str) -> None:
 
 
 def test_a_device_that_cannot_be_timed_is_an_error() -> None:
-    with pytest.raises(BenchError, match="--device must be one of cpu, cuda, mps"):
+    with pytest.raises(BenchError, match="--device must be one of cpu, cuda, which"):
         environment.device("meta")
 
 
@@ -90,6 +92,30 @@ def fresh_commit():
 
 
 @pytest.mark.usefixtures("fresh_commit")
+@pytest.mark.parametrize(
+    ("file", "is_marked"),
+    [
+        ("bench/store.py", True), ("methods/new.py", True), ("pyproject.toml", True), ("runs/demo/a.json", False),
+        ("notes.md", False), ("docs/tutorial.md", False),
+    ],
+)  # fmt: skip
+def test_only_changes_of_the_code_mark_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, is_marked: bool
+) -> None:
+    for name in ("bench/store.py", "methods/old.py", "pyproject.toml", "docs/tutorial.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("before", "utf-8")
+    identity = ["-c", "user.name=name", "-c", "user.email=name@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "Add files"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("after", "utf-8")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "bench" / "environment.py"))
+    assert environment.commit().endswith("+") == is_marked
+    assert len(environment.commit()) == 40 + is_marked
+
+
+@pytest.mark.usefixtures("fresh_commit")
 def test_the_commit_is_marked_if_files_are_modified(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = {"rev-parse": "a" * 40, "status": ""}
 
@@ -119,16 +145,27 @@ def test_memory_is_measured_in_bytes() -> None:
     assert environment.peak_memory(CPU).keys() == {"host"}
 
 
+PEAK = """
+import numpy as np
+import torch
+from bench import environment
+cpu = torch.device("cpu")
+environment.reset_peak(cpu)
+before = environment.peak_memory(cpu)["host"]
+block = np.ones(256 << 20, dtype=np.uint8)
+del block
+print(environment.peak_memory(cpu)["host"] - before)
+"""
+
+
 def test_the_peak_includes_memory_that_was_freed() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
         pytest.skip("this system does not permit a process to reset its peak")
-    environment.reset_peak(CPU)
-    before = environment.peak_memory(CPU)["host"]
-    block = np.ones(64 << 20, dtype=np.uint8)
-    del block
-    assert environment.peak_memory(CPU)["host"] >= before + (32 << 20)
+    # In a new process: one that has freed much memory uses that again.
+    result = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert int(result.stdout) >= 128 << 20
 
 
 def test_memory_is_measured_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,3 +195,52 @@ def test_a_processor_without_half_precision_emulates_it(monkeypatch: pytest.Monk
         assert environment.emulates(cpu, "bfloat16") is not is_supported
         assert not environment.emulates(cpu, "float32")
     assert not environment.emulates(torch.device("cuda"), "bfloat16")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_of_a_container_is_the_memory_of_the_machine(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    root = tmp_path / ("memory" if version == 1 else "")
+    root.mkdir(exist_ok=True)
+    for name, value in zip(names, ("3000000", "1500000", "0"), strict=True):
+        (root / name).write_text(value, "ascii")
+    (root / "memory.stat").write_text(f"cache 7\n{names[2]} 500000\n", "ascii")
+    groups = tmp_path / "cgroup"
+    groups.write_text("9:name=systemd:/\n4:memory:/job/7\n" if version == 1 else "0::/job/7\n", "utf-8")
+    paths = {"/proc/self/cgroup": groups, "/sys/fs/cgroup": tmp_path}
+
+    def path(first: str, *others: str) -> Path:
+        return Path(paths.get(first, first), *others)
+
+    monkeypatch.setattr(environment, "Path", path)
+    assert environment.total_memory(CPU) == 3_000_000
+    assert environment.free_memory() == 2_000_000  # the limit, without what is used except file caches
+
+
+def test_memory_is_unknown_on_a_system_that_does_not_measure_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "Path", lambda *parts: Path("/missing", *(part.strip("/") for part in parts)))
+    monkeypatch.delattr(os, "sysconf")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert environment.total_memory(CPU) is None
+    assert environment.free_memory() is None
+    assert environment.peak_memory(CPU) == {}
+
+
+def test_a_cpu_has_no_number() -> None:
+    with pytest.raises(BenchError, match="A CPU has no number, got --device cpu:99"):
+        environment.device("cpu:99")
+
+
+def test_texts_of_a_record_have_no_private_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, data = tmp_path / "home" / "jane", tmp_path / "data"
+    (home / "project").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home / "project")
+    text = f"{data}/bolt/000.png {home}/project/runs {home}/weights/net.pth /usr/share/x"
+    expected = "bolt/000.png runs ~/weights/net.pth /usr/share/x"
+    assert environment.without_private_paths(text, data) == expected

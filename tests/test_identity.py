@@ -1,4 +1,4 @@
-"""Identity: which fields and options each projection contains, and which records belong to one data set."""
+"""Identity: which fields and options each projection contains, and which records belong to one dataset."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.evaluation.summary import groups, groups_by_unique_name
+from bench.evaluation.group_names import groups_by_unique_name
+from bench.evaluation.summary import groups
 from bench.identity import (
     comparison_key,
     cost_key,
     dataset_numbers,
+    differing_values,
     group_key,
+    number_differences,
     retry_key,
     run_hash,
     sweep_key,
@@ -25,7 +28,7 @@ from bench.store import Store
 
 def group_of(run: Run) -> tuple[str, ...]:
     """Return the key of the group of a record of that run, whose group hash is computed as for a plan."""
-    return group_key(Record(run=replace(run, group_hash=run_hash(run, "")), category="bolt", data_digest="d1"), 0)
+    return group_key(Record(run=replace(run, group_hash=run_hash(run, "")), category="bolt", data_hash="d1"), 0)
 
 
 PROJECTIONS: dict[str, Callable[[Run], Any]] = {
@@ -57,7 +60,7 @@ CHANGES: dict[str, Any] = {
 }
 LABELS = {"synthetic", "data_fingerprints", "title", "profile", "profile_note", "group_hash", "sweep_keys"}
 PATH = {"dataset", "protocol", "k", "name", "seed"}
-# The fields of Run that do not change a projection, as its docstring says.
+# The fields of Run that do not change a projection, as its docstring states.
 IGNORED = {
     "run_hash": LABELS | PATH,
     "retry_key": LABELS | {"file_hashes"},
@@ -75,6 +78,13 @@ class LaterRun(Run):
     """A run of a later version, which has one more field."""
 
     background: str = "white"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaterRecord(Record):
+    """A record of a later version, which has one more field."""
+
+    spread: float = 0.0
 
 
 def test_the_changes_cover_every_field_of_a_run(make_run: Callable[..., Run]) -> None:
@@ -162,12 +172,12 @@ def test_groups_are_sorted_by_the_number_of_a_swept_setting(make_run, make_recor
     assert [depth for _, depth in keys] == [0.5, 2, 10]
 
 
-# ---- data sets of the same name
+# ---- datasets of the same name
 
 
 @pytest.fixture
 def numbers(make_run, make_record) -> Callable[..., list[int]]:
-    """Return a function of (data set, fingerprints) pairs, in order of their start, that returns their numbers."""
+    """Return a function of (dataset, fingerprints) pairs, in order of their start, that returns their numbers."""
 
     def compute(*pairs: tuple[str, dict[str, str]]) -> list[int]:
         return dataset_numbers(
@@ -178,7 +188,7 @@ def numbers(make_run, make_record) -> Callable[..., list[int]]:
     return compute
 
 
-def test_records_with_an_equal_category_are_of_one_data_set(numbers) -> None:
+def test_records_with_an_equal_category_are_of_one_dataset(numbers) -> None:
     both, bolt, other = {"bolt": "a", "nut": "b"}, {"bolt": "a"}, {"bolt": "c"}
     assert numbers(("parts", both), ("parts", bolt)) == [0, 0]
     assert numbers(("parts", both), ("parts", {"bolt": "changed", "nut": "b"})) == [0, 0]
@@ -195,19 +205,19 @@ def test_records_are_joined_through_other_records(numbers) -> None:
     assert numbers(*(("parts", fingerprints) for fingerprints in chain)) == [0, 0, 0, 0, 1]
 
 
-def test_data_sets_of_other_names_are_counted_separately(numbers) -> None:
+def test_datasets_of_other_names_are_counted_separately(numbers) -> None:
     bolt, other = {"bolt": "a"}, {"bolt": "c"}
     assert numbers(("parts", bolt), ("cables", bolt), ("parts", other), ("cables", bolt)) == [0, 0, 1, 0]
 
 
-def test_the_first_started_data_set_has_number_0(make_run, make_record) -> None:
+def test_the_first_started_dataset_has_number_0(make_run, make_record) -> None:
     late = make_record(make_run(data_fingerprints={"bolt": "a"}), started="2026-02-01")
     early = make_record(make_run(data_fingerprints={"bolt": "c"}), started="2026-01-01")
     assert dataset_numbers([late, early]) == [1, 0]
     assert group_key(late, 1) > group_key(early, 0)
 
 
-def test_records_without_fingerprints_are_of_one_data_set(numbers) -> None:
+def test_records_without_fingerprints_are_of_one_dataset(numbers) -> None:
     assert numbers(("parts", {}), ("parts", {}), ("parts", {"bolt": "a"})) == [0, 0, 1]
 
 
@@ -246,3 +256,25 @@ def test_two_sites_with_a_folder_of_one_name_give_two_groups(tmp_path: Path, pla
     table = groups(records)
     assert sorted(sorted(group.categories) for group in table) == [["bolt"], ["bolt", "nut"]]
     assert len(groups_by_unique_name(table)) == len({group.dataset for group in table}) == 2
+
+
+def test_times_machine_and_command_are_not_differences(make_record: Callable[..., Record]) -> None:
+    record = make_record()
+    other = replace(
+        record, seconds={"fit": 99.0}, environment={"device": "gpu"}, command="bench run table1", started="2030",
+        latency={"median_ms": 1.0}, memory={"host": 1}, commit="abc", sequence=7, warnings=["slow"],
+    )  # fmt: skip
+    assert number_differences(record, other) == []
+    assert [each.name for each in number_differences(record, replace(record, threshold=0.5))] == ["threshold"]
+
+
+def test_a_field_that_is_added_to_a_record_is_compared(make_record: Callable[..., Record]) -> None:
+    values = {entry.name: getattr(make_record(), entry.name) for entry in fields(Record)}
+    (difference,) = number_differences(LaterRecord(**values), LaterRecord(**values, spread=0.5))
+    assert (difference.name, difference.recorded, difference.other) == ("spread", 0.0, 0.5)
+
+
+def test_the_names_of_differing_values_contain_their_table_and_a_missing_value_is_none() -> None:
+    first, second = {"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"x": 1, "y": 4}, "c": 5}
+    differences = [(each.name, each.recorded, each.other) for each in differing_values(first, second)]
+    assert differences == [("a.y", 2, 4), ("b", 3, None), ("c", None, 5)]

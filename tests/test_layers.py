@@ -17,28 +17,47 @@ DATASETS = sorted((ROOT / "datasets").rglob("*.py"))
 REPORTS = sorted((ROOT / "reports").rglob("*.py"))
 ALL = [*BENCH, *METHODS, *DATASETS, *REPORTS]
 
-CONTRACTS = {"errors", "weights", "method", "training", "dataset", "report"}
-CORE = CONTRACTS | {"record", "identity", "store", "registry", "environment"}
-# Folder or file of bench/ -> the places of bench/ that it may import besides itself. Nothing imports api.
+CONTRACTS = {"errors", "weights", "preprocessing", "method", "training", "dataset", "report_format"}
+CORE = CONTRACTS | {
+    "files",
+    "json_types",
+    "process_state",
+    "record",
+    "identity",
+    "store",
+    "predictions_file",
+    "merge",
+    "registry",
+    "environment",
+}
+# Folder or file of bench/ -> the layers of bench/ that it may import in addition to itself. Nothing imports api.
 ALLOWED = {
     "errors": set(),
+    "files": set(),
+    "process_state": set(),
+    "json_types": set(),
     "weights": {"errors"},
-    "method": {"errors", "weights"},
+    "preprocessing": {"errors", "json_types"},
+    "method": {"errors", "weights", "preprocessing"},
     "training": {"errors", "method"},
-    "dataset": {"errors"},
-    "report": {"errors", "record", "store"},  # types only: a report holds records, its content reads the store
+    "dataset": set(),
+    "report_format": {"record", "store"},  # types only: a report holds records, its content reads the store
     "environment": {"errors"},
-    "record": {"errors", "dataset"},
-    "identity": {"errors", "dataset", "record"},
-    "store": {"errors", "record", "identity"},
-    "registry": {"errors", "report"},  # types only: it returns the functions that build reports
-    "config": CORE,
-    "evaluation": {"errors", "dataset", "method", "record", "identity", "store", "environment"},
-    "data": CONTRACTS | {"environment", "evaluation"},
+    "record": {"errors", "dataset", "json_types"},
+    "identity": {"record"},
+    "predictions_file": {"record"},
+    "store": {"errors", "files", "record", "identity", "predictions_file"},
+    "merge": {"errors", "files", "identity", "store"},
+    "registry": {"errors", "process_state", "report_format"},  # types only: it returns the functions that build reports
+    "config": {"errors", "registry"},
+    "evaluation": {"errors", "method", "record", "identity", "environment"},
+    "data": CONTRACTS | {"environment", "evaluation", "files"},
     "execution": CORE | {"config", "data", "evaluation"},
     "deploy": CORE | {"config", "data", "evaluation", "execution"},
-    "cli": CORE | {"config", "data", "evaluation", "execution", "deploy"},
-    "api": CORE | {"config", "data", "evaluation", "execution", "deploy", "cli"},
+    "tracking": {"errors", "record", "store", "files"},
+    "cli": CORE | {"config", "data", "evaluation", "execution", "deploy", "tracking"},
+    "notebook_figure": set(),
+    "api": CORE | {"config", "data", "evaluation", "execution", "deploy", "tracking", "cli", "notebook_figure"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }
@@ -46,18 +65,25 @@ ALLOWED = {
 ONLY_CLI = {"typer", "rich", "click"}
 PACKAGES = {
     "errors": set(),
+    "files": set(),
     "dataset": set(),
+    "preprocessing": set(),
     "record": {"numpy"},
     "identity": set(),
     "config": set(),
     "data/protocol": set(),
     "data/fingerprint": set(),
+    "data/download": set(),
+    "data/archives": set(),
+    "data/installation": set(),
     "evaluation": {"numpy", "scipy", "pandas"},
     "evaluation/metric_variants": {"numpy", "scipy", "sklearn"},
     "evaluation/timing": {"numpy", "torch"},
 }
 WITHOUT_TORCH = [
-    "cli.app", "config.plan", "registry", "dataset", "data.protocol", "evaluation.metrics", "record", "report", "store",
+    "cli.app", "config.plan", "registry", "dataset", "data.protocol", "evaluation.metrics", "record", "report_format",
+    "store", "data.decoding", "data.preprocessing", "data.value_range", "cli.dataset_images",
+    "merge", "evaluation.reproduction",
     "evaluation.bootstrap", "evaluation.statistics", "evaluation.metric_variants", "evaluation.summary",
 ]  # fmt: skip
 
@@ -66,7 +92,7 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def place(path: Path) -> str:
+def layer(path: Path) -> str:
     """Return the folder or file directly in bench/ that a file belongs to."""
     return path.relative_to(ROOT / "bench").with_suffix("").parts[0]
 
@@ -87,7 +113,7 @@ def imports(path: Path) -> frozenset[str]:
     return frozenset(modules)
 
 
-def bench_places(path: Path) -> set[str]:
+def imported_layers(path: Path) -> set[str]:
     """Return the folders and files directly in bench/ that a file imports."""
     return {name.split(".")[1] for name in imports(path) if name.split(".")[0] == "bench" and "." in name}
 
@@ -111,35 +137,35 @@ def test_the_import_reader_recognizes_every_form(tmp_path: Path) -> None:
     )
     expected = {"torch.nn", "bench.registry", "bench.data.images", ".parts.maps", ".parts", "..bench", "rich"}
     assert imports(path) == expected
-    assert bench_places(path) == {"registry", "data"}
+    assert imported_layers(path) == {"registry", "data"}
     assert packages(path) == {"torch", "rich"}
 
 
 @each(BENCH)
 def test_a_file_of_bench_imports_only_the_layers_below_it(path: Path) -> None:
-    assert bench_places(path) <= ALLOWED[place(path)] | {place(path)}
+    assert imported_layers(path) <= ALLOWED[layer(path)] | {layer(path)}
     assert not packages(path) & {"methods", "datasets", "reports"}
     assert not any(name.startswith(".") for name in imports(path))
 
 
 @each([path for path in BENCH if path.parent.name != "bench"])
-def test_every_file_of_a_folder_of_bench_is_a_known_place(path: Path) -> None:
-    assert place(path) in ALLOWED
+def test_every_file_of_a_folder_of_bench_is_a_known_layer(path: Path) -> None:
+    assert layer(path) in ALLOWED
 
 
-@each([path for path in BENCH if place(path) in PACKAGES or relative(path)[6:-3] in PACKAGES])
+@each([path for path in BENCH if layer(path) in PACKAGES or relative(path)[6:-3] in PACKAGES])
 def test_files_with_few_dependencies_import_only_the_packages_of_the_table(path: Path) -> None:
-    assert packages(path) <= PACKAGES.get(relative(path)[6:-3], PACKAGES.get(place(path), set()))
+    assert packages(path) <= PACKAGES.get(relative(path)[6:-3], PACKAGES.get(layer(path), set()))
 
 
 @each(METHODS)
 def test_methods_import_only_their_contract_and_their_folder(path: Path) -> None:
-    assert bench_places(path) <= {"method", "training", "weights", "errors"}
+    assert imported_layers(path) <= {"method", "training", "weights", "errors", "files"}
 
 
 @each(DATASETS)
-def test_data_sets_import_only_their_contract_and_no_torch(path: Path) -> None:
-    assert bench_places(path) <= {"dataset", "errors"}
+def test_datasets_import_only_their_contract_and_no_torch(path: Path) -> None:
+    assert imported_layers(path) <= {"dataset", "errors", "files"}
     assert packages(path) <= {"numpy", "PIL", "scipy"}
 
 
@@ -153,7 +179,7 @@ def test_a_plug_in_imports_only_the_parts_of_its_folder(path: Path) -> None:
 
 @each(REPORTS)
 def test_reports_import_no_torch(path: Path) -> None:
-    assert not bench_places(path) & {"method", "methods", "datasets", "execution", "data", "deploy", "cli", "api"}
+    assert not imported_layers(path) & {"method", "methods", "datasets", "execution", "data", "deploy", "cli", "api"}
     assert not packages(path) & {"torch", "torchvision", "timm"}
 
 

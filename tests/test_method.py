@@ -60,7 +60,7 @@ def fitted(settings: Settings = Settings()) -> Example:
 
 def test_an_attribute_that_is_not_learned_yet_raises_not_fitted() -> None:
     method = Example(Settings(), SETUP)
-    for call in (lambda: method.offset, lambda: method.predict(torch.zeros(1, 3, 4, 4)), method.state):
+    for call in (lambda: method.offset, lambda: method.predict(torch.zeros(1, 3, 4, 4)), method.state_dict):
         with pytest.raises(NotFittedError, match=NOT_FITTED):
             call()
     assert method.decoder is None
@@ -73,29 +73,29 @@ def test_the_state_has_every_learned_tensor_under_the_name_of_its_attribute() ->
     method = fitted()
     names = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
     expected = {"offset", "network.0.weight", "network.0.bias", *(f"network.1.{name}" for name in names)}
-    state = method.state()
+    state = method.state_dict()
     assert state.keys() == expected
     state["offset"].zero_()
     state["network.0.weight"].zero_()
     assert method.offset.any()
     assert method.network[0].weight.any()
     method.decoder = method.initialize(method.build_decoder)
-    assert method.state().keys() == expected | {"decoder.weight", "decoder.bias"}
+    assert method.state_dict().keys() == expected | {"decoder.weight", "decoder.bias"}
 
 
 def test_restore_copies_the_state_and_uses_eval_mode() -> None:
-    method, restored, images = fitted(), Example(Settings(), SETUP), torch.rand(2, 3, 4, 4)
+    method, loaded, images = fitted(), Example(Settings(), SETUP), torch.rand(2, 3, 4, 4)
     method.decoder = method.initialize(method.build_decoder)
-    state = method.state()
-    restored.restore(state)
+    state = method.state_dict()
+    loaded.load_state_dict(state)
     for tensor in state.values():
         tensor.zero_()
-    assert not restored.network.training
-    assert torch.equal(restored.predict(images).maps, method.predict(images).maps)
-    assert restored.decoder is not None
-    assert torch.equal(restored.decoder.weight, method.decoder.weight)
-    restored.restore(fitted().state())  # without the optional module
-    assert restored.decoder is None
+    assert not loaded.network.training
+    assert torch.equal(loaded.predict(images).maps, method.predict(images).maps)
+    assert loaded.decoder is not None
+    assert torch.equal(loaded.decoder.weight, method.decoder.weight)
+    loaded.load_state_dict(fitted().state_dict())  # without the optional module
+    assert loaded.decoder is None
 
 
 @pytest.mark.parametrize(
@@ -104,16 +104,16 @@ def test_restore_copies_the_state_and_uses_eval_mode() -> None:
         (Settings(width=3), {}, "size mismatch for 0.weight"),
         (Settings(), {"offset": None}, "no tensors for 'offset'"),
         (Settings(), {"network.0.bias": None}, "Missing key"),
-        (Settings(), {"other": torch.ones(1)}, "unknown tensors, as 'other'"),
+        (Settings(), {"other": torch.ones(1)}, "unknown tensors, for example 'other'"),
         (Settings(), {"network.other": torch.ones(1)}, "Unexpected key"),
     ],
 )
 def test_a_state_that_does_not_fit_raises_an_error_in_one_line(
     settings: Settings, changes: dict[str, Tensor | None], message: str
 ) -> None:
-    state = {name: value for name, value in (fitted().state() | changes).items() if value is not None}
+    state = {name: value for name, value in (fitted().state_dict() | changes).items() if value is not None}
     with pytest.raises(BenchError, match=message) as error:
-        Example(settings, SETUP).restore(state)
+        Example(settings, SETUP).load_state_dict(state)
     assert "saved state of Example must fit its settings" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -129,7 +129,7 @@ def test_a_cached_property_is_computed_again_after_a_learned_attribute_is_set() 
     method.offset = method.offset + 1
     method.predict(images)
     assert method.n_copies == 2
-    method.restore(method.state())
+    method.load_state_dict(method.state_dict())
     method.predict(images)
     assert method.n_copies == 3
 

@@ -1,10 +1,12 @@
 """The package: the files in the wheel, and `bench` from the wheel outside a checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 from pathlib import Path
 from zipfile import ZipFile
@@ -27,9 +29,9 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_the_list_of_packages_equals_the_folders() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
     folders = {Path(name).parent.as_posix().replace("/", ".") for name in shipped()}
-    assert sorted(listed) == sorted(folders)  # git does not store empty folders
+    assert sorted(packages) == sorted(folders)  # git does not store empty folders
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,52 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     (path,) = (copy / "dist").glob("*.whl")
     return path
+
+
+@pytest.mark.slow
+def test_the_version_comes_from_the_tags_and_from_the_sdist_without_git(tmp_path: Path) -> None:
+    """Without git it is the fallback, without tags a development version, and with a tag that of the tag."""
+    copy = tmp_path / "checkout"
+    for name in ("bench", *KINDS):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "bench.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "SETUPTOOLS_SCM"))}
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
+
+    def call(*command: str, folder: Path = copy) -> str:
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+        return result.stdout.strip()
+
+    def version() -> str:
+        return call(sys.executable, "-W", "ignore", "-m", "setuptools_scm").splitlines()[-1]
+
+    assert version() == "0.1.0.dev0"
+    call("git", "init", "-q")
+    call("git", "add", "-A")
+    call("git", *identity, "commit", "-q", "-m", "First")
+    assert re.fullmatch(r"0\.1(\.0)?\.dev1\+g[0-9a-f]+", version())
+    call("git", *identity, "tag", "-a", "v1.2.3", "-m", "v1.2.3")
+    assert version() == "1.2.3"
+    call(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", str(tmp_path / "dist"), ".")
+    (archive,) = (tmp_path / "dist").iterdir()
+    assert archive.name == "maskbench-1.2.3.tar.gz"
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    call(
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--wheel",
+        "--outdir",
+        str(tmp_path / "wheel"),
+        ".",
+        folder=source,
+    )
+    assert [path.name for path in (tmp_path / "wheel").iterdir()] == ["maskbench-1.2.3-py3-none-any.whl"]
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(name: str) -> str:
+def block(name: str, page: str = README) -> str:
     """Return the code block after the comment `<!-- name -->`."""
-    match = re.search(rf"<!-- {re.escape(name)} -->\n```\w*\n(.*?)```", README, re.DOTALL)
-    assert match, f"README.md must have a block '{name}'"
+    match = re.search(rf"<!-- {re.escape(name)} -->\n```\w*\n(.*?)```", page, re.DOTALL)
+    assert match, f"the page must have a block '{name}'"
     return match[1].strip()
 
 
@@ -55,7 +55,7 @@ def test_the_main_job_runs_as_in_the_readme(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_small_version_of_the_main_job_runs(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command with the smallest settings, on a data set that need not be generated."""
+    """The same command with the smallest settings, on a dataset that does not need to be generated."""
     reduced = [
         "--dataset",
         "folder",
@@ -97,4 +97,12 @@ def test_ci_runs_the_test_command_linters_types_and_slow_tests() -> None:
 
 
 def test_the_example_of_a_method_is_the_file() -> None:
-    assert block("methods/meanmap.py") == (ROOT / "methods" / "meanmap.py").read_text(encoding="utf-8").strip()
+    page = (ROOT / "docs" / "new-method.md").read_text("utf-8")
+    assert block("methods/meanmap.py", page) == (ROOT / "methods" / "meanmap.py").read_text(encoding="utf-8").strip()
+
+
+def test_the_readme_is_about_a_page_with_two_small_pictures() -> None:
+    assert len(README.splitlines()) <= 90
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert len(pictures) == 2
+    assert all((ROOT / picture).stat().st_size < 150_000 for picture in pictures)

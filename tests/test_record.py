@@ -1,8 +1,10 @@
 """Records: JSON round trips are exact, and a text that is not a record is a clear error."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -11,34 +13,36 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bench.data.value_range import stored_value_range
 from bench.errors import BenchError
+from bench.preprocessing import Preprocessing
 from bench.record import SCHEMA, Predictions, Record, to_float16, to_float32
 
 TEXT = st.text(max_size=5)
+INTEGERS = st.integers(-(2**63) + 1, 2**63 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | FINITE | TEXT,
+    st.none() | st.booleans() | INTEGERS | FINITE | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=4,
 )
 TABLE = st.dictionaries(TEXT, JSON, max_size=3)
 NUMBERS = st.dictionaries(TEXT, FINITE, max_size=3)
-RUN_FIELDS = st.fixed_dictionaries(
-    {"settings": TABLE, "title": TEXT, "seed": st.integers(), "synthetic": st.booleans(), "sweep_keys": st.lists(TEXT)}
-)
+FRACTIONS = st.dictionaries(TEXT, st.floats(0, 1), max_size=3)
+RUN_FIELDS = st.fixed_dictionaries({"settings": TABLE, "title": TEXT, "seed": INTEGERS, "synthetic": st.booleans()})
 RECORD_FIELDS = st.fixed_dictionaries(
     {
         "category": TEXT,
-        "data_digest": TEXT,
+        "data_hash": TEXT,
         "selection": st.sampled_from(["last", "oracle"]),
-        "epoch": st.integers(),
-        "metrics": NUMBERS,
+        "epoch": INTEGERS,
+        "metrics": FRACTIONS,
         "undefined_metrics": st.dictionaries(TEXT, TEXT, max_size=2),
         "threshold": st.none() | FINITE,
         "losses": st.lists(FINITE, max_size=3),
         "metrics_by_epoch": st.lists(NUMBERS, max_size=2),
         "method_info": TABLE,
-        "memory": st.dictionaries(TEXT, st.integers(), max_size=2),
+        "memory": st.dictionaries(TEXT, INTEGERS, max_size=2),
         "train_files": st.lists(TEXT, max_size=3),
     }
 )
@@ -51,10 +55,16 @@ def record(make_run: Callable, make_record: Callable) -> Record:
     return make_record(run, metrics={"image_auroc": 0.5}, losses=[1.0, 0.5])
 
 
+def with_checksum(document: dict[str, Any]) -> str:
+    """Return the text of a document as `to_json` writes it, with the checksum of its changed content."""
+    text = json.dumps({name: value for name, value in document.items() if name != "checksum"}, indent=1)
+    return f'{text[:-2]},\n "checksum": "{sha256(text.encode()).hexdigest()}"\n}}'
+
+
 @pytest.fixture
 def read(record: Record) -> Callable[..., Record]:
     """Return a function that reads the JSON of `record` with some fields changed."""
-    return lambda **changes: Record.from_json(json.dumps(json.loads(record.to_json()) | changes))
+    return lambda **changes: Record.from_json(with_checksum(json.loads(record.to_json()) | changes))
 
 
 @pytest.fixture
@@ -84,7 +94,7 @@ def test_a_file_name_that_is_not_utf_8_is_unchanged_by_a_round_trip(record: Reco
 def test_the_error_for_a_value_that_json_cannot_express_names_its_field(record: Record, value: Any) -> None:
     for changes in ({"losses": [1.0, value]}, {"method_info": {"nested": [{"x": value}]}}):
         (name,) = changes
-        with pytest.raises(BenchError, match=f"A record must hold plain, finite values; its {name} does not: "):
+        with pytest.raises(BenchError, match=f"A record must contain plain, finite values; its {name} does not: "):
             replace(record, **changes).to_json()
 
 
@@ -162,7 +172,7 @@ def test_the_error_for_a_value_of_another_type_names_its_field(read, changes: di
 
 
 @pytest.mark.parametrize("run", [3, None, [], "x"])
-def test_a_run_that_is_no_table_is_an_error(read, run: Any) -> None:
+def test_a_run_that_is_not_a_table_is_an_error(read, run: Any) -> None:
     with pytest.raises(BenchError, match="The run must be a table"):
         read(run=run)
 
@@ -183,6 +193,79 @@ def test_the_error_for_a_value_of_another_type_in_a_run_names_its_field(read_run
     (name,) = changes
     with pytest.raises(BenchError, match=f"{name} of a run must be "):
         read_run(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": 2**63},
+        {"metrics": {"image_auroc": -(10**400)}},
+        {"method_info": {"rows": [1, {"count": 10**5000}]}},
+    ],
+    ids=["epoch", "metrics", "method_info"],
+)
+def test_an_integer_that_is_too_large_is_an_error(record: Record, changes: dict[str, Any]) -> None:
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    text = with_checksum(json.loads(record.to_json()) | changes)
+    sys.set_int_max_str_digits(limit)
+    with pytest.raises(BenchError, match="A record must be JSON with finite numbers"):
+        Record.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latency": {"median_ms": "1"}},
+        {"latency": {"samples_ms": 1.0}},
+        {"artifacts": {"sha256": {}}},
+        {"artifacts": {"model": "yes"}},
+        {"artifacts": {"pictures": []}},
+        {"artifacts": {"pictures_sha256": {"best": None}}},
+    ],
+    ids=str,
+)
+def test_the_error_for_a_value_of_another_type_inside_a_table_names_it(read, changes: dict[str, Any]) -> None:
+    ((table, values),) = changes.items()
+    (name,) = values
+    with pytest.raises(BenchError, match=rf"{table}\.{name} of a record must be "):
+        read(**changes)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [("tasks", "limit", "2"), ("evaluation", "calibrate", None), ("evaluation", "resolution", "half"),
+     ("compute", "precision", 16), ("compute", "compile", 1)],
+)  # fmt: skip
+def test_the_error_for_a_wrong_or_missing_option_names_it(
+    record: Record, read_run, group: str, name: str, value: Any
+) -> None:
+    options = record.run.options
+    for values in (options[group] | {name: value}, {key: options[group][key] for key in options[group] if key != name}):
+        with pytest.raises(BenchError, match=rf"options\.{group}\.{name} of a record must be "):
+            read_run(options=options | {group: values})
+    with pytest.raises(BenchError, match=rf"options\.{group}\."):
+        read_run(options={key: options[key] for key in options if key != group})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, 1e308])
+def test_a_metric_outside_of_0_to_1_is_an_error(read, value: float) -> None:
+    with pytest.raises(BenchError, match=r"metrics\.image_auroc of a record must be from 0 to 1"):
+        read(metrics={"image_auroc": value})
+
+
+def test_the_keys_of_a_sweep_must_be_settings(read_run) -> None:
+    with pytest.raises(BenchError, match="sweep_keys of a run must be settings of it, got 'depth'"):
+        read_run(sweep_keys=["depth"])
+
+
+def test_a_change_of_a_value_is_an_error(record: Record) -> None:
+    text = record.to_json()
+    assert Record.from_json(text) == record
+    for changed in (text.replace('"image_auroc": 0.5', '"image_auroc": 0.6'), text + "\n", text.replace("\n", "")):
+        assert changed != text
+        with pytest.raises(BenchError, match="its checksum differs"):
+            Record.from_json(changed)
 
 
 def test_an_integer_is_valid_for_a_field_of_floats(read) -> None:
@@ -280,3 +363,16 @@ def test_rounded_changes_maps_only_if_they_are_stored_in_float16(two_images) -> 
 def test_the_label_of_an_image_is_its_defect_type(two_images, make_predictions) -> None:
     assert two_images(None).is_anomalous.tolist() == [False, True]
     assert make_predictions(count=0, defects=()).is_anomalous.dtype == np.bool_
+
+
+@pytest.mark.parametrize("values", [{"height": "x"}, {"height": 0}, {"hook": 1}, {"crop": [4]}, {"resample": "box"}])
+def test_the_preprocessing_of_a_record_is_validated(values: dict[str, object]) -> None:
+    with pytest.raises(BenchError, match="reprocessing"):
+        Preprocessing.from_record(values)
+
+
+@pytest.mark.parametrize("values", [{"black": 1}, {"black": "x", "white": 1.0}, [1], "text"])
+def test_the_value_range_of_a_record_is_validated(values: object) -> None:
+    with pytest.raises(BenchError, match="value_range of a record must have numbers"):
+        stored_value_range(Preprocessing(), {"value_range": values})
+    assert stored_value_range(Preprocessing(), {"value_range": {"black": 1, "white": 9.0}}).white == 9.0

@@ -142,7 +142,7 @@ def test_a_missing_definition_is_an_error(folder: Path) -> None:
         load("reports", "incomplete")
 
 
-def test_every_shipped_data_set_and_report_loads() -> None:
+def test_every_shipped_dataset_and_report_loads() -> None:
     for name in names("datasets"):
         assert callable(load("datasets", name).samples)
     for name in names("reports"):
@@ -151,7 +151,7 @@ def test_every_shipped_data_set_and_report_loads() -> None:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An installed package with one data set as an entry point; the path of its module."""
+    """An installed package with one dataset as an entry point; the path of its module."""
     module = tmp_path / "site" / "lids_package" / "lids.py"
     module.parent.mkdir(parents=True)
     (module.parent / "__init__.py").touch()

@@ -23,11 +23,11 @@ def loss_of(values: nn.Parameter) -> Tensor:
     return (values - TARGET).square().mean()
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
-def test_steps_equal_those_of_a_torch_optimizer(kind: type[torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_steps_equal_those_of_a_torch_optimizer(optimizer_class: type[torch.optim.Optimizer]) -> None:
     expected, values = parameter(), parameter()
-    optimizer = kind([expected], lr=0.1)  # type: ignore[call-arg]
-    training = TrainingStep(SETUP, kind, [values], lr=0.1)
+    optimizer = optimizer_class([expected], lr=0.1)  # type: ignore[call-arg]
+    training = TrainingStep(SETUP, optimizer_class, [values], lr=0.1)
     for _ in range(5):
         optimizer.zero_grad()
         loss_of(expected).backward()

@@ -1,6 +1,7 @@
-"""`bench check`: check the installation, a method or a data set."""
+"""`bench check`: check the installation, a method or a dataset."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,7 +43,7 @@ def check(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Name or file of a method, name of a data set, or folder of images. Without: the installation."
+            help="Name or file of a method, name of a dataset, or folder of images. Default: the installation."
         ),
     ] = None,
     data: Data = None,
@@ -50,9 +51,9 @@ def check(
     quiet: Quiet = False,
     verbose: Verbose = False,  # noqa: ARG001  handled by its callback
 ) -> None:
-    """Check the installation, a method against the contract, or a data set for errors and leaks.
+    """Check the installation, a method against the contract, or a dataset for errors and leaks.
 
-    Exit code 2 if a required check of a method or data set fails.
+    Exit code 2 if a required check of a method or dataset fails.
     """
     with spinner("Loading ..."):
         from bench.execution import diagnostics
@@ -66,20 +67,16 @@ def check(
         with progress_bar(f"Checking {name}") as progress:
             results = diagnostics.check_target(config, name, data, progress)
     if as_json:
-        print_json(
-            [
-                {"requirement": result.requirement, "problem": result.problem, "required": result.required}
-                for result in results
-            ]
-        )
+        print_json([asdict(result) for result in results])
     else:
         optional_label = "missing" if name is None else "warning"
-        _print_results(results, optional_label=optional_label, only_problems=quiet)
+        print_results(results, optional_label=optional_label, only_problems=quiet)
     if name is not None and any(result.problem and result.required for result in results):
         raise typer.Exit(2)
 
 
-def _print_results(results: "Iterable[CheckResult]", *, optional_label: str, only_problems: bool) -> None:
+def print_results(results: "Iterable[CheckResult]", *, optional_label: str, only_problems: bool) -> None:
+    """Print a line per check, and below it how to fix what is wrong."""
     for result in results:
         if only_problems and not result.problem:
             continue

@@ -10,7 +10,6 @@ from rich.markup import escape
 from bench.cli.console import Json, Quiet, Verbose, out, print_json, spinner
 from bench.cli.option_parameters import FILES_PANEL, Category, Run, Runs, Weights
 from bench.cli.predict_command import load_model
-from bench.errors import BenchError
 
 commands = typer.Typer()
 
@@ -49,18 +48,13 @@ def export(
     """Write a saved model as ONNX, preprocessing included, after a comparison with the method in ONNX Runtime."""
     saved = load_model(run, category, device="cpu", weights=weights, runs=runs)
     with spinner("Exporting and comparing ..."):
-        from bench.deploy.saved_model import example_images, list_images
+        from bench.deploy.loaded_model import LoadedModel
 
-        try:
-            from bench.deploy import export as onnx_export
-        except ImportError as error:
-            raise BenchError(f"bench export needs the package {error.name}: pip install 'maskbench[export]'") from error
-        compared = [path for path, _ in list_images(images)] if images else example_images(saved)
-        result = onnx_export.export(saved, to, compared)
+        result = LoadedModel(saved).export(to, images or ())
     if as_json:
         print_json(asdict(result))
     elif not quiet:
-        out.print(f"Written: {escape(str(result.path))}, input image (H, W, 3) uint8 RGB, outputs score and map")
+        out.print(f"Wrote {escape(str(result.path))}: input image (H, W, 3) uint8 RGB, outputs score and map")
         out.print(
             f"Compared in ONNX Runtime on {result.n_images} images: largest difference, relative to the largest value, "
             f"{result.network_difference:.1e} for the network and {result.total_difference:.1e} with the resize.",

@@ -12,12 +12,14 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from bench.cli.console import completer
+from bench.cli.console import complete_models, completer
 from bench.config.options import OPTIONS, Option
+from bench.errors import BenchError
 
 METHOD_PANEL = "Profile and settings"
 FILES_PANEL = "Files"
-CALL_PANEL = "This call"
+RECORDS_PANEL = "Choice of records"
+COMMAND_PANEL = "This command"
 
 _NAMES = {"method": "methods", "dataset": "datasets"}
 """Options whose values are names of `bench list`: the shell completes them."""
@@ -54,14 +56,14 @@ Sweep = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the data set.", metavar="DIR", show_default="[paths.data]", rich_help_panel=FILES_PANEL
+        help="Folder of the dataset.", metavar="DIR", show_default="[paths.data]", rich_help_panel=FILES_PANEL
     ),
 ]
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of backbone weights, searched before any download.",
-        metavar="DIR",
+        help="Folder of backbone weights, searched before any download; auto for packages and timm's hub only.",
+        metavar="DIR|auto",
         show_default="[paths] weights",
         rich_help_panel=FILES_PANEL,
     ),
@@ -75,9 +77,10 @@ Runs = Annotated[
 Run = Annotated[
     str,
     typer.Argument(
-        help="Run with a saved model: the path of a record or its folder, or its place in the folder of runs, for "
+        help="Run with a saved model: the path of a record or its folder, or its path below the folder of runs, for "
         "example demo/kshot-4/aminet/gear.",
         metavar="RUN",
+        autocompletion=complete_models,
     ),
 ]
 Category = Annotated[str | None, typer.Option(help="Category of the run, if RUN does not name one.", metavar="NAME")]
@@ -86,31 +89,81 @@ Category = Annotated[str | None, typer.Option(help="Category of the run, if RUN 
 def with_options(names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace the parameter `options` of a command by one command line option per name.
 
-    The command is called with `options`: the values by name, None for an option that the call does not give.
+    The command is called with `options`: the values by name, None for an option that is not on the command line.
     """
     selected = [OPTIONS[name] for name in names]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def call(**arguments: Any) -> None:
-            options = {option.name: arguments.pop(option.name) for option in selected}
+            options = {option.name: _given_value(option, arguments.pop(option.name)) for option in selected}
             command(options=options, **arguments)
 
-        parameters: list[Parameter] = []
-        for parameter in signature(command).parameters.values():
-            if parameter.name == "options":
-                parameters += [_parameter(option) for option in selected]
-            else:
-                parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
-        call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # read by typer
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return call
+        return _replace_parameter(call, command, "options", [_parameter(option) for option in selected])
 
     return decorate
 
 
-def given_or_default(options: Mapping[str, Any], name: str) -> Any:
-    """Return the value of an option, or its default if the call does not give it; for commands without a plan."""
+def with_criteria(names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the parameter `criteria` of a command by one option per name that chooses stored records.
+
+    The command is called with `criteria`: the texts of the options on the command line by name.
+    """
+    selected = [OPTIONS[name] for name in names]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def call(**arguments: Any) -> None:
+            texts = {option.name: ",".join(arguments.pop(option.name) or []) for option in selected}
+            command(criteria={name: text for name, text in texts.items() if text}, **arguments)
+
+        return _replace_parameter(call, command, "criteria", [_criterion_parameter(option) for option in selected])
+
+    return decorate
+
+
+def _criterion_parameter(option: Option) -> Parameter:
+    details = typer.Option(
+        *([option.flag, f"-{option.short}"] if option.short else [option.flag]),
+        help=f"Only records with this {option.name}; several are separated by commas, or the option is repeated.",
+        metavar="NAME,..." if option.type is not int and option.name not in {"seed", "k"} else "INT,...",
+        show_default=False,
+        autocompletion=_completion(option),
+        rich_help_panel=RECORDS_PANEL,
+    )
+    annotation = Annotated[list[str] | None, details]
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _given_value(option: Option, value: bool | list[str] | None) -> bool | str | None:
+    """Return the value of an option as text, or of a flag; None if it is not on the command line.
+
+    Raises BenchError if an option with one value is given twice, of which click would silently use the last.
+    """
+    if not isinstance(value, list):
+        return value
+    if get_origin(option.type) is not tuple and len(value) > 1:
+        raise BenchError(f"{option.flag} must be given once, got {' and '.join(value)}. Remove all but one.")
+    return ",".join(value) if value else None
+
+
+def _replace_parameter(
+    call: Callable[..., None], command: Callable[..., None], name: str, replacements: list[Parameter]
+) -> Callable[..., None]:
+    """Give `call` the signature of the command with one parameter replaced by others; typer reads it."""
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        if parameter.name == name:
+            parameters += replacements
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # read by typer
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def value_or_default(options: Mapping[str, Any], name: str) -> Any:
+    """Return the value of an option, or its default if it is not on the command line; for commands without a plan."""
     return OPTIONS[name].default if options[name] is None else options[name]
 
 
@@ -118,8 +171,8 @@ def value_text(option: Option) -> str:
     """Return the kind of value that an option takes: "last|oracle|both", "INT,...", "FLOAT"."""
     if option.choices:
         return "|".join(map(str, option.choices))
-    kind = get_args(option.type)[0] if get_origin(option.type) is tuple else option.type
-    text = {int: "INT", float: "FLOAT", bool: "", str: "TEXT"}[kind]
+    value_type = get_args(option.type)[0] if get_origin(option.type) is tuple else option.type
+    text = {int: "INT", float: "FLOAT", bool: "", str: "TEXT"}[value_type]
     return f"{text},..." if get_origin(option.type) is tuple else text
 
 
@@ -153,8 +206,8 @@ def _parameter(option: Option) -> Parameter:
         autocompletion=_completion(option),
         rich_help_panel=option.title,
     )
-    kind: Any = bool if is_flag else str
-    annotation = Annotated[kind | None, details]  # not a static type
+    value_type: Any = bool if is_flag else list[str]
+    annotation = Annotated[value_type | None, details]  # not a static type
     return Parameter(option.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

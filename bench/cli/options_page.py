@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from bench.cli.app import app
 from bench.cli.option_parameters import default_text, range_text, value_text
-from bench.config.options import GROUPS, OPTIONS, Option
+from bench.config.options import OPTION_GROUPS, OPTIONS, Option
 
 INTRODUCTION = """# Options of `bench run`
 
@@ -30,13 +30,13 @@ This page is generated: `python -m bench.cli.options_page > docs/options.md`.
 
 def options_page() -> str:
     """Return the page as Markdown: a table per group of options, and one for those of the command line only."""
-    parts = [INTRODUCTION]
-    for group, kind in GROUPS.items():
+    sections = [INTRODUCTION]
+    for group, group_class in OPTION_GROUPS.items():
         options = [option for option in OPTIONS.values() if option.group == group]
         rows = [_row(option) for option in options]
-        parts.append(f"## {kind.TITLE}\n\n" + _table(("option", "values", "default", "meaning"), rows))
-    parts.append("## Other options\n\n" + _table(("option", "meaning"), _command_rows()))
-    return "\n".join(parts)
+        sections.append(f"## {group_class.TITLE}\n\n" + _table(("option", "values", "default", "meaning"), rows))
+    sections.append("## Other options\n\n" + _table(("option", "meaning"), _command_rows()))
+    return "\n".join(sections)
 
 
 def _row(option: Option) -> tuple[str, ...]:

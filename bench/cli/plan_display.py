@@ -1,27 +1,39 @@
 """The output of `bench run --dry-run`: the resolved plan with the origin of every value, as a table or a dict."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench import registry
+from bench.cli.console import SafeConsole, print_unwrapped
 from bench.cli.progress_display import format_bytes
 from bench.config.bench_toml import Config
 from bench.config.options import OPTIONS
 from bench.config.plan import Plan
-from bench.execution.forecast import Forecast, forecast
+from bench.errors import BenchError
+from bench.execution.cost_estimate import CostEstimate, estimate_cost
 from bench.execution.schedule import Schedule, target_device_type
 from bench.store import Store
 
 
-def plan_dict(plan: Plan, schedule: Schedule) -> dict[str, Any]:
-    """Return the plan for --json: options with origin, fits, skipped methods, and the estimated cost."""
-    estimate = _estimate(plan, schedule)
-    return {
+def plan_dict(plan: Plan, schedule: Schedule | None, problem: str) -> dict[str, Any]:
+    """Return the plan for --json: options and settings with origin, fits, skipped methods, and the estimated cost.
+
+    Without a schedule, as without the data: options, settings and the problem.
+    """
+    values = {
         "options": {
             name: {"value": value, "origin": plan.origin.get(name, "default")} for name, value in _values(plan).items()
         },
+        "settings": {name: {"value": value, "origin": origin} for name, value, origin in _settings(plan)},
+    }
+    if schedule is None:
+        return values | {"problem": problem}
+    estimate = _estimate(plan, schedule)
+    return values | {
         "fits": [
             {
                 "name": job.run.name,
@@ -43,23 +55,24 @@ def plan_dict(plan: Plan, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def print_plan(out: Console, config: Config, plan: Plan, schedule: Schedule) -> None:
-    """Print the plan: values with their origin, fits, and estimates of time, disk and memory."""
+def print_plan(out: SafeConsole, config: Config, plan: Plan, schedule: Schedule | None, problem: str) -> None:
+    """Print the plan: values with their origin, fits, and estimates of time, disk and memory.
+
+    Without a schedule, as without the data, print the values and the problem.
+    """
     table = Table(title="Plan", title_justify="left")
     for heading in ("name", "value", "origin"):
         table.add_column(heading)
     for name, value in _values(plan).items():
         text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         table.add_row(name, escape(text or "–"), escape(plan.origin.get(name, "default")))
-    printed = set[str]()
-    for job in {job.run.group_hash: job for job in schedule.jobs}.values():
-        for name, value in job.run.settings.items():
-            if job.run.name in printed and name not in job.run.sweep_keys:
-                continue  # further variants of a sweep: only the settings that differ
-            table.add_row(f"{job.run.name}.{name}", escape(str(value)), escape(job.origin[f"settings.{name}"]))
-        printed.add(job.run.name)
-    out.print(table)
+    for row in _settings(plan):
+        table.add_row(*map(escape, row))
+    print_unwrapped(out, table)
     out.print(f"Configuration: {escape(', '.join(map(str, config.files)))}")
+    if schedule is None:
+        out.print(f"[yellow]It cannot run yet: {escape(problem)}[/yellow]")
+        return
     for job in schedule.jobs:
         n_test = sum(len(tests) for tests in job.task.tests.values())
         n_calibration = sum(len(samples) for samples in job.task.calibration.values())
@@ -71,10 +84,26 @@ def print_plan(out: Console, config: Config, plan: Plan, schedule: Schedule) -> 
     out.print(f"Time: {_format_time(estimate, len(schedule.jobs))}.")
     out.print(f"Disk: about {format_bytes(schedule.disk)}.")
     for name, needed in schedule.memory.items():
-        earlier = estimate.memory.get(name, 0)
-        measured = f", {format_bytes(earlier)} measured in earlier runs" if earlier else ""
-        expected = f"about {format_bytes(needed)}" if needed else "no estimate"
-        out.print(f"Memory of {escape(name)}: {expected}{measured}.")
+        measured_memory = estimate.memory.get(name, 0)
+        measured = f", {format_bytes(measured_memory)} measured in earlier runs" if measured_memory else ""
+        estimated = f"about {format_bytes(needed)}" if needed else "no estimate"
+        out.print(f"Memory of {escape(name)}: {estimated}{measured}.")
+
+
+def _settings(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and origin of each method's settings; of further variants of a sweep, those that differ."""
+    for spec in plan.method_specs:
+        try:
+            settings_class = registry.load("methods", spec.method).Settings
+            variants = spec.variants(settings_class, one_at_a_time=plan.tasks.one_at_a_time)
+        except BenchError as error:
+            yield spec.name, "", str(error)
+            continue
+        for index, variant in enumerate(variants):
+            settings, origin = variant.resolve(settings_class, "")
+            for name, value in asdict(settings).items():
+                if index == 0 or name in variant.sweep_keys:
+                    yield f"{spec.name}.{name}", str(value), origin[name]
 
 
 def _values(plan: Plan) -> dict[str, Any]:
@@ -84,11 +113,11 @@ def _values(plan: Plan) -> dict[str, Any]:
     return values | {"weights": plan.weights or ""} | ({"checkpoint": plan.checkpoint} if plan.checkpoint else {})
 
 
-def _estimate(plan: Plan, schedule: Schedule) -> Forecast:
-    return forecast(schedule.jobs, Store(plan.runs).records(), gpu=target_device_type(plan) == "cuda")
+def _estimate(plan: Plan, schedule: Schedule) -> CostEstimate:
+    return estimate_cost(schedule.jobs, Store(plan.runs).records(), gpu=target_device_type(plan) == "cuda")
 
 
-def _format_time(estimate: Forecast, n_jobs: int) -> str:
+def _format_time(estimate: CostEstimate, n_jobs: int) -> str:
     if estimate.n_unknown == n_jobs:
         return "no estimate, because the store has no similar run on such a device" if n_jobs else "none"
     size, unit = next(

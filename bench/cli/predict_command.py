@@ -20,7 +20,7 @@ from bench.cli.console import (
     spinner,
     status,
 )
-from bench.cli.option_parameters import FILES_PANEL, Category, Run, Runs, Weights, given_or_default, with_options
+from bench.cli.option_parameters import FILES_PANEL, Category, Run, Runs, Weights, value_or_default, with_options
 from bench.config.bench_toml import cache_folder
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ Examples:
 @with_options(["device"])
 def predict(
     run: Run,
-    places: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE|FOLDER...")],
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", metavar="IMAGE|FOLDER...")],
     *,
     options: dict[str, Any],
-    to: Annotated[
+    folder: Annotated[
         Path,
         typer.Option(
             "--out", help="Folder for scores.csv, maps/ and overlays/.", metavar="DIR", rich_help_panel=FILES_PANEL
@@ -62,13 +62,13 @@ def predict(
     verbose: Verbose = False,  # noqa: ARG001  handled by its callback
 ) -> None:
     """Predict new images with a model saved by `bench run --keep-model`: scores, anomaly maps and overlays."""
-    saved = load_model(run, category, device=given_or_default(options, "device"), weights=weights, runs=runs)
+    saved = load_model(run, category, device=value_or_default(options, "device"), weights=weights, runs=runs)
     from bench.deploy.predict import predict_images
     from bench.deploy.saved_model import list_images
 
-    images = list_images(places, to)
+    images = list_images(paths, folder)
     with progress_bar(f"Predicting {len(images)} images") as progress:
-        predictions = predict_images(saved, images, to, progress)
+        predictions = predict_images(saved, images, folder, progress)
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])
     elif not quiet:
@@ -77,8 +77,8 @@ def predict(
     for prediction in predictions:
         if prediction.error:
             err.print(f"[red]{escape(prediction.error)}[/red]", soft_wrap=True)
-    files = ", ".join(escape(str(to / name)) for name in ("scores.csv", "maps", "overlays"))
-    status.print(f"Written: {files}")
+    files = ", ".join(escape(str(folder / name)) for name in ("scores.csv", "maps", "overlays"))
+    status.print(f"Wrote {files}")
     if any(prediction.error for prediction in predictions):
         raise typer.Exit(2)
 
@@ -90,8 +90,7 @@ def load_model(run: str, category: str | None, *, device: str, weights: Path | N
 
         config = load_configuration()
         path = saved_model.find(run, runs or config.path("runs") or Path("runs"), category)
-        weights = weights or config.path("weights")
-        return saved_model.load(path, device=device, weights=weights, cache=cache_folder(config))
+        return saved_model.load(path, device=device, weights=config.weights(weights), cache=cache_folder(config))
 
 
 def _print_predictions(saved: "SavedModel", predictions: "dict[str, ImagePrediction]") -> None:
@@ -111,7 +110,8 @@ def _print_predictions(saved: "SavedModel", predictions: "dict[str, ImagePredict
         out.print(f"... and {len(scored) - MAX_ROWS} images with lower scores")
     if rate:
         out.print(
-            f"Threshold {record.threshold:.4g}: at most {rate:.0%} of the good calibration images have a higher score."
+            f"Threshold {record.threshold:.4g}: at most {100 * rate:g} % of the good calibration images have a higher "
+            f"score."
         )
     else:
         out.print("No threshold: the run was not calibrated (--calibrate), so the scores only rank the images.")

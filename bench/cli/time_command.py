@@ -11,8 +11,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import registry
-from bench.cli.console import Json, Quiet, load_configuration, out, parse_key_values, print_json, spinner, status
-from bench.cli.option_parameters import CALL_PANEL, Data, Profile, Runs, Set, Weights, with_options
+from bench.cli.console import (
+    Json,
+    Quiet,
+    Verbose,
+    load_configuration,
+    out,
+    parse_key_values,
+    print_json,
+    spinner,
+    status,
+)
+from bench.cli.option_parameters import COMMAND_PANEL, Data, Profile, Runs, Set, Weights, with_options
 from bench.config.plan import make_plan
 
 if TYPE_CHECKING:
@@ -49,10 +59,13 @@ def time(
     runs: Runs = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Fit and measure again what is in the store.", rich_help_panel=CALL_PANEL),
+        typer.Option(
+            "--force", help="Fit and measure again methods whose times are stored.", rich_help_panel=COMMAND_PANEL
+        ),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,  # noqa: ARG001  handled by its callback
+    verbose: Verbose = False,  # noqa: ARG001  handled by its callback
 ) -> None:
     """Measure one fitted model per method: latency, throughput, memory, FLOPs and parameters.
 
@@ -104,13 +117,13 @@ def _build_table(records: Sequence["Record"]) -> Table:
 
 def _cells(latency: dict[str, Any]) -> dict[str, str]:
     batches = latency["throughput"]["batches"]
-    best = max(batches, key=lambda row: row["images_per_second"])
-    marks = {name: "" if latency[name]["settled"] else UNSTABLE for name in ("network", "loader", "end_to_end")}
-    memory = {f"peak {place} memory": f"{count / 1e6:,.0f} MB" for place, count in latency["memory"].items()}
+    fastest = max(batches, key=lambda row: row["images_per_second"])
+    marks = {name: "" if latency[name]["is_stable"] else UNSTABLE for name in ("network", "loader", "end_to_end")}
+    memory = {f"peak {location} memory": f"{count / 1e6:,.0f} MB" for location, count in latency["memory"].items()}
     return {
         **{name.replace("_", " "): _percentiles(latency[name]) + mark for name, mark in marks.items()},
-        "throughput": f"{best['images_per_second']:.4g} images/s\nat batch {best['batch']}",
-        "largest batch tried": f"{batches[-1]['batch']} ({latency['throughput']['ended']})",
+        "throughput": f"{fastest['images_per_second']:.4g} images/s\nat batch size {fastest['batch']}",
+        "largest batch tried": f"{batches[-1]['batch']} ({latency['throughput']['stopped_by']})",
         **memory,
         "parameters": f"{latency['parameters'] / 1e6:,.2f} M",
         "state values": f"{latency['state'] / 1e6:,.2f} M",
@@ -123,19 +136,19 @@ def _percentiles(times: dict[str, Any]) -> str:
 
 
 def _caption(record: "Record") -> list[str]:
-    from bench.evaluation.timing import PARTS
+    from bench.evaluation.timing import STAGES
 
     latency, machine = record.latency, record.latency["environment"]
     plural = "" if machine["threads"] == 1 else "s"
     details = f", {machine['threads']} thread{plural}" if "cuda" not in machine else f", driver {machine['driver']}"
     clocks = f", clocks {machine['clocks']}" if "clocks" in machine else ""
-    switches = f"TF32 {machine['tf32']}, cudnn.benchmark {machine['cudnn_benchmark']}"
+    flags = f"TF32 {machine['tf32']}, cudnn.benchmark {machine['cudnn_benchmark']}"
     n_passes = len(latency["samples_ms"])
     compiled = ", compiled" if record.run.compile else ""
     return [
-        f"batch 1, {n_passes} passes, {record.run.precision}{compiled}",
-        f"{machine['device']}{details}{clocks}; {switches}",
-        *(f"{name.replace('_', ' ')}: {what}" for name, what in PARTS.items()),
-        "throughput: of the network; FLOPs as counted by torch, a multiply-add is two",
-        "state values: all learned or stored numbers; peak memory: of the process, or of torch on a GPU, at batch 1",
+        f"batch size 1, {n_passes} passes, {record.run.precision}{compiled}",
+        f"{machine['device']}{details}{clocks}; {flags}",
+        *(f"{name.replace('_', ' ')}: {stage}" for name, stage in STAGES.items()),
+        "throughput: images per second of the network; FLOPs as counted by torch, a multiply-add is two",
+        "state values: learned and stored numbers; peak memory at batch size 1: of the process, or of torch on a GPU",
     ]

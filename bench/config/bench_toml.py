@@ -19,9 +19,12 @@ from bench.errors import BenchError
 
 FILE = "bench.toml"
 
+AUTO_WEIGHTS = Path("auto")
+"""Value of --weights that uses no folder: only packages and timm's repositories on the Hugging Face hub."""
+
 _OPTIONS: dict[str, Any] = dict.fromkeys(OPTIONS, object)
 _SETTINGS = {"*": {"*": object}}  # method -> key -> value
-_SHAPE: dict[str, Any] = {
+_SCHEMA: dict[str, Any] = {
     "paths": {
         **dict.fromkeys(("runs", "cache", "weights"), str),
         **dict.fromkeys(("methods", "datasets", "reports"), tuple[str, ...]),
@@ -31,7 +34,7 @@ _SHAPE: dict[str, Any] = {
     "campaign": {"*": {"about": str, "profile": str, "set": _SETTINGS, "sweep": {"*": object}, **_OPTIONS}},
     "dataset": {"*": {"layout": str, "depth": int, "page": int, "allow_large": bool}},
     "alias": {"*": {"method": str, "title": str, "set": {"*": object}}},
-    "category": {"*": {"*": _SETTINGS}},  # data set -> category -> settings
+    "category": {"*": {"*": _SETTINGS}},  # dataset -> category -> settings
 }
 """The tables and keys of bench.toml. "*" is any name, `object` any value: its type is checked when it is used."""
 
@@ -51,7 +54,7 @@ class Config:
     files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        validate(self.tables, _SHAPE, FILE)
+        validate(self.tables, _SCHEMA, FILE)
         for name in self.tables.get("alias", {}):
             check_alias_name(name)
 
@@ -68,8 +71,12 @@ class Config:
         text = self.tables.get("paths", {}).get(key)
         return expand_user(text) if text else None
 
+    def weights(self, requested: Path | None) -> Path | None:
+        """Return the folder of --weights, or that of [paths]; None without one, and for AUTO_WEIGHTS."""
+        return None if requested == AUTO_WEIGHTS else requested or self.path("weights")
+
     def data(self, dataset: str) -> Path | None:
-        """Return the folder of a data set as [paths.data] names it, or None."""
+        """Return the folder of a dataset as [paths.data] names it, or None."""
         text = self.tables.get("paths", {}).get("data", {}).get(dataset)
         return expand_user(text) if text else None
 
@@ -85,6 +92,8 @@ def load_config(folder: Path | None = None) -> Config:
     is_checkout = (package.parent / "pyproject.toml").is_file()  # a wheel contains a copy in the package
     shipped = (package.parent if is_checkout else package) / FILE
     local = (folder or Path.cwd()) / FILE
+    if local.exists() and not local.is_file():
+        raise BenchError(f"{local} must be a file; it is a folder. Rename it, or run bench in another folder.")
     files = (shipped,) if not local.is_file() or local.samefile(shipped) else (shipped, local)
     tables: dict[str, Any] = {}
     for path in files:
@@ -98,7 +107,13 @@ def cache_folder(config: Config) -> Path:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return the path with a leading ~ replaced by the home folder. Raises BenchError if there is no home folder."""
+    """Return the path with a leading ~ replaced by the home folder.
+
+    Raises:
+        BenchError: there is no home folder, or the path has a NUL character, which no system permits.
+    """
+    if "\0" in str(path):
+        raise BenchError(f"A path must have no NUL character, got {str(path)!r}. Correct it.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -112,10 +127,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path} must be readable TOML: {error}. Fix that line.") from error
 
 
-def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Return the tables of `lower`, recursively updated with those of `upper`."""
-    merged = dict(lower)
-    for key, value in upper.items():
+def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables of `base`, recursively updated with those of `overrides`."""
+    merged = dict(base)
+    for key, value in overrides.items():
         are_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if are_tables else value
     return merged

@@ -10,7 +10,7 @@
 
 All of them are optional. PROFILES replace the defaults of Settings: "demo" takes minutes on a laptop, "check" seconds
 (for `bench check` and the tests), "paper" has the values of the paper if the defaults are those of the authors' code. A
-method of the family "hosted" runs the models of another library: `--method anomalib:Padim` sets its setting `model`,
+method of the family "external" runs the models of another library: `--method anomalib:Padim` sets its setting `model`,
 and its TITLE contains "{model}".
 """
 
@@ -35,12 +35,12 @@ Family = Literal[
     "flow",
     "one-class",
     "few-shot",
-    "hosted",
-    "floor",
+    "external",
+    "baseline",
 ]
 FAMILIES = get_args(Family)[1:]
 
-_SHAPE: dict[str, Any] = {
+_SCHEMA: dict[str, Any] = {
     "TITLE": str,
     "FAMILY": Family,
     "PAPER": str,
@@ -57,13 +57,14 @@ class MethodMetadata:
     """The constants of a method's file.
 
     Attributes:
-        place: of the file, as "methods/riad.py".
+        path: path of the file, as "methods/riad.py".
         title, family, paper, year, needs: TITLE, FAMILY, PAPER, YEAR, NEEDS.
         profiles: PROFILES, settings by name of the profile.
         aliases: ALIASES, title and settings by name of the alias.
+        has_checkpoints: whether the file calls `self.epochs`, so that an interrupted fit continues.
     """
 
-    place: str = ""
+    path: str = ""
     title: str = ""
     family: str = ""
     paper: str = ""
@@ -71,11 +72,12 @@ class MethodMetadata:
     needs: tuple[str, ...] = ()
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    has_checkpoints: bool = False
 
     @property
-    def is_hosted(self) -> bool:
+    def is_external(self) -> bool:
         """True if the method runs the models of another library."""
-        return self.family == "hosted"
+        return self.family == "external"
 
 
 def method_metadata(method: str) -> MethodMetadata:
@@ -96,33 +98,36 @@ def check_alias_name(name: str) -> None:
 
 @lru_cache(maxsize=256)
 def _read(path: Path, modified: int) -> MethodMetadata:  # noqa: ARG001 - a modified file is read again
-    place = f"{path.parent.name}/{path.name}"
+    short_path = f"{path.parent.name}/{path.name}"
     try:
-        body = ast.parse(path.read_text("utf-8")).body
+        tree = ast.parse(path.read_text("utf-8"))
     except (OSError, SyntaxError, ValueError):  # the error is reported when the file is imported
-        return MethodMetadata(place)
+        return MethodMetadata(short_path)
     constants: dict[str, Any] = {}
-    for node in body:
+    for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for name in {target.id for target in targets if isinstance(target, ast.Name)} & _SHAPE.keys():
-                constants[name] = _literal(node.value, f"{place}, line {node.lineno}: {name}")
+            for name in {target.id for target in targets if isinstance(target, ast.Name)} & _SCHEMA.keys():
+                constants[name] = _literal(node.value, f"{short_path}, line {node.lineno}: {name}")
     for name, value in constants.items():
-        validate(value, _SHAPE[name], place, name)
-    metadata = MethodMetadata(place, **{name.lower(): value for name, value in constants.items()})
+        validate(value, _SCHEMA[name], short_path, name)
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    has_checkpoints = any(isinstance(call, ast.Attribute) and call.attr == "epochs" for call in calls)
+    fields = {name.lower(): value for name, value in constants.items()}
+    metadata = MethodMetadata(short_path, **fields, has_checkpoints=has_checkpoints)
     for alias in metadata.aliases:
         check_alias_name(alias)
-    if metadata.is_hosted != ("{model}" in metadata.title):
+    if metadata.is_external != ("{model}" in metadata.title):
         raise BenchError(
-            f'{place}: TITLE must contain "{{model}}" if and only if FAMILY is "hosted". Change one of them.'
+            f'{short_path}: TITLE must contain "{{model}}" if and only if FAMILY is "external". Change one of them.'
         )
     return metadata
 
 
-def _literal(node: ast.expr, place: str) -> Any:
+def _literal(node: ast.expr, location: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError as error:
         raise BenchError(
-            f"{place} must be a literal, because it is read without importing the file. Write the value itself."
+            f"{location} must be a literal, because it is read without importing the file. Write the value itself."
         ) from error

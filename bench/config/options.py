@@ -21,19 +21,21 @@ def _option(
     minimum: float | None = None,
     below: float | None = None,
     required: bool = False,
-    decides_numbers: bool = True,
+    affects_metrics: bool = True,
+    only_with: tuple[str, ...] = (),
 ) -> Any:
     """Define an option.
 
     Args:
-        default: the value if neither profile, campaign nor call gives one.
+        default: the value if neither profile, campaign nor command line sets one.
         text: the help text: a phrase with unit and, if it is not obvious, the meaning of the default.
         short: a one-letter form on the command line, "m" for -m.
         minimum: the smallest value that is allowed.
         below: the value must be less than this.
-        required: whether an empty value is refused.
-        decides_numbers: whether another value may give other metrics; the option is then part of a run's identity.
-            False for options that choose runs, devices or files.
+        required: whether an empty value is an error.
+        affects_metrics: whether another value may give other metrics; the option is then part of a run's identity.
+            False for options that select runs, devices or files.
+        only_with: name of another option, and the values of it with which this one has an effect.
     """
     details = {
         "help": text,
@@ -41,7 +43,8 @@ def _option(
         "minimum": minimum,
         "below": below,
         "required": required,
-        "decides_numbers": decides_numbers,
+        "affects_metrics": affects_metrics,
+        "only_with": only_with,
     }
     return field(default=default, metadata=details)
 
@@ -57,48 +60,49 @@ class TaskOptions:
         "Methods or aliases, separated by commas, or 'all'.",
         short="m",
         required=True,
-        decides_numbers=False,
+        affects_metrics=False,
     )
-    dataset: str = _option("demo", "Data set; see `bench list datasets`.", short="d", decides_numbers=False)
+    dataset: str = _option("demo", "Dataset; see `bench list datasets`.", short="d", affects_metrics=False)
     protocol: Literal["one-for-one", "unified", "kshot"] = _option(
         "one-for-one",
         "One model per category (one-for-one), one model for all (unified), or one per category from k images (kshot).",
         short="p",
-        decides_numbers=False,
+        affects_metrics=False,
     )
     k: tuple[int, ...] = _option(
         (4,),
         "Training images per category with kshot; each number is a run.",
         short="k",
         required=True,
-        decides_numbers=False,
+        affects_metrics=False,
+        only_with=("protocol", "kshot"),
     )
     category: tuple[str, ...] = _option(
-        (), "Only these categories, separated by commas; all if empty.", short="c", decides_numbers=False
+        (), "Only these categories, separated by commas; all if empty.", short="c", affects_metrics=False
     )
     layout: str = _option(
         "",
         "Layout of own images: a CSV file, or 'train=PATTERN; good=PATTERN; defect=PATTERN; mask=PATTERN'.",
-        decides_numbers=False,
+        affects_metrics=False,
     )
     depth: int = _option(
         0,
-        "Bits per channel of images with more than 8, as 12; 0 finds the range of values over the training images.",
+        "Bits per channel of images with more than 8, as 12; 0 computes the range from the training images.",
         minimum=0,
-        decides_numbers=False,
+        affects_metrics=False,
     )
     page: int = _option(
-        0, "Page of image files with several, from 1; 0 refuses such files.", minimum=0, decides_numbers=False
+        0, "Page of image files with several, from 1; with 0 such files are errors.", minimum=0, affects_metrics=False
     )
     allow_large: bool = _option(
-        False, "Read image files of more than 89 million pixels, up to 1 billion.", decides_numbers=False
+        False, "Read image files of more than 89 million pixels, up to 1 billion.", affects_metrics=False
     )
     seed: tuple[int, ...] = _option(
         (0,),
         "Seeds, separated by commas; each is a fit and, with kshot, a draw.",
         short="s",
         required=True,
-        decides_numbers=False,
+        affects_metrics=False,
     )
     limit: int = _option(
         0, "Maximum number of training, of good and of defective test images per category; 0 is no limit.", minimum=0
@@ -106,7 +110,7 @@ class TaskOptions:
     one_at_a_time: bool = _option(
         False,
         "Vary one setting of a sweep at a time, from the defaults, instead of all combinations.",
-        decides_numbers=False,
+        affects_metrics=False,
     )
 
 
@@ -119,10 +123,14 @@ class EvaluationOptions:
     selection: Literal["last", "oracle", "both"] = _option(
         "last",
         "Epoch to report: the last, the best on the test set (oracle, marked as such), or both.",
-        decides_numbers=False,
+        affects_metrics=False,
     )
     eval_every: int = _option(
-        10, "Epochs between two evaluations on the test set with oracle or both.", minimum=1, decides_numbers=False
+        10,
+        "Epochs between two evaluations on the test set with oracle or both.",
+        minimum=1,
+        affects_metrics=False,
+        only_with=("selection", "oracle", "both"),
     )
     calibrate: float = _option(
         0.0,
@@ -133,30 +141,32 @@ class EvaluationOptions:
     resolution: Literal["input", "original"] = _option(
         "input", "Pixel metrics at the size of the network's input, or at each image's original size."
     )
-    maps: Literal["float16", "float32", "none"] = _option(
-        "float16", "Precision of the stored anomaly maps.", decides_numbers=False
+    map_precision: Literal["float16", "float32", "none"] = _option(
+        "float16", "Precision of the stored anomaly maps.", affects_metrics=False
     )
-    time: bool = _option(True, "Measure the latency of one image.", decides_numbers=False)
+    time: bool = _option(True, "Measure the latency of one image.", affects_metrics=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeOptions:
-    """On what, and how, a method computes."""
+    """Device, precision and batch size of the computation."""
 
     TITLE: ClassVar[str] = "Compute"
 
     device: str = _option(
-        "auto", "Device of torch: auto (the first GPU, else the CPU), cpu, cuda or cuda:1.", decides_numbers=False
+        "auto", "Device of torch: auto (the first GPU, else the CPU), cpu, cuda or cuda:1.", affects_metrics=False
     )
     precision: Literal["float32", "bfloat16", "float16"] = _option("float32", "Precision of the network.")
     compile: bool = _option(False, "Compile the networks with torch.compile for prediction.")
-    threads: int = _option(0, "CPU threads of torch; 0 is torch's default.", minimum=0, decides_numbers=False)
+    threads: int = _option(
+        0, "CPU threads of torch; 0 is torch's default.", minimum=0, below=1025, affects_metrics=False
+    )
     preprocessing: Literal["shared", "paper"] = _option(
         "shared",
         "Preprocessing: the profile's, shared by all methods, or that of each method's paper.",
-        decides_numbers=False,
+        affects_metrics=False,
     )
-    batch: int = _option(8, "Images per call of predict.", minimum=1, decides_numbers=False)
+    batch_size: int = _option(8, "Images per call of predict.", minimum=1, affects_metrics=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,35 +176,53 @@ class ExecutionOptions:
     TITLE: ClassVar[str] = "Execution"
 
     keep_model: bool = _option(
-        False, "Store the fitted methods, for bench predict, bench export and bench time.", decides_numbers=False
+        False, "Store the fitted methods, for bench predict, bench export and bench time.", affects_metrics=False
     )
     executor: Literal["local", "process", "ray"] = _option(
-        "local", "Fit in this process, in a child process, or on a Ray cluster.", decides_numbers=False
+        "local", "Fit in this process, in a child process, or on a Ray cluster.", affects_metrics=False
     )
     timeout: float = _option(
         0.0,
         "Maximum seconds per fit, which then runs in a child process; 0 is no limit.",
         minimum=0,
-        decides_numbers=False,
+        below=1e8,
+        affects_metrics=False,
+    )
+    checkpoint_minutes: float = _option(
+        5.0,
+        "Minutes between two checkpoints of a fit, from which it continues after an interruption; 0 uses none.",
+        minimum=0,
+        affects_metrics=False,
+    )
+    max_memory: float = _option(
+        0.0,
+        "Memory in GB that a fit may need by its estimate; 0 is that of the device, or of the container.",
+        minimum=0,
+        affects_metrics=False,
     )
     address: str = _option(
         "",
         "Address of a running Ray cluster, as auto or ray://head:10001; empty starts one on this machine.",
-        decides_numbers=False,
+        affects_metrics=False,
+        only_with=("executor", "ray"),
     )
     gpus_per_task: float = _option(
-        1.0, "GPUs per fit on Ray; below 1, several fits share a GPU and no latency is measured.", decides_numbers=False
+        1.0,
+        "GPUs per fit on Ray; below 1, several fits share a GPU and no latency is measured.",
+        affects_metrics=False,
+        only_with=("executor", "ray"),
     )
     ship_data: bool = _option(
         False,
         "Send the images to the Ray nodes, which otherwise read them at the same paths.",
-        decides_numbers=False,
+        affects_metrics=False,
+        only_with=("executor", "ray"),
     )
 
 
-Group = TaskOptions | EvaluationOptions | ComputeOptions | ExecutionOptions
+OptionGroup = TaskOptions | EvaluationOptions | ComputeOptions | ExecutionOptions
 
-GROUPS: Mapping[str, type[Group]] = MappingProxyType(
+OPTION_GROUPS: Mapping[str, type[OptionGroup]] = MappingProxyType(
     {
         "tasks": TaskOptions,
         "evaluation": EvaluationOptions,
@@ -210,12 +238,14 @@ class Option:
     """The definition of one option, as the interfaces use it.
 
     Attributes:
-        name: as in bench.toml and Python; the command line uses `--` and hyphens.
-        group: name of its group in GROUPS. title: the group's title.
+        name: name in bench.toml and Python; the command line uses `--` and hyphens.
+        group: name of its group in OPTION_GROUPS. title: the group's title.
         type: the declared type. choices: the allowed values of a Literal, else empty.
         default: the default. help: the help text. short: one-letter form or "".
-        minimum, below: the range, None if unlimited. required: whether an empty value is refused.
-        decides_numbers: whether it is part of a run's identity.
+        minimum, below: the range, None if unlimited. required: whether an empty value is an error.
+        affects_metrics: whether it is part of a run's identity.
+        only_with: name of another option, and the values of it with which this one has an effect; empty if it has one
+            with all.
     """
 
     name: str
@@ -229,7 +259,8 @@ class Option:
     minimum: float | None
     below: float | None
     required: bool
-    decides_numbers: bool
+    affects_metrics: bool
+    only_with: tuple[str, ...]
 
     @property
     def flag(self) -> str:
@@ -253,12 +284,12 @@ class Option:
 
 def options() -> Iterator[Option]:
     """Yield all options, group by group, in the order of their definition."""
-    for group, kind in GROUPS.items():
-        hints = get_type_hints(kind)
-        for entry in fields(kind):
+    for group, group_class in OPTION_GROUPS.items():
+        hints = get_type_hints(group_class)
+        for entry in fields(group_class):
             hint = hints[entry.name]
             choices = get_args(hint) if get_origin(hint) is Literal else ()
-            yield Option(entry.name, group, kind.TITLE, hint, choices, _default(entry), **entry.metadata)
+            yield Option(entry.name, group, group_class.TITLE, hint, choices, _default(entry), **entry.metadata)
 
 
 def _default(entry: Field[Any]) -> Any:
@@ -270,13 +301,13 @@ OPTIONS: Mapping[str, Option] = MappingProxyType({option.name: option for option
 """All options by name."""
 
 
-def decisive_options(groups: Mapping[str, Group]) -> dict[str, dict[str, Any]]:
-    """Return, by group, the values of the options that decide a run's numbers; groups without any are left out."""
+def options_that_affect_metrics(groups: Mapping[str, OptionGroup]) -> dict[str, dict[str, Any]]:
+    """Return, by group, the values of the options that affect a run's metrics; groups without any are left out."""
     values = {
         group: {
             option.name: getattr(options_of_group, option.name)
             for option in OPTIONS.values()
-            if option.group == group and option.decides_numbers
+            if option.group == group and option.affects_metrics
         }
         for group, options_of_group in groups.items()
     }

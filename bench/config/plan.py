@@ -1,6 +1,7 @@
-"""Resolve `bench.toml` and the options of one call to a frozen plan that contains the origin of every value.
+"""Resolve `bench.toml` and the options of one command to a frozen plan that contains the origin of every value.
 
-Options of the call override those of the campaign, which override those of the profile. Unknown keys are errors.
+Options of the command line override those of the campaign, which override those of the profile. Unknown keys are
+errors.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,25 +11,32 @@ from typing import Any, Literal
 
 from bench.config.bench_toml import Config, cache_folder, expand_user
 from bench.config.method_specs import MethodSpec, method_specs
-from bench.config.options import GROUPS, OPTIONS, ComputeOptions, EvaluationOptions, ExecutionOptions, TaskOptions
+from bench.config.options import (
+    OPTION_GROUPS,
+    OPTIONS,
+    ComputeOptions,
+    EvaluationOptions,
+    ExecutionOptions,
+    TaskOptions,
+)
 from bench.config.settings import parse
 from bench.config.sweep import for_method, parse_values
-from bench.errors import check_known
+from bench.errors import BenchError, check_known
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One call with all values resolved.
+    """One command with all values resolved.
 
     Attributes:
         tasks, evaluation, compute, execution: the options.
-        origin: where each option and path was set: "default", "profile demo", "--seed", ...
+        origin: origin of each option and path: "default", "profile demo", "--seed", ...
         method_specs: the methods with their settings.
         profile: name of the profile. profile_note: its caveat for readers of the numbers, "" if it has none.
         preprocessing: the profile's shared preprocessing, as keyword arguments.
-        data, runs, cache: folder of the data set, of the records, of cached files.
+        data, runs, cache: folder of the dataset, of the records, of cached files.
         weights: folder of backbone weights, or None.
-        campaign: its name, or "". command: the command line, stored in the records.
+        campaign: name of the campaign, or "". command: the command line, stored in the records.
         checkpoint: a released model, or a folder with one per category, that is evaluated instead of a fit; or None.
     """
 
@@ -66,24 +74,24 @@ def make_plan(
     paths: Mapping[str, Path | None] | None = None,
     command: str = "",
 ) -> Plan:
-    """Return the plan of a call.
+    """Return the plan of a command.
 
     Args:
         config: the merged bench.toml.
         methods: the names of the method files.
-        options: the options of the call by name, as text or with the right type; None is ignored.
+        options: the options by name, as text or with the right type; None is ignored.
         settings: --set, key -> text; "name.key" is for one method only.
         sweep: --sweep, the same with several values in the text.
         profile: name of a profile in bench.toml; default: the campaign's, else "demo".
         campaign: name of a campaign in bench.toml, or None.
-        paths: data, runs, cache, weights and checkpoint as the call gives them.
+        paths: data, runs, cache, weights and checkpoint from the command line.
         command: the command line.
 
     Raises:
-        BenchError: for an unknown name or key and for a value of the wrong type or out of range. The data set's
+        BenchError: for an unknown name or key and for a value of the wrong type or out of range. The dataset's
             categories and the settings of the methods are checked by `bench.execution.schedule`.
     """
-    campaign_table = _table(config, "campaign", campaign) if campaign else {}
+    campaign_table = {} if campaign is None else _table(config, "campaign", campaign)
     profile_origin = "--profile" if profile else f"campaign {campaign}" if "profile" in campaign_table else "default"
     profile = profile or campaign_table.get("profile", "demo")
     profile_table = _table(config, "profile", profile)
@@ -96,17 +104,18 @@ def make_plan(
     ]
     values, origin = _resolve_options(tables, options or {})
     groups: dict[str, Any] = {
-        group: kind(**{key: value for key, value in values.items() if OPTIONS[key].group == group})
-        for group, kind in GROUPS.items()
+        group: group_class(**{key: value for key, value in values.items() if OPTIONS[key].group == group})
+        for group, group_class in OPTION_GROUPS.items()
     }
     tasks: TaskOptions = groups["tasks"]
+    _check_effects(groups, origin, has_sweep=bool(sweep or campaign_table.get("sweep")))
     # A campaign's settings belong to its profile; with another profile they would mix two sources.
     settings_tables = tables if profile == campaign_table.get("profile", profile) else tables[:1]
-    swept = {
+    sweep_values = {
         key: (parse_values(key, value), f"campaign {campaign}, sweep")
         for key, value in campaign_table.get("sweep", {}).items()
     }
-    swept |= {key: (parse_values(key, value), "--sweep") for key, value in (sweep or {}).items()}
+    sweep_values |= {key: (parse_values(key, value), "--sweep") for key, value in (sweep or {}).items()}
     specs = method_specs(
         config.tables,
         tasks.method,
@@ -116,20 +125,23 @@ def make_plan(
         layers=settings_tables,
         settings=settings or {},
     )
-    names = [spec.name for spec in specs]
-    specs = tuple(replace(spec, sweep=for_method(swept, spec.name, settings or {}, names)) for spec in specs)
-    call_paths = {key: expand_user(path) for key, path in (paths or {}).items() if path is not None}
-    runs, cache, weights = (call_paths.get(key) or config.path(key) for key in ("runs", "cache", "weights"))
-    data = call_paths.get("data") or config.data(tasks.dataset)
+    names = {name for spec in specs for name in (spec.name, spec.method)}
+    specs = tuple(
+        replace(spec, sweep=for_method(sweep_values, spec.name, spec.method, settings or {}, names)) for spec in specs
+    )
+    command_paths = {key: expand_user(path) for key, path in (paths or {}).items() if path is not None}
+    runs, cache = (command_paths.get(key) or config.path(key) for key in ("runs", "cache"))
+    weights = config.weights(command_paths.get("weights"))
+    data = command_paths.get("data") or config.data(tasks.dataset)
     for key, path in {"runs": runs, "cache": cache, "weights": weights, "data": data}.items():
         table = "[paths.data]" if key == "data" else "[paths]"
-        origin[key] = f"--{key}" if key in call_paths else table if path else "default"
+        origin[key] = f"--{key}" if key in command_paths else table if path else "default"
     cache = cache or cache_folder(config)
     return Plan(
         **groups,
         origin=origin
         | {"profile": profile_origin}
-        | ({"checkpoint": "--checkpoint"} if "checkpoint" in call_paths else {}),
+        | ({"checkpoint": "--checkpoint"} if "checkpoint" in command_paths else {}),
         method_specs=specs,
         profile=profile,
         profile_note=profile_table.get("note", ""),
@@ -140,19 +152,19 @@ def make_plan(
         weights=weights,
         campaign=campaign or "",
         command=command,
-        checkpoint=call_paths.get("checkpoint"),
+        checkpoint=command_paths.get("checkpoint"),
     )
 
 
 def _resolve_options(
     tables: list[tuple[dict[str, Any], str]], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the value of each option that a table or the call sets, and the origin of every option."""
+    """Return the value of each option that a table or the command line sets, and the origin of every option."""
     check_known(options, OPTIONS, "an option")
-    call = {key: value for key, value in options.items() if value is not None}
+    from_command = {key: value for key, value in options.items() if value is not None}
     values: dict[str, Any] = {}
     origin = dict.fromkeys(OPTIONS, "default")
-    for table, name in (*tables, (call, "")):
+    for table, name in (*tables, (from_command, "")):
         for key, option in OPTIONS.items():
             if key in table:
                 origin[key] = name or option.flag
@@ -163,7 +175,23 @@ def _resolve_options(
     return values, origin
 
 
-def _table(config: Config, kind: Literal["profile", "campaign"], name: str) -> dict[str, Any]:
-    check_known([name], config.names(kind), f"a {kind}")
-    table: dict[str, Any] = config.tables[kind][name]
+def _check_effects(groups: Mapping[str, Any], origin: Mapping[str, str], *, has_sweep: bool) -> None:
+    """Raise BenchError for an option of the command line that has no effect with the others."""
+    for option in OPTIONS.values():
+        if not option.only_with or origin[option.name] != option.flag:
+            continue
+        other, *values = option.only_with
+        value = getattr(groups[OPTIONS[other].group], other)
+        if value not in values:
+            raise BenchError(
+                f"{option.flag} needs {OPTIONS[other].flag} {' or '.join(values)}; this command has {value} "
+                f"({origin[other]}), and would ignore it. Remove {option.flag}, or change {OPTIONS[other].flag}."
+            )
+    if groups["tasks"].one_at_a_time and origin["one_at_a_time"] == "--one-at-a-time" and not has_sweep:
+        raise BenchError("--one-at-a-time needs a sweep; this command has none. Pass --sweep KEY=VALUES, or remove it.")
+
+
+def _table(config: Config, table_name: Literal["profile", "campaign"], name: str) -> dict[str, Any]:
+    check_known([name], config.names(table_name), f"a {table_name}")
+    table: dict[str, Any] = config.tables[table_name][name]
     return table

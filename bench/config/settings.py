@@ -14,26 +14,36 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_TYPE_NAMES = {int: "an integer", float: "a finite number", str: "text", bool: "yes or no", type(None): "none"}
+_MAX_INTEGER = 2**63
+"""Integers must be smaller in magnitude, as those of records must be."""
+
+_TYPE_NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false", type(None): "none"}
 
 
-def resolve(kind: type[S], raw: Mapping[str, tuple[Any, str]], owner: str) -> tuple[S, dict[str, str]]:
-    """Return an instance of the dataclass `kind` and the origin of each of its values.
+def resolve(settings_class: type[S], raw: Mapping[str, tuple[Any, str]], method_name: str) -> tuple[S, dict[str, str]]:
+    """Return an instance of a dataclass of settings and the origin of each of its values.
 
-    `raw` maps keys to (value, origin); other fields keep their default. Raises BenchError for an unknown key, a value
-    of the wrong type, and a value for which the dataclass raises an error.
+    Args:
+        settings_class: the dataclass.
+        raw: key -> (value, origin); other fields keep their default.
+        method_name: name of the method that the settings belong to, for messages.
+
+    Raises:
+        BenchError: for an unknown key, a value of the wrong type, and a value for which the dataclass raises an error.
     """
-    if not is_dataclass(kind):
-        raise BenchError(f"Settings of {owner} must be a dataclass, got {kind!r}. Write @dataclass(frozen=True).")
-    hints, names = get_type_hints(kind), [entry.name for entry in fields(kind)]
-    check_known(raw, names, f"a setting of {owner}")
+    if not is_dataclass(settings_class):
+        raise BenchError(
+            f"Settings of {method_name} must be a dataclass, got {settings_class!r}. Write @dataclass(frozen=True)."
+        )
+    hints, names = get_type_hints(settings_class), [entry.name for entry in fields(settings_class)]
+    check_known(raw, names, f"a setting of {method_name}")
     values = {
         key: parse(f"{key} ({origin})" if origin else key, value, hints[key]) for key, (value, origin) in raw.items()
     }
     try:
-        instance = kind(**values)
+        instance = settings_class(**values)
     except (TypeError, ValueError) as error:  # a field without a default, or a check in __post_init__
-        raise BenchError(f"The settings of {owner} are not valid: {error}. Change them.") from error
+        raise BenchError(f"The settings of {method_name} are invalid: {error}. Change them.") from error
     return instance, {key: raw[key][1] if key in raw else "default" for key in names}
 
 
@@ -49,27 +59,27 @@ def parse(key: str, value: Any, hint: Any) -> Any:
     return _parse_scalar(key, value, hint)
 
 
-def validate(value: Any, shape: Any, document: str, table: str = "") -> None:
-    """Raise BenchError if nested tables do not have a shape.
+def validate(value: Any, schema: Any, source: str, table: str = "") -> None:
+    """Raise BenchError if nested tables do not match a schema.
 
     Args:
         value: the tables.
-        shape: a table of keys and their shapes, "*" for any key; or a type; or `object` for any value.
-        document: name of the whole, for the message.
+        schema: a table of keys and their schemas, "*" for any key; or a type; or `object` for any value.
+        source: what the tables come from, for the message: bench.toml.
         table: name of `value` inside it: "profile.demo".
     """
-    if not isinstance(shape, dict):
-        if shape is not object:
-            parse(table, value, shape)
+    if not isinstance(schema, dict):
+        if schema is not object:
+            parse(table, value, schema)
         return
     if not isinstance(value, Mapping):
         raise BenchError(
-            f"[{table}] must be a table of {document}, got {value!r}. Write its keys below a line [{table}]."
+            f"[{table}] must be a table of {source}, got {value!r}. Write its keys below a line [{table}]."
         )
-    if "*" not in shape:
-        check_known(value, shape, f"a key of [{table}]" if table else f"a table of {document}")
-    for key, part in value.items():
-        validate(part, shape.get(key, shape.get("*")), document, f"{table}.{key}" if table else key)
+    if "*" not in schema:
+        check_known(value, schema, f"a key of [{table}]" if table else f"a table of {source}")
+    for key, entry in value.items():
+        validate(entry, schema.get(key, schema.get("*")), source, f"{table}.{key}" if table else key)
 
 
 def _parse_scalar(key: str, value: Any, hint: Any) -> Any:
@@ -92,6 +102,8 @@ def _parse_scalar(key: str, value: Any, hint: Any) -> Any:
             number = hint(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
+        if hint is int and isinstance(number, int) and abs(number) >= _MAX_INTEGER:
+            raise BenchError(f"{key} must be an integer of 64 bits, got one of {number.bit_length()} bits. Change it.")
         if (hint is int and isinstance(number, int)) or math.isfinite(number):
             return number
     raise BenchError(f"{key} must be {_TYPE_NAMES[hint]}, got {value!r}.")
@@ -106,7 +118,7 @@ def _parse_literal(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _parse_union(key: str, value: Any, hints: tuple[Any, ...]) -> Any:
-    """Return the value parsed by the first hint that is valid for it: its type first, text last."""
+    """Return the value parsed by the first valid hint. The type of the value is tried first, str last."""
     errors = []
     for hint in sorted(hints, key=lambda hint: (hint is str, hint is not type(value))):
         try:
@@ -118,10 +130,10 @@ def _parse_union(key: str, value: Any, hints: tuple[Any, ...]) -> Any:
 
 def _parse_tuple(key: str, value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str):
-        parts: list[Any] = [part.strip() for part in value.split(",")] if value.strip() else []
+        items: list[Any] = [item.strip() for item in value.split(",")] if value.strip() else []
     else:
-        parts = list(value) if isinstance(value, list | tuple) else [value]
-    hints = hints[:1] * len(parts) if Ellipsis in hints else hints
-    if len(hints) != len(parts):
-        raise BenchError(f"{key} must have {len(hints)} values separated by commas; {value!r} has {len(parts)}.")
-    return tuple(parse(key, part, hint) for part, hint in zip(parts, hints, strict=True))
+        items = list(value) if isinstance(value, list | tuple) else [value]
+    hints = hints[:1] * len(items) if Ellipsis in hints else hints
+    if len(hints) != len(items):
+        raise BenchError(f"{key} must have {len(hints)} values separated by commas; {value!r} has {len(items)}.")
+    return tuple(parse(key, item, hint) for item, hint in zip(items, hints, strict=True))

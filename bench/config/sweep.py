@@ -1,13 +1,13 @@
-"""Sweeps: the values that a call gives to settings of a method, all combined or one setting at a time."""
+"""Sweeps: several values of settings of a method, all combined or one setting at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 from typing import Any
 
 from bench.errors import BenchError
 
 OPTION = "--sweep"
-"""The origin of a sweep that the call gives, in contrast to one of a campaign."""
+"""The origin of a sweep from the command line, in contrast to one of a campaign."""
 
 Sweep = dict[str, tuple[tuple[Any, ...], str]]
 """Key of a setting -> (values, origin); the values as TOML or text, not yet parsed."""
@@ -23,27 +23,37 @@ def parse_values(key: str, values: Any) -> tuple[Any, ...]:
     tuples. Raises BenchError if there is no value.
     """
     if isinstance(values, str):
-        values = [part.strip() for part in values.split(";" if ";" in values else ",")]
-    parts = tuple(values) if isinstance(values, list | tuple) else (values,)
-    if not key or not parts or "" in parts:
-        raise BenchError(f"A sweep must give values to a setting, as --sweep clusters=2,4,8; got '{key}'={values!r}.")
-    return parts
+        values = [item.strip() for item in values.split(";" if ";" in values else ",")]
+    grid_values = tuple(values) if isinstance(values, list | tuple) else (values,)
+    if not key or not grid_values or "" in grid_values:
+        raise BenchError(
+            f"A sweep must have values for a setting, for example --sweep clusters=2,4,8; got '{key}'={values!r}."
+        )
+    return grid_values
 
 
-def for_method(sweep: Sweep, name: str, settings: Mapping[str, str], names: Sequence[str]) -> Sweep:
-    """Return the part of a sweep that applies to the method `name`, one of `names`; "name.key" is for it only.
+def for_method(sweep: Sweep, name: str, method: str, settings: Mapping[str, str], names: Collection[str]) -> Sweep:
+    """Return the part of a sweep that applies to a method; "name.key" is for it only.
 
-    `settings` is --set, key -> text; it replaces a campaign's sweep of the same key. Raises BenchError if --set and
-    --sweep name the same key, or if a key of --sweep names a method that is not run.
+    Args:
+        sweep: the whole sweep.
+        name: name of the method: an alias or a file.
+        method: name of the method's file; "method.key" is for all of its aliases.
+        settings: --set, key -> text; it replaces a campaign's sweep of the same key.
+        names: names and files of all methods of the command.
+
+    Raises:
+        BenchError: --set and --sweep name the same key, or a key of --sweep names a method that is not run.
     """
     selected: Sweep = {}
-    for key, (values, origin) in sorted(sweep.items(), key=lambda item: "." in item[0]):  # "name.key" overrides "key"
+    precedence = {"": 0, method: 1, name: 2}  # "name.key" overrides "method.key", which overrides "key"
+    for key, (values, origin) in sorted(sweep.items(), key=lambda item: precedence.get(item[0].rpartition(".")[0], 0)):
         owner, dot, setting = key.rpartition(".")
         if dot and owner not in names and origin == OPTION:
-            raise BenchError(f"--sweep {key} names a method that is not part of the run: {', '.join(names)}.")
+            raise BenchError(f"--sweep {key} names a method that is not part of the run: {', '.join(sorted(names))}.")
         if key in settings and origin == OPTION:
             raise BenchError(f"--set and --sweep must name different settings; both name {key}. Remove one of them.")
-        if owner in {"", name} and not {key, f"{name}.{setting}"} & settings.keys():
+        if owner in precedence and not {key, f"{method}.{setting}", f"{name}.{setting}"} & settings.keys():
             selected[key] = values, origin
     return selected
 

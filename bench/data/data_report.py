@@ -1,4 +1,4 @@
-"""What a record says about the images and masks behind its numbers, and the warnings about them."""
+"""What a record states about the images and masks behind its metrics, and the warnings about them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from bench.data.decoding import image_size
 from bench.data.masks import SampleMask
 from bench.dataset import Sample
-from bench.method import Preprocessing
+from bench.preprocessing import Preprocessing
 
 MAX_NAMES = 6
 """Number of images that a warning names."""
@@ -28,15 +28,15 @@ def image_sizes(samples: Sequence[Sample], preprocessing: Preprocessing) -> dict
         "height": [height for _, height in sizes],
         "aspect": [width / height for width, height in sizes],
     }
-    return {name: [min(found), max(found)] for name, found in values.items()}
+    return {name: [min(per_image), max(per_image)] for name, per_image in values.items()}
 
 
 def size_warning(size: tuple[int, int], sizes: Mapping[str, Sequence[float]]) -> str:
     """Return how an image of `size` (width, height) differs from the training images, or "" if it is close to them.
 
     Args:
-        size: in pixels.
-        sizes: of the training images, as `image_sizes` returns them; empty if unknown.
+        size: size in pixels.
+        sizes: sizes of the training images, as `image_sizes` returns them; empty if unknown.
     """
     if not sizes:
         return ""
@@ -54,14 +54,14 @@ def size_warning(size: tuple[int, int], sizes: Mapping[str, Sequence[float]]) ->
 
 
 def mask_report(samples: Sequence[Sample], masks: Sequence[SampleMask]) -> dict[str, Any]:
-    """Return what is remarkable about the masks of a category's defective test images; empty if there are none.
+    """Return the unusual properties of the masks of a category's defective test images; empty if there are none.
 
     Returns:
         "images": defective images with mask files. "regions", "input_regions": their defect regions at full size and
         at the size of the input. "black", "vanished": ids of the images whose masks mark nothing at full size, or only
         at the size of the input; their pixels are unknown. "changed": ids of the images whose number of regions
-        changes. "levels": levels above zero of masks with several. "soft_edges": ids of the images whose masks are cut
-        at half. "inverted": ids of the images whose masks mark most of the image.
+        changes. "levels": levels above zero of masks with several. "soft_edges": ids of the images whose masks are
+        thresholded at half of the maximum. "inverted": ids of the images whose masks mark most of the image.
     """
     masked = [(sample.id, mask) for sample, mask in zip(samples, masks, strict=True) if sample.masks]
     if not masked:
@@ -74,7 +74,7 @@ def mask_report(samples: Sequence[Sample], masks: Sequence[SampleMask]) -> dict[
         "vanished": [name for name, mask in masked if mask.regions and not mask.input_regions],
         "changed": [name for name, mask in masked if mask.regions != mask.input_regions],
         "levels": sorted({level for _, mask in masked for level in mask.levels}),
-        "soft_edges": [name for name, mask in masked if "soft edges" in mask.kinds],
+        "soft_edges": [name for name, mask in masked if "soft edges" in mask.encodings],
         "inverted": [name for name, mask in masked if mask.may_be_inverted],
     }
 
@@ -83,26 +83,26 @@ def mask_warnings(category: str, report: Mapping[str, Any], *, at_original: bool
     """Yield the warnings that follow from a report of `mask_report`.
 
     Args:
-        category: its name.
-        report: of its masks.
+        category: name of the category.
+        report: report on its masks.
         at_original: whether pixel metrics are computed at the original size, where no mask is resized.
     """
     if not report:
         return
-    black, vanished, changed, soft, inverted = (
+    empty, vanished, modified, soft, inverted = (
         _count_and_names(report, key) for key in ("black", "vanished", "changed", "soft_edges", "inverted")
     )
-    if black:
-        yield f"{category}: {black[0]} mark nothing; the pixels of these defective images are unknown: {black[1]}."
+    if empty:
+        yield f"{category}: {empty[0]} mark nothing; the pixels of these defective images are unknown: {empty[1]}."
     if vanished and not at_original:
         yield (
             f"{category}: {vanished[0]} mark nothing at the size of the input; the pixels of these images are "
             f"unknown: {vanished[1]}. --resolution original evaluates them."
         )
-    if changed and not at_original:
+    if modified and not at_original:
         yield (
-            f"{category}: the resize changes the number of defect regions of {changed[0]}, from {report['regions']} to "
-            f"{report['input_regions']} in total: {changed[1]}. Pixel metrics differ with --resolution original."
+            f"{category}: the resize changes the number of defect regions of {modified[0]}, from {report['regions']} "
+            f"to {report['input_regions']} in total: {modified[1]}. Pixel metrics differ with --resolution original."
         )
     if report["levels"]:
         levels = ", ".join(f"{level:g}" for level in report["levels"])
@@ -119,5 +119,5 @@ def mask_warnings(category: str, report: Mapping[str, Any], *, at_original: bool
 def _count_and_names(report: Mapping[str, Any], key: str) -> tuple[str, str] | None:
     """Return "2 of 6 masks" and the names of the images, or None if there are none."""
     names = report[key]
-    rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return (f"{len(names)} of {report['images']} masks", ", ".join(names[:MAX_NAMES]) + rest) if names else None
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return (f"{len(names)} of {report['images']} masks", ", ".join(names[:MAX_NAMES]) + more) if names else None

@@ -1,6 +1,6 @@
-"""Checks of a data set: counts, unreadable files, masks that do not fit, images in both train and test.
+"""Checks of a dataset: counts, unreadable files, masks that do not fit, images in both train and test.
 
-Two images are **equal** if their decoded pixels are equal, in whatever file format. They are **nearly equal** if their
+Two images are **equal** if their decoded pixels are equal, in any file format. They are **nearly equal** if their
 thumbnails (32 x 32 pixels, grayscale, minus their mean) differ by a root mean square of at most 1.5 of 255 levels and
 have a correlation of at least 0.99. This rule finds copies that were saved as JPEG (at most 0.8 levels at quality 50),
 downscaled by two (1.4) or brightened, and second photographs of the same part. It does not find rotated or cropped
@@ -45,19 +45,19 @@ BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What is kept of a decoded image.
+    """The properties of a decoded image that the checks need.
 
     Attributes:
         sample: the sample.
-        digest: hash of the decoded pixels.
+        pixel_hash: hash of the decoded pixels.
         thumbnail: (32 * 32,) grayscale levels minus their mean.
         read_error: why the image cannot be decoded, or "".
-        mask: its mask; None if it has none.
+        mask: mask of the image, or None.
         mask_problem: what is wrong with its mask, or "".
     """
 
     sample: Sample
-    digest: bytes = b""
+    pixel_hash: bytes = b""
     thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(THUMBNAIL_SIDE**2, np.float32))
     read_error: str = ""
     mask: SampleMask | None = None
@@ -75,11 +75,11 @@ def check_dataset(
     """Return the results of all checks. Decodes every image and mask once, in parallel.
 
     Args:
-        samples: the samples of the data set.
-        warnings: what the data set logged when it listed the samples; each is reported as a result.
+        samples: the samples of the dataset.
+        warnings: what the dataset logged when it listed the samples; each is reported as a result.
         progress: called as `progress(done, total)` after each image.
-        preprocessing: that of the planned profile; masks are checked at its size.
-        is_official: whether the data set is a published one; else it is the user's own.
+        preprocessing: preprocessing of the planned profile; masks are checked at its size.
+        is_official: whether the dataset is a published one; else it is the user's own.
     """
     layout = "The layout and counts are the official ones." if is_official else "Every file of the folder is used."
     by_category, range_results = _value_ranges(samples, preprocessing)
@@ -136,7 +136,7 @@ def _value_ranges(
 
 
 def _is_readable(sample: Sample, preprocessing: Preprocessing) -> bool:
-    """Return whether the range of a training image can be found; why not is reported by `_inspect`."""
+    """Return whether the value range of a training image can be determined; `_inspect` reports the error."""
     try:
         find_value_range([sample], preprocessing)
     except BenchError:
@@ -145,7 +145,7 @@ def _is_readable(sample: Sample, preprocessing: Preprocessing) -> bool:
 
 
 def _mask_results(infos: Sequence[ImageInfo], preprocessing: Preprocessing) -> Iterator[CheckResult]:
-    """Report per category what the masks are at the size of the input; results that `_inspect` has are left out."""
+    """Report per category how the resize to the input changes the masks; problems of `_inspect` are left out."""
     rows, columns = preprocessing.size
     requirement = f"Masks have two values, and keep their defect regions at {columns} x {rows} pixels."
     for category in sorted({info.sample.category for info in infos}):
@@ -162,11 +162,11 @@ def _inspect(sample: Sample, preprocessing: Preprocessing) -> ImageInfo:
         image = decode(sample.image, preprocessing)
     except BenchError as error:
         return ImageInfo(sample, read_error=str(error))
-    digest = blake2b(f"{image.size}".encode() + image.tobytes()).digest()
+    pixel_hash = blake2b(f"{image.size}".encode() + image.tobytes()).digest()
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX), np.float32).ravel()
     mask, problem = _check_mask(sample, preprocessing)
-    return ImageInfo(sample, digest, thumbnail - thumbnail.mean(), mask=mask, mask_problem=problem)
+    return ImageInfo(sample, pixel_hash, thumbnail - thumbnail.mean(), mask=mask, mask_problem=problem)
 
 
 def _check_mask(sample: Sample, preprocessing: Preprocessing) -> tuple[SampleMask | None, str]:
@@ -188,7 +188,7 @@ def _duplicates(infos: Sequence[ImageInfo]) -> Iterator[CheckResult]:
     """Report equal images: in train and test, good and defective, twice in one split."""
     groups: dict[bytes, list[Sample]] = defaultdict(list)
     for info in infos:
-        groups[info.digest].append(info.sample)
+        groups[info.pixel_hash].append(info.sample)
     duplicates = [group for group in groups.values() if len(group) > 1]
     leaks = [group for group in duplicates if len({sample.split for sample in group}) > 1]
     contradictions = [group for group in duplicates if len({sample.is_anomalous for sample in group}) > 1]
@@ -217,7 +217,7 @@ def near_duplicates(infos: Sequence[ImageInfo]) -> Iterator[str]:
         differences[~(correlated & (energy > 0) & (train_energy > 0))] = np.inf
         for row, column in enumerate(differences.argmin(axis=1).tolist()):
             info, closest, difference = test[start + row], train[column], float(differences[row, column])
-            if difference <= MAX_DIFFERENCE and info.digest != closest.digest:
+            if difference <= MAX_DIFFERENCE and info.pixel_hash != closest.pixel_hash:
                 yield f"{info.sample.id} ~ {closest.sample.id} ({difference:.1f} levels)"
 
 

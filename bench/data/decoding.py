@@ -1,4 +1,4 @@
-"""Decode image files: the only place where a run, `bench predict`, `bench check` and thumbnails open one.
+"""Decode images: the only module with which a run, `bench predict`, `bench check` and thumbnails open a file.
 
 Every file is read as a viewer shows it: turned by its EXIF orientation, in one of `FORMATS`, only if it has one page or
 the page is stated, and only if its declared size is below the limit. Files with more than 8 bits per channel keep all
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from bench.errors import BenchError
-from bench.method import Preprocessing
+from bench.preprocessing import Preprocessing
 
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP",
@@ -70,15 +70,32 @@ def decode(path: Path, preprocessing: Preprocessing) -> Image.Image:
 def load(path: Path, preprocessing: Preprocessing) -> Image.Image | Values:
     """Return the upright page of a file: an image of 8 bits or less per channel, else its values. Alpha is kept."""
     with open_page(path, preprocessing) as image:
-        kind = _raw_mode(image)
-        if image.format == "PPM" and kind in {"L", "RGB"} and _ppm_maximum(image) > 255:
+        raw_mode = _raw_mode(image)
+        if image.format == "PPM" and raw_mode in {"L", "RGB"} and _ppm_maximum(image) > 255:
             return _read_netpbm(image)
-        if image.format == "JPEG2000" and image.mode not in {"I;16", "I"} and _jpeg2000_bits(path) > 8:
+        if _has_deep_jpeg2000_channels(image):
             raise ValueError("it is a JPEG 2000 file of several channels with more than 8 bits; save it as PNG or TIFF")
-        if ";16" in kind and not image.mode.startswith("I"):
-            return _read_16_bit_color(image, kind, path, preprocessing)
-        upright = _load_upright(image)
-    return np.asarray(upright) if upright.mode == "F" or upright.mode.startswith("I") else upright
+        if ";16" in raw_mode and not image.mode.startswith("I"):
+            return _read_16_bit_color(image, raw_mode, path, preprocessing)
+        return _deep_values(_load_upright(image))
+
+
+def decode_in_memory(image: Image.Image | Values, preprocessing: Preprocessing, name: str) -> Image.Image:
+    """Return an image of Pillow or an array as `decode` returns the file that has its pixels.
+
+    Args:
+        image: an image of Pillow of any mode; or an array (h, w), (h, w, 1), (h, w, 3) RGB or (h, w, 4) RGBA, boolean,
+            uint8, or of another number type for more than 8 bits per channel.
+        preprocessing: its black and white scale more than 8 bits per channel.
+        name: name of the image in errors.
+
+    Raises:
+        BenchError: the shape, the type or the mode is another one, the image is empty or has several pages, Pillow
+            reduces its file to 8 bits, or it has more than 8 bits per channel while the range is unknown.
+    """
+    with file_errors(name, "An image"):
+        pixels = _array_pixels(image) if isinstance(image, np.ndarray) else _pillow_pixels(image)
+        return to_rgb(pixels) if isinstance(pixels, Image.Image) else to_8_bit(pixels, preprocessing)
 
 
 def has_more_than_8_bits(path: Path, preprocessing: Preprocessing) -> bool:
@@ -147,7 +164,7 @@ def to_8_bit(values: Values, preprocessing: Preprocessing) -> Image.Image:
 
 
 @contextmanager
-def file_errors(path: Path, kind: str) -> Iterator[None]:
+def file_errors(path: Path | str, subject: str) -> Iterator[None]:
     """Convert any exception of the block to a BenchError that names the file; Pillow may raise any type."""
     try:
         yield
@@ -160,7 +177,9 @@ def file_errors(path: Path, kind: str) -> Iterator[None]:
         elif isinstance(error, UnidentifiedImageError):
             reason = "its content has no known image format"
         reason = " ".join(reason.split())  # one line
-        raise BenchError(f"{kind} must be complete and readable; {path} is not: {reason}. Fix or remove it.") from error
+        raise BenchError(
+            f"{subject} must be complete and readable; {path} is not: {reason}. Fix or remove it."
+        ) from error
 
 
 @cache
@@ -191,6 +210,33 @@ def _without_pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
+class _CompleteFilesOnly:
+    """Let Pillow raise an error for a truncated file, although a user or a library has set that it fills it with gray.
+
+    Threads may be inside the block at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._setting = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._n_inside:
+                self._setting, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self._n_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if not self._n_inside:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._setting
+
+
+_complete_files_only = _CompleteFilesOnly()
+
+
 def _seek_page(image: Image.Image, page: int) -> None:
     """Move to the stated page, from 1, or to the only one if `page` is 0. Raises ValueError if there is none."""
     pages = _pages(image)
@@ -213,7 +259,7 @@ def _pages(image: Image.Image) -> list[int]:
     if image.format == "MPO":  # CIPA DC-007: the first picture is the one that a JPEG viewer shows
         entries = image.mpinfo[0xB002]  # type: ignore[attr-defined]
         types = [entry["Attribute"]["MPType"] for entry in entries]
-        return [index for index, kind in enumerate(types) if index == 0 or kind in _MULTI_FRAME]
+        return [index for index, frame_type in enumerate(types) if index == 0 or frame_type in _MULTI_FRAME]
     if image.format != "TIFF":
         return list(range(count))
     pages = []
@@ -235,9 +281,51 @@ def _orientation(image: Image.Image) -> int:
 
 def _load_upright(image: Image.Image) -> Image.Image:
     """Decode and turn an image. Pillow turns TIFF files while it loads them, and then reports no orientation."""
-    image.load()
+    with _complete_files_only:
+        image.load()
     orientation = _orientation(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _deep_values(image: Image.Image) -> Image.Image | Values:
+    """Return the values of an image with more than 8 bits per channel, else the image."""
+    return np.asarray(image) if image.mode == "F" or image.mode.startswith("I") else image
+
+
+def _array_pixels(array: Values) -> Image.Image | Values:
+    """Return an array as an image if it has 8 bits per channel, else its values without alpha."""
+    is_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {1, 3, 4})
+    if not is_shape or not array.size or array.dtype.kind not in "buif":
+        raise ValueError(
+            f"it has the shape {array.shape} and the type {array.dtype}; an array must have numbers of the shape "
+            f"(h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
+        )
+    values = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(255)
+    return Image.fromarray(values) if values.dtype == np.uint8 else values[..., :3] if values.ndim == 3 else values
+
+
+def _pillow_pixels(image: Image.Image) -> Image.Image | Values:
+    """Return an image of Pillow upright if it has 8 bits per channel, else its values."""
+    if not image.width or not image.height:
+        raise ValueError("it has no pixels")
+    n_pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else len(_pages(image))
+    if n_pages > 1:
+        raise ValueError(f"it has {n_pages} pages or frames; pass a copy of one of them: image.copy()")
+    if _is_reduced(image):
+        raise ValueError(
+            "Pillow changes its values, which have more than 8 bits per channel; pass the path of its file"
+        )
+    return _deep_values(_load_upright(image))
+
+
+def _is_reduced(image: Image.Image) -> bool:
+    """Return whether Pillow scales the values of an opened file or keeps only 8 bits of each, for the formats below."""
+    raw_mode = _raw_mode(image)
+    if image.format == "PPM":
+        return image.mode.startswith("I") or (raw_mode in {"L", "RGB"} and _ppm_maximum(image) > 255)
+    return _has_deep_jpeg2000_channels(image) or (";16" in raw_mode and not image.mode.startswith("I"))
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -248,20 +336,20 @@ def _raw_mode(image: Image.Image) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _read_16_bit_color(image: Image.Image, kind: str, path: Path, preprocessing: Preprocessing) -> Values:
+def _read_16_bit_color(image: Image.Image, raw_mode: str, path: Path, preprocessing: Preprocessing) -> Values:
     """Return the values of a 16-bit color file, (h, w, 3), or of a grayscale file with alpha, (h, w).
 
     Pillow has no mode for them and keeps the high byte of each value. A second pass with the opposite byte order keeps
     the low byte.
     """
-    if kind == "LA;16B":  # read as the four bytes of RGBA: high and low byte of the gray value, then of alpha
+    if raw_mode == "LA;16B":  # read as the four bytes of RGBA: high and low byte of the gray value, then of alpha
         _set_raw_mode(image, "RGBA")
         bytes_ = np.asarray(_load_upright(image)).astype(np.uint16)  # (h, w, 4)
         return bytes_[..., 0] * 256 + bytes_[..., 1]
-    layout, _, order = kind.partition(";16")
+    layout, _, order = raw_mode.partition(";16")
     swapped = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}.get(order)
     if layout not in {"RGB", "RGBA", "RGBX"} or swapped is None:
-        raise ValueError(f"its pixel layout {kind} is not supported; save it as 16-bit RGB or grayscale")
+        raise ValueError(f"its pixel layout {raw_mode} is not supported; save it as 16-bit RGB or grayscale")
     high = np.asarray(_load_upright(image))[..., :3].astype(np.uint16)  # (h, w, 3)
     with open_page(path, preprocessing) as again:
         _set_raw_mode(again, f"{layout};16{swapped}")
@@ -269,11 +357,11 @@ def _read_16_bit_color(image: Image.Image, kind: str, path: Path, preprocessing:
     return high * 256 + low
 
 
-def _set_raw_mode(image: Image.Image, kind: str) -> None:
+def _set_raw_mode(image: Image.Image, raw_mode: str) -> None:
     """Let Pillow read the stored pixels in another layout."""
     tiles = []
     for tile in image.tile:  # type: ignore[attr-defined]
-        arguments = (kind, *tile[3][1:]) if isinstance(tile[3], tuple) else kind
+        arguments = (raw_mode, *tile[3][1:]) if isinstance(tile[3], tuple) else raw_mode
         # Pillow's tiles are named tuples since version 11.
         tiles.append(tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments))
     image.tile = tiles  # type: ignore[attr-defined]
@@ -286,21 +374,26 @@ def _ppm_maximum(image: Image.Image) -> int:
 
 def _read_netpbm(image: Image.Image) -> Values:
     """Return the values of a binary PGM or PPM file with two bytes per value; Pillow scales them by its maximum."""
-    codec, _, offset, (kind, _) = image.tile[0]  # type: ignore[attr-defined]
+    codec, _, offset, (raw_mode, _) = image.tile[0]  # type: ignore[attr-defined]
     if codec != "ppm":
         raise ValueError("it is a text PGM or PPM file with more than 8 bits; save it as binary PGM, PNG or TIFF")
     width, height = image.size
-    shape = (height, width, 3) if kind == "RGB" else (height, width)
+    shape = (height, width, 3) if raw_mode == "RGB" else (height, width)
     assert image.fp is not None  # type: ignore[attr-defined]
     image.fp.seek(offset)  # type: ignore[attr-defined]
     data = image.fp.read(2 * int(np.prod(shape)))  # type: ignore[attr-defined]
     return np.frombuffer(data, ">u2").reshape(shape)
 
 
-def _jpeg2000_bits(path: Path) -> int:
-    """Return the bits per channel that the codestream of a JPEG 2000 file declares; 8 if it has no header."""
-    with path.open("rb") as file:
-        head = file.read(1 << 16)
+def _has_deep_jpeg2000_channels(image: Image.Image) -> bool:
+    """Return whether an opened JPEG 2000 file has several channels with more than 8 bits, of which Pillow keeps 8."""
+    file = getattr(image, "fp", None)
+    if image.format != "JPEG2000" or image.mode in {"I;16", "I"} or file is None:
+        return False
+    position = file.tell()
+    file.seek(0)
+    head = file.read(1 << 16)
+    file.seek(position)
     start = head.find(b"\xff\x4f\xff\x51")  # start of codestream, image and tile size (ISO 15444-1, A.5.1)
     precision = head[start + 42 : start + 43] if start >= 0 else b""
-    return (precision[0] & 0x7F) + 1 if precision else 8
+    return bool(precision) and (precision[0] & 0x7F) + 1 > 8

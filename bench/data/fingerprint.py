@@ -1,4 +1,4 @@
-"""A cheap fingerprint of each category of a data set, to distinguish data sets of the same name."""
+"""A fast fingerprint of each category of a dataset, to distinguish datasets of the same name."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -7,13 +7,13 @@ from pathlib import Path
 from bench.dataset import Sample
 
 SAMPLED_FILES = 8
-"""Number of samples per category whose content is hashed; of the others only names and sizes are."""
+"""Number of samples per category whose content is hashed; of the others only names and sizes are hashed."""
 
 
 def category_fingerprints(samples: Sequence[Sample]) -> dict[str, str]:
     """Return a short hash per category: of ids and file sizes of all samples, and of the content of some.
 
-    Images and masks count. Reading all files would take minutes for a large data set of which only one category is
+    Images and masks count. Reading all files would take minutes for a large dataset of which only one category is
     run. A file that cannot be read counts by its name; the error is raised when a task reads it.
     """
     by_category: dict[str, list[Sample]] = {}

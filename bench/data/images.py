@@ -1,11 +1,11 @@
 """The images of a task as tensors: decoded, preprocessed, cached in memory, and hashed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from bench.data.content import check_unchanged, content_hash
 from bench.data.decoding import decode, file_errors, image_size
 from bench.data.masks import SampleMask, read_mask, sample_mask
 from bench.data.preprocessing import preprocess, visible_box
 from bench.dataset import Sample
-from bench.errors import BenchError
 from bench.method import Preprocessing
 
+V = TypeVar("V")
+
 CACHE_BYTES = 2 << 30
-"""Decoded images of one task that are kept in memory, in bytes; the rest is decoded again in each pass."""
+"""Bytes of the decoded images of one task that stay in memory; the other images are decoded again in each pass."""
 
 
 class FileImages:
@@ -35,15 +37,10 @@ class FileImages:
         self.preprocessing = preprocessing
         self._cache: dict[int, NDArray[np.uint8]] = {}
         height, width = preprocessing.size
-        if min(height, width) < 1 or height > preprocessing.height or width > preprocessing.width:
-            raise BenchError(
-                f"Preprocessing must give at least 1 x 1 pixels, and a crop must not be larger than the resized image; "
-                f"got {preprocessing}. Change height, width or crop."
-            )
         self._cache_limit = CACHE_BYTES // (3 * height * width)  # images
 
     @cached_property
-    def digest(self) -> str:
+    def content_hash(self) -> str:
         """Hash of the contents of the files, in their order, and of the preprocessing."""
         return sha256(f"{content_hash(self.samples)}{astuple(self.preprocessing)}".encode()).hexdigest()
 
@@ -65,9 +62,9 @@ class FileImages:
         groups = [indices[start : start + size] for start in range(0, len(indices), size)]
         with ThreadPoolExecutor(1) as pool:
             pending = [pool.submit(self._stack, group) for group in groups[:1]]
-            for following in range(1, len(groups) + 1):
+            for next_group in range(1, len(groups) + 1):
                 batch = pending.pop().result()
-                pending = [pool.submit(self._stack, group) for group in groups[following : following + 1]]
+                pending = [pool.submit(self._stack, group) for group in groups[next_group : next_group + 1]]
                 yield _to_tensor(batch)
 
     def used_levels(self) -> tuple[int, int] | None:
@@ -85,27 +82,37 @@ class FileImages:
     def _load(self, index: int) -> NDArray[np.uint8]:
         if index in self._cache:
             return self._cache[index]
-        pixels = _decode_and_preprocess(self.samples[index].image, self.preprocessing)
+        pixels = _decode_and_preprocess(self.samples[index], self.preprocessing)
         if len(self._cache) < self._cache_limit:
             self._cache[index] = pixels
         return pixels
 
 
-def content_hash(samples: Sequence[Sample]) -> str:
-    """Return a hash of the names and labels of the samples and of every byte of their images and masks."""
-    digest = sha256()
-    for sample in samples:
-        settings = f" {sample.saturations}" if sample.saturations else ""
-        digest.update(f"{sample.id}{settings}\n".encode(errors="surrogateescape"))  # a file name need not be UTF-8
-        for path in (sample.image, *sample.masks):
-            with file_errors(path, "A file of a data set"):
-                digest.update(sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def read(sample: Sample, preprocessing: Preprocessing) -> Tensor:
+def load_image(sample: Sample, preprocessing: Preprocessing) -> Tensor:
     """Decode and preprocess the image of one sample, without a cache: (1, 3, h, w) float32 RGB in [0, 1]."""
-    return _to_tensor(_decode_and_preprocess(sample.image, preprocessing)[None])
+    return _to_tensor(_decode_and_preprocess(sample, preprocessing)[None])
+
+
+class ComputedSequence(Sequence[V]):
+    """A map-style sequence of one value per image, computed at each access, so that one is in memory at a time."""
+
+    def __init__(self, indices: NDArray[np.intp], compute: Callable[[int], V]) -> None:
+        """Store the arguments.
+
+        Args:
+            indices: (n,) indices of the images.
+            compute: returns the value of an image by its index.
+        """
+        self._indices = indices
+        self._compute = compute
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> V:  # type: ignore[override]  # slices are not needed
+        """Compute the value of the image at a position of `indices`."""
+        return self._compute(int(self._indices[position]))
 
 
 class OriginalResolution:
@@ -124,30 +131,31 @@ class OriginalResolution:
     def regions(self, index: int) -> list[tuple[NDArray[np.bool_], float]]:
         """Return each region that the masks of an image mark on its visible part, with its saturation area in pixels.
 
-        A mask file is one region; its pixel value says which of the sample's `saturations` holds. A threshold that is
-        no fraction is at most the area of the region. A region outside the visible part is left out, and one that a
-        crop cuts saturates at what is left.
+        A mask file is one region; its pixel value selects one of the sample's `saturations`. A threshold that is
+        not a fraction is at most the area of the region. A region outside the visible part is left out, and one that a
+        crop cuts saturates at its visible area.
 
         Raises:
             BenchError: a mask has a pixel value that `saturations` does not have, or several.
         """
         sample, (left, top, right, bottom) = self.samples[index], self._boxes[index]
         thresholds = {value: (threshold, is_fraction) for value, threshold, is_fraction in sample.saturations}
-        found = []
+        regions = []
         for path in sample.masks:
             with file_errors(path, "A mask with saturation areas"):
                 mask = read_mask(path, sample.image, self.preprocessing)
                 if len(mask.levels) > 1 or not thresholds.keys() >= set(mask.levels):
-                    levels, known = (
+                    levels, valid_levels = (
                         ", ".join(f"{value:g}" for value in values) for values in (mask.levels, thresholds)
                     )
-                    raise ValueError(f"it has the pixel values {levels}; one of {known} is needed")
+                    raise ValueError(f"it has the pixel values {levels}; one of {valid_levels} is needed")
+            check_unchanged(sample, path)
             visible = mask.defects[top:bottom, left:right]
             if visible.any():
                 threshold, is_fraction = thresholds[int(mask.levels[0])]
                 area = threshold * mask.defects.sum() if is_fraction else threshold
-                found.append((visible, float(min(area, visible.sum()))))
-        return found
+                regions.append((visible, float(min(area, visible.sum()))))
+        return regions
 
     @cached_property
     def has_pixel_labels(self) -> NDArray[np.bool_]:
@@ -176,13 +184,15 @@ class OriginalResolution:
                     rows, columns = mask.shape
                     raise ValueError(f"it has {columns} x {rows} pixels, its image {width} x {height}")
                 union |= mask
+        check_unchanged(sample, *sample.masks)
         return union[top:bottom, left:right]
 
 
-def _decode_and_preprocess(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def _decode_and_preprocess(sample: Sample, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Return (3, h, w). The channels are moved to the front once, before the image is cached."""
-    image = decode(path, preprocessing)
-    with file_errors(path, "An image"):
+    image = decode(sample.image, preprocessing)
+    check_unchanged(sample, sample.image)
+    with file_errors(sample.image, "An image"):
         return np.asarray(preprocess(image, preprocessing)).transpose(2, 0, 1).copy()
 
 

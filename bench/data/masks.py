@@ -2,7 +2,7 @@
 
 A mask file marks every pixel that is not zero, whatever its levels: 0 and 1, 100 and 200, class or instance numbers of
 any bit depth, colors, a palette, an alpha channel. Only if its levels form a ramp between zero and the maximum, as the
-soft edges of a resized or JPEG-compressed mask do, a pixel counts from half of the maximum on.
+soft edges of a resized or JPEG-compressed mask do, a pixel is marked if its value exceeds half of the maximum.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from bench.data.content import check_unchanged
 from bench.data.decoding import Values, file_errors, format_and_pages, image_size, load, open_page, stored_size, to_rgb
 from bench.data.preprocessing import preprocess
 from bench.dataset import Sample
-from bench.method import Preprocessing
+from bench.preprocessing import Preprocessing
 
 Bools = NDArray[np.bool_]
-Kind = Literal["two values", "levels", "soft edges"]
+Encoding = Literal["two values", "levels", "soft edges"]
 
 MAX_FRACTION = 0.95
 """A mask that marks a larger fraction of its image is reported as possibly inverted."""
 
 MIN_SOFT_MAXIMUM = 64
-"""A mask of integers below this holds class or instance numbers; soft edges need more levels."""
+"""A mask of integers below this contains class or instance numbers; soft edges need more levels."""
 
 FEW_LEVELS = 8
-"""Up to so many levels above zero, only a ramp makes a mask soft; above, a mask without flat areas is soft."""
+"""Up to this number of levels above zero, only a ramp makes a mask soft; above, a mask without flat areas is soft."""
 
 LOSSY_FLOOR = 25
 """Values up to this of 255, and as far below the maximum, are noise in a mask with lossy compression."""
@@ -41,32 +42,33 @@ _EIGHT_NEIGHBORS = np.ones((3, 3), dtype=np.bool_)
 
 @dataclass(frozen=True, slots=True)
 class MaskFile:
-    """What one mask file marks.
+    """The pixels that one mask file marks.
 
     Attributes:
-        defects: (h, w) at the size of the file, True on defect pixels.
-        kind: "two values", several "levels" of which each marks a defect, or "soft edges" that are cut at half.
+        defects: (h, w) at the size of the file, True for defect pixels.
+        encoding: "two values", several "levels" of which each marks a defect, or "soft edges" that are thresholded at
+            half of the maximum.
         levels: the smallest distinct values above zero, at most eight.
     """
 
     defects: Bools
-    kind: Kind
+    encoding: Encoding
     levels: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SampleMask:
-    """The masks of one sample, united and preprocessed as its image.
+    """The union of the masks of one sample, preprocessed as its image.
 
     Attributes:
-        mask: (h, w) at the size of the input, True on defect pixels; resized by nearest neighbor.
+        mask: (h, w) at the size of the input, True for defect pixels; resized by nearest neighbor.
         soft: (h, w) uint8 in 0..255, the same resized bilinearly.
         regions: number of connected defect regions (8 neighbors) at full size.
         input_regions: the same at the size of the input.
         fraction: marked fraction of the image at full size.
         marks_border: whether all pixels of the image's border are marked.
-        kinds: the kinds of its files.
-        levels: the levels of its files of kind "levels".
+        encodings: the encodings of its files.
+        levels: the levels of its files with the encoding "levels".
     """
 
     mask: Bools
@@ -75,12 +77,12 @@ class SampleMask:
     input_regions: int = 0
     fraction: float = 0.0
     marks_border: bool = False
-    kinds: frozenset[Kind] = frozenset()
+    encodings: frozenset[Encoding] = frozenset()
     levels: tuple[float, ...] = ()
 
     @property
     def may_be_inverted(self) -> bool:
-        """Return whether it marks nearly everything, or most of the image with all of its border."""
+        """Return whether it marks nearly everything, or most of the image and its whole border."""
         return self.fraction > MAX_FRACTION or (self.fraction > 0.5 and self.marks_border)
 
 
@@ -104,7 +106,8 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
             mask = mask | np.asarray(preprocess(picture, preprocessing, resample="nearest"))
             gray = Image.fromarray(files[-1].defects.astype(np.uint8) * 255)
             soft = np.maximum(soft, np.asarray(preprocess(gray, preprocessing, resample="bilinear")))
-    full = _unite([file.defects for file in files])
+    check_unchanged(sample, *sample.masks)
+    full = _union([file.defects for file in files])
     return SampleMask(
         mask,
         soft,
@@ -112,13 +115,15 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
         input_regions=count_regions(mask),
         fraction=max(float(defects.mean()) for defects in full),
         marks_border=any(_marks_border(defects) for defects in full),
-        kinds=frozenset(file.kind for file in files),
-        levels=tuple(sorted({level for file in files if file.kind == "levels" for level in file.levels}))[:FEW_LEVELS],
+        encodings=frozenset(file.encoding for file in files),
+        levels=tuple(sorted({level for file in files if file.encoding == "levels" for level in file.levels}))[
+            :FEW_LEVELS
+        ],
     )
 
 
 def read_mask(path: Path, image: Path, preprocessing: Preprocessing) -> MaskFile:
-    """Return what a mask file marks. Raises ValueError if it does not have the aspect ratio of its image."""
+    """Return what a mask file marks. Raises ValueError if it does not fit its image, or has levels but no zero."""
     file_format, n_pages = format_and_pages(path)
     pixels = load(path, replace(preprocessing, page=preprocessing.page if n_pages > 1 else 0))
     if isinstance(pixels, Image.Image):
@@ -126,13 +131,13 @@ def read_mask(path: Path, image: Path, preprocessing: Preprocessing) -> MaskFile
         if file_format not in _LOSSY and _has_several_hues(pixels):
             levels = np.unique(values[values > 0])[:FEW_LEVELS]
             _check_size(pixels.size, image, preprocessing)
-            return MaskFile(values > 0, "levels", tuple(level.item() for level in levels))
+            return _with_background(MaskFile(values > 0, "levels", tuple(level.item() for level in levels)))
     else:
         values = np.abs(pixels.max(axis=2) if pixels.ndim == 3 else pixels)  # (h, w); negative numbers are labels too
         if not np.isfinite(values).all():
             raise ValueError("it has values that are not finite")
     _check_size((values.shape[1], values.shape[0]), image, preprocessing)
-    return mark_defects(values, file_format)
+    return _with_background(mark_defects(values, file_format))
 
 
 def mark_defects(values: Values, file_format: str = "PNG") -> MaskFile:
@@ -153,12 +158,12 @@ def mark_defects(values: Values, file_format: str = "PNG") -> MaskFile:
     box = slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
     levels = np.unique(values[box])
     levels = levels[levels > 0]
-    shown = tuple(level.item() for level in levels[:FEW_LEVELS])
+    lowest_levels = tuple(level.item() for level in levels[:FEW_LEVELS])
     if len(levels) == 1:
-        return MaskFile(defects, "two values", shown)
+        return MaskFile(defects, "two values", lowest_levels)
     if _is_soft(values[box], len(levels)):
-        return MaskFile(values > values.max() / 2, "soft edges", shown)
-    return MaskFile(defects, "levels", shown)
+        return MaskFile(values > values.max() / 2, "soft edges", lowest_levels)
+    return MaskFile(defects, "levels", lowest_levels)
 
 
 def count_regions(defects: Bools) -> int:
@@ -167,7 +172,7 @@ def count_regions(defects: Bools) -> int:
 
 
 def _is_soft(values: Values, n_levels: int) -> bool:
-    """Return whether the levels between zero and the maximum are edges and not areas of their own."""
+    """Return whether the levels between zero and the maximum are edges and not separate areas."""
     maximum = values.max()
     if values.dtype.kind in "iu" and maximum < MIN_SOFT_MAXIMUM:
         return False
@@ -203,7 +208,7 @@ def _values(image: Image.Image) -> Values:
     """Return one value per pixel of an 8-bit mask, (h, w): the largest channel, 0 where it is transparent.
 
     The opacity is the value if it varies and the color of all visible pixels is the same. A palette whose colors
-    do not distinguish its entries, or have no black, counts by the number of the entry.
+    do not distinguish its entries, or have no black, is read as the numbers of its entries.
     """
     if image.mode in {"1", "L"} and "transparency" not in image.info:
         return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
@@ -211,8 +216,8 @@ def _values(image: Image.Image) -> Values:
         colors = np.asarray(image.convert("RGB")).max(axis=2)
         entries = np.asarray(image)
         is_distinct = len(np.unique(colors)) > 1 or len(np.unique(entries)) == 1
-        chosen: Values = colors if is_distinct and not colors.all() else entries
-        return chosen
+        palette_values: Values = colors if is_distinct and not colors.all() else entries
+        return palette_values
     has_alpha = "transparency" in image.info or "A" in image.getbands() or image.mode in {"La", "RGBa"}
     if not has_alpha:
         brightest: Values = np.asarray(to_rgb(image)).max(axis=2)
@@ -227,9 +232,9 @@ def _values(image: Image.Image) -> Values:
 
 
 def _has_several_hues(image: Image.Image) -> bool:
-    """Return whether visible colors differ by more than their brightness, as those of classes do; edges do not.
+    """Return whether visible colors differ by more than their brightness, as the colors of classes do.
 
-    The entries of a palette with any color but gray are classes in any case.
+    The colors of edges do not. The entries of a palette with any color except gray are always classes.
     """
     if image.mode in {"1", "L", "LA"}:
         return False
@@ -245,7 +250,15 @@ def _has_several_hues(image: Image.Image) -> bool:
     return bool(np.abs(hues - hues[brightness.argmax()]).max() > 0.1)
 
 
-def _unite(masks: Sequence[Bools]) -> list[Bools]:
+def _with_background(mask: MaskFile) -> MaskFile:
+    """Return the mask. Raises ValueError if it has several levels and none of them is zero, which is good."""
+    if mask.encoding == "levels" and mask.defects.all():
+        levels = ", ".join(f"{level:g}" for level in mask.levels)
+        raise ValueError(f"it has the levels {levels} and no zero, but zero must be the level of the good pixels")
+    return mask
+
+
+def _union(masks: Sequence[Bools]) -> list[Bools]:
     """Return the union of masks of one size; masks of several sizes as they are."""
     if len({mask.shape for mask in masks}) == 1:
         return [np.logical_or.reduce(masks)]
@@ -257,7 +270,7 @@ def _marks_border(defects: Bools) -> bool:
 
 
 def _check_size(size: tuple[int, int], image: Path, preprocessing: Preprocessing) -> None:
-    """Raise ValueError if a mask of `size` (width, height) has another aspect ratio than its image, up to one pixel."""
+    """Raise ValueError if a mask of `size` (width, height) and its image differ in aspect ratio by over one pixel."""
     width, height = image_size(image, preprocessing)
     if abs(size[0] * height - size[1] * width) <= max(width, height):
         return
@@ -266,7 +279,7 @@ def _check_size(size: tuple[int, int], image: Path, preprocessing: Preprocessing
         stored = stored_size(opened)
     if stored != (width, height) and abs(size[0] * stored[1] - size[1] * stored[0]) <= max(stored):
         raise ValueError(
-            f"{sizes} after its EXIF orientation; the mask fits the image as stored, {stored[0]} x {stored[1]}. Turn "
+            f"{sizes} after its EXIF orientation; the mask fits the image as stored, {stored[0]} x {stored[1]}. Rotate "
             f"the mask, or remove the orientation of the image"
         )
     raise ValueError(sizes)

@@ -1,8 +1,8 @@
-"""Resize and crop a decoded image as a `Preprocessing` says, and find the part of the original that remains."""
+"""Resize and crop a decoded image as a `Preprocessing` specifies, and compute the part of the original that remains."""
 
 from PIL import Image
 
-from bench.method import Preprocessing, Resample
+from bench.preprocessing import Preprocessing, Resample
 
 MAX_PIXELS = 100_000_000
 """Largest number of pixels after the resize. A long, narrow image exceeds it if its aspect ratio is kept."""

@@ -30,6 +30,20 @@ class Task:
     calibration: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
     others: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
 
+    def map_samples(self, change: Callable[[Sample], Sample]) -> "Task":
+        """Return the task with the result of a function for each of its samples."""
+
+        def of_each(groups: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
+            return {category: tuple(map(change, samples)) for category, samples in groups.items()}
+
+        return replace(
+            self,
+            train=tuple(map(change, self.train)),
+            tests=of_each(self.tests),
+            calibration=of_each(self.calibration),
+            others=of_each(self.others),
+        )
+
 
 Protocol = Callable[[Sequence[Sample], int, int], list[Task]]
 """Function of (samples, k, seed). Only k-shot uses k and seed."""
@@ -55,10 +69,10 @@ def subsample(samples: Iterable[Sample], limit: int) -> list[Sample]:
 
 
 def one_for_one(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Task]:  # noqa: ARG001
-    """One model per category, fitted on all good training images of the category. Tests may be empty."""
+    """Return one task per category, with all its good training images. Its tests may be empty."""
     tasks = []
     if not samples:
-        raise BenchError("A protocol needs images, got none. Check the folder of the data set and --category.")
+        raise BenchError("A protocol needs images, got none. Check the folder of the dataset and --category.")
     for category in sorted({sample.category for sample in samples}):
         members = sorted((sample for sample in samples if sample.category == category), key=_sort_key)
         train = tuple(sample for sample in members if sample.split == "train" and not sample.is_anomalous)
@@ -73,7 +87,7 @@ def one_for_one(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Ta
 
 
 def unified(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Task]:
-    """One model for all categories, fitted on all their good training images and evaluated per category.
+    """Return one task for all categories, with all their good training images, evaluated per category.
 
     A category without test images is trained on and not evaluated, unless no category has any.
     """
@@ -84,7 +98,7 @@ def unified(samples: Sequence[Sample], k: int = 0, seed: int = 0) -> list[Task]:
 
 
 def k_shot(samples: Sequence[Sample], k: int, seed: int) -> list[Task]:
-    """One model per category, fitted on k of its good training images.
+    """Return one task per category, with k of its good training images.
 
     The images are sorted by a hash of (seed, category, file name without extension) and the first k are used. The draw
     is therefore the same on every machine and for every method, does not change when a category is added, and is
@@ -102,8 +116,8 @@ def k_shot(samples: Sequence[Sample], k: int, seed: int) -> list[Task]:
                 f"k must not exceed the number of training images; k is {k} and '{task.name}' has {len(task.train)}. "
                 f"Pass --k {len(task.train)} or less, or --protocol one-for-one."
             )
-        drawn = sorted(task.train, key=lambda sample: _draw_key(seed, sample))[:k]
-        tasks.append(Task(task.name, tuple(sorted(drawn, key=_sort_key)), task.tests))
+        by_draw_key = sorted(task.train, key=lambda sample: _draw_key(seed, sample))[:k]
+        tasks.append(Task(task.name, tuple(sorted(by_draw_key, key=_sort_key)), task.tests))
     return tasks
 
 
@@ -129,8 +143,8 @@ def split_calibration(task: Task, rate: float, seed: int) -> Task:
                 f"half of the training images; '{category}' has {len(candidates)}. Train on more images{alternative} "
                 f"or remove --calibrate."
             )
-        drawn = sorted(candidates, key=lambda sample: _draw_key(f"held/{seed}", sample))[:count]
-        calibration[category] = tuple(sorted(drawn, key=_sort_key))
+        calibration_samples = sorted(candidates, key=lambda sample: _draw_key(f"held/{seed}", sample))[:count]
+        calibration[category] = tuple(sorted(calibration_samples, key=_sort_key))
     return _hold_out(task, calibration)
 
 
@@ -139,8 +153,8 @@ def split_without_defects(task: Task, seed: int) -> tuple[Task, float]:
 
     A threshold is all that such a task can be evaluated by: on good test images, the false positive rate. 19 images are
     held out for a rate of 0.05, but at most a third of the training images of a category and at least a fifth; with
-    fewer images the rate is higher. If the task has no test images at all, the held-out images take their place, so
-    that the distribution of their scores is stored.
+    fewer images the rate is higher. If the task has no test images at all, the held-out images are used as test images,
+    so that the distribution of their scores is stored.
 
     Raises:
         BenchError: a category has fewer than three training images.
@@ -154,8 +168,8 @@ def split_without_defects(task: Task, seed: int) -> tuple[Task, float]:
                 f"Without defective test images, a category needs at least 3 good training images to fit and to set a "
                 f"threshold; '{category}' has {len(candidates)}. Add images."
             )
-        drawn = sorted(candidates, key=lambda sample: _draw_key(f"held/{seed}", sample))[:count]
-        calibration[category] = tuple(sorted(drawn, key=_sort_key))
+        calibration_samples = sorted(candidates, key=lambda sample: _draw_key(f"held/{seed}", sample))[:count]
+        calibration[category] = tuple(sorted(calibration_samples, key=_sort_key))
     fewest = min(len(samples) for samples in calibration.values())
     rate = max(1 / (_HELD_OUT + 1), math.ceil(100 / (fewest + 1)) / 100)
     tests = {category: images or calibration[category] for category, images in task.tests.items()}
@@ -168,9 +182,9 @@ def with_others(task: Task, samples: Iterable[Sample]) -> Task:
     They include no image of the task's categories, so k-shot uses no more than k images of a category.
     """
     others: dict[str, tuple[Sample, ...]] = {}
-    own = {sample.category for sample in task.train} | task.tests.keys()
+    tested_categories = {sample.category for sample in task.train} | task.tests.keys()
     for sample in sorted(samples, key=_sort_key):
-        if sample.category not in own and sample.split == "train" and not sample.is_anomalous:
+        if sample.category not in tested_categories and sample.split == "train" and not sample.is_anomalous:
             others[sample.category] = (*others.get(sample.category, ()), sample)
     return replace(task, others=others)
 

@@ -1,24 +1,27 @@
 """The range of values that images with more than 8 bits per channel use, and the scale to 8 bits that follows from it.
 
-A file does not say how many bits its camera has: 12-bit values are stored in 16-bit files, temperatures as floats. So
-the scale is found over the training images of a fit, stored in its record, and applied alike to test images and by
-`bench predict`. Images with 8 bits are never scaled.
+A file does not state how many bits its camera has: 12-bit values are stored in 16-bit files, temperatures as floats. So
+the scale is computed from the training images of a fit, stored in its record, and applied to test images and by
+`bench predict` as well. Images with 8 bits are never scaled.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from bench.data.content import check_unchanged
+from bench.data.data_report import MAX_NAMES
 from bench.data.decoding import file_errors, has_more_than_8_bits, load
 from bench.dataset import Sample
 from bench.errors import BenchError
-from bench.method import Preprocessing
+from bench.preprocessing import Preprocessing
 
 DEPTHS = (8, 10, 12, 14, 16)
-"""Bits per channel that cameras have. The scale is that of the smallest depth that holds all training values."""
+"""Bits per channel that cameras have. The scale is that of the smallest depth that contains all training values."""
 
 NARROW = 1 / 8
 """Fraction of a range below which it is narrow: of the type of the files, a warning; of the depth, a stretch."""
@@ -64,7 +67,7 @@ class ValueRange:
 def find_value_range(samples: Sequence[Sample], preprocessing: Preprocessing) -> ValueRange | None:
     """Return the range over the samples, or None if all have 8 bits or less per channel.
 
-    Decodes the samples with more than 8 bits once. `black` and `white` of the preprocessing win over the found ones.
+    Decodes the samples with more than 8 bits once. `black` and `white` of the preprocessing override the computed ones.
 
     Raises:
         BenchError: a sample is unreadable, or has values that are not finite.
@@ -79,13 +82,14 @@ def find_value_range(samples: Sequence[Sample], preprocessing: Preprocessing) ->
                 low, high = float(values.min()), float(values.max())
                 if not np.isfinite([low, high]).all():
                     raise ValueError("it has values that are not finite")
+            check_unchanged(sample, sample.image)
             extremes.append((low, high))
             types.add(values.dtype)
     if not extremes:
         return None
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
     type_low, type_high = _type_range(types, low, high)
-    black, white = _scale(low, high, is_float=any(kind.kind == "f" for kind in types))
+    black, white = _scale(low, high, is_float=any(dtype.kind == "f" for dtype in types))
     if preprocessing.black is not None and preprocessing.white is not None:
         black, white = preprocessing.black, preprocessing.white
     return ValueRange(len(extremes), low, high, type_low, type_high, black, white)
@@ -94,7 +98,7 @@ def find_value_range(samples: Sequence[Sample], preprocessing: Preprocessing) ->
 def with_value_range(
     preprocessing: Preprocessing, samples: Sequence[Sample]
 ) -> tuple[Preprocessing, ValueRange | None]:
-    """Return the preprocessing with black and white found over training samples, and the range if there is one."""
+    """Return the preprocessing with black and white from the training samples, and the range if there is one."""
     values = find_value_range(samples, preprocessing)
     return (replace(preprocessing, black=values.black, white=values.white) if values else preprocessing), values
 
@@ -103,10 +107,10 @@ def value_range_warnings(name: str, values: ValueRange, n_samples: int, *, is_gi
     """Yield the warnings about a range.
 
     Args:
-        name: of the fit: "bolt".
+        name: name of the fit: "bolt".
         values: the range.
         n_samples: number of training samples, with any number of bits.
-        is_given: whether black and white were given and not found.
+        is_given: whether black and white were set by the user and not computed.
     """
     used = (
         f"{name}: the values of {values.n_images} training images with more than 8 bits per channel run from "
@@ -128,10 +132,76 @@ def value_range_warnings(name: str, values: ValueRange, n_samples: int, *, is_gi
         )
 
 
+def clipped_fraction(image: Path, preprocessing: Preprocessing) -> float:
+    """Return the fraction of an image's values outside black..white; 0 if it has 8 bits per channel.
+
+    Raises:
+        BenchError: the image is unreadable.
+    """
+    if preprocessing.black is None or not has_more_than_8_bits(image, preprocessing):
+        return 0.0
+    with file_errors(image, "An image"):
+        values = load(image, preprocessing)
+        assert not isinstance(values, Image.Image)
+    return float(((values < preprocessing.black) | (values > preprocessing.white)).mean())
+
+
+def clipping_warning(name: str, fractions: Mapping[str, float], preprocessing: Preprocessing) -> str:
+    """Return the warning about test images with values outside black..white, or "" if there are none.
+
+    Args:
+        name: name of the category.
+        fractions: clipped fraction of each image, by its id.
+        preprocessing: preprocessing of the images.
+    """
+    clipped = {image: fraction for image, fraction in fractions.items() if fraction > 0}
+    if not clipped or preprocessing.black is None or preprocessing.white is None:
+        return ""
+    names = _first_names(sorted(clipped, key=lambda image: -clipped[image]))
+    return (
+        f"{name}: {len(clipped)} of {len(fractions)} test images have values outside {_text(preprocessing.black)} to "
+        f"{_text(preprocessing.white)}, which are clipped, up to {100 * max(clipped.values()):.2g} % of an image: "
+        f"{names}. Pass a larger --depth."
+    )
+
+
+def unscaled_warning(name: str, train: Sequence[Sample], test: Sequence[Sample], preprocessing: Preprocessing) -> str:
+    """Return the warning about test images of 8 bits next to training images of more, or "" if there are none.
+
+    Args:
+        name: name of the category.
+        train: training images.
+        test: test images.
+        preprocessing: preprocessing of the images.
+    """
+    if preprocessing.black is None or not any(has_more_than_8_bits(each.image, preprocessing) for each in train):
+        return ""
+    unscaled = [each.id for each in test if not has_more_than_8_bits(each.image, preprocessing)]
+    if not unscaled:
+        return ""
+    return (
+        f"{name}: {len(unscaled)} of {len(test)} test images have 8 bits per channel, training images more; only these "
+        f"are scaled, so scores are not comparable: {_first_names(unscaled)}. Save all of them with one depth."
+    )
+
+
+def _first_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
 def stored_value_range(preprocessing: Preprocessing, data_report: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing with the black and white that a record's `data_report` has, if it has any."""
+    """Return the preprocessing with the black and white that a record's `data_report` has, if it has any.
+
+    Raises BenchError if they are not numbers.
+    """
     values = data_report.get("value_range")
-    return replace(preprocessing, black=values["black"], white=values["white"]) if values else preprocessing
+    if not values:
+        return preprocessing
+    limits = [values.get(name) for name in ("black", "white")] if isinstance(values, dict) else [None]
+    if not all(isinstance(limit, int | float) for limit in limits):
+        raise BenchError(f"value_range of a record must have numbers black and white, got {values!r:.80}.")
+    return replace(preprocessing, black=values["black"], white=values["white"])
 
 
 def depth_range(depth: int) -> tuple[float, float]:
@@ -143,7 +213,7 @@ def depth_range(depth: int) -> tuple[float, float]:
 
 def _type_range(types: set[np.dtype[Any]], low: float, high: float) -> tuple[float, float]:
     """Return the range of the type of the files; Pillow reads signed and unsigned 16-bit files as 32-bit integers."""
-    if any(kind.kind == "f" for kind in types):
+    if any(dtype.kind == "f" for dtype in types):
         return min(low, 0.0), max(high, 1.0)
     if low >= 0 and high <= 65535:
         return 0.0, 65535.0

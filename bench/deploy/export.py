@@ -32,8 +32,10 @@ from bench.data.images import FileImages
 from bench.dataset import Sample
 from bench.deploy.onnx_preprocessing import IMAGE, OPSET, PREPROCESSED, preprocessing_graph
 from bench.deploy.saved_model import SavedModel
-from bench.errors import BenchError
+from bench.errors import BenchError, error_text
+from bench.files import write_files
 from bench.method import Method
+from bench.process_state import restored_state
 
 SCORE, MAP = "score", "map"
 
@@ -72,14 +74,18 @@ def export(saved: SavedModel, path: Path, images: Sequence[Path]) -> ExportResul
             f"Export needs a run with precision float32, got {saved.method.setup.precision}. Rerun with "
             f"--precision float32 --keep-model."
         )
+    if saved.method.export_obstacle:
+        raise BenchError(
+            f"Export needs a method that torch.onnx.export supports; {saved.record.run.method} is not one, because "
+            f"{saved.method.export_obstacle}. Use bench predict instead."
+        )
     network = _export_network(saved)
     model = compose.merge_models(preprocessing_graph(saved.preprocessing), network, [(PREPROCESSED, PREPROCESSED)])
     onnx.helper.set_model_props(model, _metadata(saved))
     onnx.checker.check_model(model)
     result = _compare(saved, network, model, images, path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(model.SerializeToString())
+        write_files({path: model.SerializeToString()})
     except OSError as error:
         raise BenchError(f"--out must be a writable file; {path} is not ({error.strerror}). Choose another.") from error
     return result
@@ -101,7 +107,12 @@ def _export_network(saved: SavedModel) -> onnx.ModelProto:
     rows, columns = saved.preprocessing.size
     example = torch.rand(1, 3, rows, columns)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
+        with (
+            restored_state(saved.record.run.title),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            redirect_stdout(StringIO()),
+        ):
             warnings.simplefilter("ignore")  # the exporter warns about its own internals
             saved.method.predict(example)  # fills caches of the method before it is traced
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -115,13 +126,19 @@ def _export_network(saved: SavedModel) -> onnx.ModelProto:
                 custom_translation_table={torch.ops.aten._cdist_forward.default: _cdist},  # noqa: SLF001  its only name
                 verbose=False,
             )
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise BenchError(
             f"torch.onnx.export must support all operations of predict; for {saved.record.run.method} it fails: "
             f"{_root_cause(error)}. Use bench predict instead."
         ) from error
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    for element in (*model.graph.node, *model.graph.value_info, *(n for f in model.functions for n in f.node)):
+        del element.metadata_props[:]  # the exporter's stack traces name the folders of this machine
+        element.doc_string = ""
+    return model
 
 
 def _cdist(left: Any, right: Any, p: float, compute_mode: int | None = None) -> Any:  # noqa: ARG001  torch's signature
@@ -133,11 +150,11 @@ def _cdist(left: Any, right: Any, p: float, compute_mode: int | None = None) -> 
     return op.Sqrt(op.ReduceSum(op.Mul(difference, difference), [-1], keepdims=0))
 
 
-def _root_cause(error: Exception) -> str:
+def _root_cause(error: BaseException) -> str:
     """Return the first line of the innermost error, without terminal colors."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+    while error.__cause__ is not None:
         error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", error_text(error)).strip() or type(error).__name__
     return text.splitlines()[0]
 
 
@@ -154,8 +171,7 @@ def _compare(
         is_stored = image.resolve().is_relative_to(saved.path.parent)  # a picture of the record, which has one page
         preprocessing = replace(saved.preprocessing, page=0 if is_stored else saved.preprocessing.page)
         (batch,) = FileImages([Sample(image, saved.record.category, "test")], preprocessing).batches(1)
-        with torch.no_grad():
-            prediction = saved.method.predict(batch)
+        prediction = saved.predict(batch)
         expected = [prediction.scores.numpy(), prediction.maps.numpy()]
         network_outputs = network_session.run([SCORE, MAP], {PREPROCESSED: batch.numpy()})
         model_outputs = model_session.run([SCORE, MAP], {IMAGE: np.asarray(decode(image, preprocessing))})
@@ -163,7 +179,7 @@ def _compare(
             differences,
             [_max_relative_difference(network_outputs, expected), _max_relative_difference(model_outputs, expected)],
         )
-    if not (differences[0] <= NETWORK_TOLERANCE and differences[1] <= END_TO_END_TOLERANCE):  # also refuses NaN
+    if not (differences[0] <= NETWORK_TOLERANCE and differences[1] <= END_TO_END_TOLERANCE):  # also excludes NaN
         raise BenchError(
             f"The exported model must equal the method within {NETWORK_TOLERANCE:.1%} ({END_TO_END_TOLERANCE:.0%} with "
             f"the resize); {saved.record.run.name} differs by {differences[0]:.2%} ({differences[1]:.2%}). "

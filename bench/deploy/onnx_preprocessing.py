@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bench.errors import BenchError
-from bench.method import Preprocessing, Resample
+from bench.preprocessing import Preprocessing, Resample
 
 OPSET = 18
 IMAGE, PREPROCESSED = "image", "preprocessed"
@@ -28,9 +28,9 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def constant(self, value: float | NDArray[np.generic], kind: type[np.generic] = np.float64) -> str:
+    def constant(self, value: float | NDArray[np.generic], dtype: type[np.generic] = np.float64) -> str:
         name = f"preprocessing_c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=kind), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return name
 
     def add(self, operator: str, *inputs: str | float, name: str = "", **attributes: Any) -> str:

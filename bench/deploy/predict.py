@@ -4,23 +4,25 @@ import csv
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from io import StringIO
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from bench.data.data_report import MAX_NAMES, size_warning
-from bench.data.decoding import decode, image_size
+from bench.data.decoding import decode, has_more_than_8_bits, image_size
 from bench.data.images import FileImages
 from bench.data.preprocessing import visible_box
+from bench.data.value_range import clipped_fraction
 from bench.dataset import Sample
 from bench.deploy.saved_model import RECORD_DEPTH, SavedModel
 from bench.errors import BenchError
-from bench.execution.fit import check_prediction
+from bench.files import write_files
+from bench.report_format import escape_formula
 from bench.store import Store
 
 COLORMAP = "inferno"
@@ -48,7 +50,7 @@ class ImagePrediction:
         overlay: path of the map in colors over the image, at the size of the image, with a contour at the pixel
             threshold.
         error: why the image cannot be read, or "".
-        warning: how its size or aspect ratio differs from those of the training images, or "".
+        warning: how its size, aspect ratio or range of values differs from that of the training images, or "".
     """
 
     image: str
@@ -108,10 +110,7 @@ def _predict_image(saved: SavedModel, path: Path, map_file: Path) -> ImagePredic
         (image,) = FileImages([Sample(path, record.category, "test")], saved.preprocessing).batches(1)
     except BenchError as error:
         return ImagePrediction(image=str(path), error=str(error))
-    image = image.to(saved.method.setup.device)  # (1, 3, h, w)
-    with torch.no_grad():
-        prediction = saved.method.predict(image)
-    check_prediction(prediction, image)
+    prediction = saved.predict(image)  # image: (1, 3, h, w)
     score, anomaly_map = float(prediction.scores[0]), prediction.maps[0].float().cpu().numpy()
     map_file.parent.mkdir(parents=True, exist_ok=True)
     np.save(map_file, anomaly_map)
@@ -124,8 +123,18 @@ def _predict_image(saved: SavedModel, path: Path, map_file: Path) -> ImagePredic
         max_pixel_score=float(anomaly_map.max()),
         anomalous_fraction=None if pixel_threshold is None else float((anomaly_map > pixel_threshold).mean()),
         map=str(map_file),
-        warning=size_warning(image_size(path, saved.preprocessing), record.data_report.get("image_sizes", {})),
+        warning=_warning(path, saved),
     )
+
+
+def _warning(path: Path, saved: SavedModel) -> str:
+    """Return how an image differs from the training images in size, aspect ratio and range of values, or ""."""
+    texts = [size_warning(image_size(path, saved.preprocessing), saved.record.data_report.get("image_sizes", {}))]
+    if clipped := clipped_fraction(path, saved.preprocessing):
+        texts.append(f"{100 * clipped:.2g} % of its values are outside the range of the fit, and are clipped")
+    if saved.record.data_report.get("value_range") and not has_more_than_8_bits(path, saved.preprocessing):
+        texts.append("it has 8 bits per channel, the training images more, so it is not scaled as they are")
+    return "; ".join(text for text in texts if text)
 
 
 def _log_warnings(predictions: Sequence[ImagePrediction]) -> None:
@@ -133,21 +142,22 @@ def _log_warnings(predictions: Sequence[ImagePrediction]) -> None:
     unusual = [prediction for prediction in predictions if prediction.warning]
     if unusual:
         names = ", ".join(Path(prediction.image).name for prediction in unusual[:MAX_NAMES])
-        rest = f" and {len(unusual) - MAX_NAMES} more" if len(unusual) > MAX_NAMES else ""
-        _log.warning("%d of %d images differ from the training images in size or aspect ratio, so their scores may not "
-                     "be comparable: %s%s; of the first, %s.",
-                     len(unusual), len(predictions), names, rest, unusual[0].warning)  # fmt: skip
+        more = f" and {len(unusual) - MAX_NAMES} more" if len(unusual) > MAX_NAMES else ""
+        _log.warning("%d of %d images differ from the training images in size, aspect ratio or range, so their scores "
+                     "may not be comparable: %s%s; of the first, %s.",
+                     len(unusual), len(predictions), names, more, unusual[0].warning)  # fmt: skip
 
 
 def _color_range(saved: SavedModel, predictions: Sequence[ImagePrediction]) -> tuple[float, float]:
     """Return the map values of the darkest and the brightest color.
 
-    They come from the stored test maps of the run, so that all calls use the same range; without stored maps, from up
-    to 64 of the new images.
+    They come from the stored test maps of the run, so that all predictions use the same range; without stored maps, or
+    with a warning if these are damaged, from up to 64 of the new images.
     """
     try:
         maps = Store(saved.path.parents[RECORD_DEPTH - 1]).predictions(saved.record).maps
-    except BenchError:
+    except BenchError as error:
+        _log.warning("%s The colors have the range of the new images.", error)
         maps = None
     if maps is None:
         files = [prediction.map for prediction in predictions if prediction.map][:64]
@@ -181,8 +191,9 @@ def _save_image(image: Image.Image, file: Path) -> str:
 
 
 def _write_table(predictions: Sequence[ImagePrediction], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [entry.name for entry in fields(ImagePrediction)])
-        writer.writeheader()
-        writer.writerows(asdict(prediction) for prediction in predictions)
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, [entry.name for entry in fields(ImagePrediction)])
+    writer.writeheader()
+    for prediction in predictions:
+        writer.writerow({name: escape_formula(value) for name, value in asdict(prediction).items()})
+    write_files({path: text.getvalue().encode(errors="backslashreplace")})

@@ -1,33 +1,39 @@
-"""Saved models: find the record of a run and restore its fitted method, for `bench predict` and `bench export`."""
+"""Saved models: find the record of a run and load its fitted method, for `bench predict` and `bench export`."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import abspath, commonpath
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import torch as safetensors_torch
+from torch import Tensor
 
 from bench import environment, registry
+from bench.config.bench_toml import expand_user
 from bench.config.settings import resolve
 from bench.data.value_range import stored_value_range
 from bench.dataset import EXTENSIONS
 from bench.errors import BenchError
+from bench.execution.fit import check_prediction
 from bench.execution.job import source_hash
-from bench.method import Method, Precision, Preprocessing, Setup
+from bench.files import files_below
+from bench.method import Method, Precision, Prediction, Preprocessing, Setup
 from bench.record import Record
-from bench.store import Store
+from bench.store import Store, read_verified
 
 _log = logging.getLogger(__name__)
 
 RECORD_DEPTH = 6
-"""Number of levels of a record below its store: data set, protocol, name, hash, seed, file."""
+"""Number of levels of a record below its store: dataset, protocol, name, hash, seed, file."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedModel:
-    """A restored method with the record of its run.
+    """A loaded method with the record of its run.
 
     Attributes:
         path: file of the record.
@@ -39,10 +45,18 @@ class SavedModel:
     record: Record
     method: Method
 
+    def predict(self, images: Tensor) -> Prediction:
+        """Return the checked prediction for (b, 3, h, w) images. Raises BenchError if the method raises any error."""
+        images = images.to(self.method.setup.device)
+        with registry.plugin_call("methods", self.record.run.method), torch.no_grad():
+            prediction = self.method.predict(images)
+            check_prediction(prediction, images)
+        return prediction
+
     @property
     def preprocessing(self) -> Preprocessing:
         """Preprocessing of the run, with the range of values of its training images."""
-        return stored_value_range(Preprocessing(**self.record.run.preprocessing), self.record.data_report)
+        return stored_value_range(Preprocessing.from_record(self.record.run.preprocessing), self.record.data_report)
 
 
 def find(run: str, runs: Path, category: str | None = None) -> Path:
@@ -50,31 +64,40 @@ def find(run: str, runs: Path, category: str | None = None) -> Path:
 
     Args:
         run: the file of a record; a folder above it; or the end of such a path relative to `runs`, for example
-            "demo/kshot-4/aminet" or, with the category, "demo/kshot-4/aminet/gear".
+            "demo/kshot-4/aminet" or, with the category, "demo/kshot-4/aminet/gear"; with a hash of `bench list runs`,
+            "demo/kshot-4/aminet/HASH" and "demo/kshot-4/aminet/HASH/gear".
         runs: folder of the records.
         category: the category, if `run` does not name it.
 
     Raises:
         BenchError: no saved model or several of them match.
     """
-    place, name = Path(run).expanduser(), category
-    if not place.exists():
-        place = runs / run
-    if not place.exists() and category is None:
-        place, name = place.parent, place.name
-    if not place.exists():
+    folder, name = expand_user(run), category
+    run = run.replace(":", "-")  # the folder of anomalib:Padim
+    if not folder.exists():
+        folder = runs / run
+    if not folder.exists() and category is None and not _is_hash(folder.name):
+        folder, name = folder.parent, folder.name
+    group_hash = ""
+    if not folder.exists() and _is_hash(folder.name):
+        folder, group_hash = folder.parent, folder.name
+    if not folder.exists():
         raise BenchError(
             f"RUN must be a record, a folder of records or a path below {runs}; {run} does not exist. "
             f"`bench list runs` lists the runs."
         )
-    files = [place] if place.is_file() else sorted(place.rglob("*.json"))
+    files = [folder] if folder.is_file() else files_below(folder, ".json")
     records = [path for path in files if path.suffix == ".json" and name in {None, path.stem}]
+    if group_hash:
+        store = Store(runs)
+        of_group = {store.path_of(record) for record in store.records(folder) if record.run.group_hash == group_hash}
+        records = [path for path in records if path in of_group]
     saved = [path for path in records if path.with_suffix(".safetensors").is_file()]
     if not saved:
         of_category = f" of category {name}" if name else ""
         if not records:
-            raise BenchError(f"No record{of_category} in {place}. `bench list runs` lists the runs.")
-        raise BenchError(f"No saved model{of_category} in {place}. Rerun with --keep-model.")
+            raise BenchError(f"No record{of_category} in {folder}. `bench list runs` lists the runs.")
+        raise BenchError(f"No saved model{of_category} in {folder}. Rerun with --keep-model.")
     if len(saved) > 1:
         paths = ", ".join(str(path) for path in saved[:6]) + (" ..." if len(saved) > 6 else "")
         raise BenchError(
@@ -83,18 +106,22 @@ def find(run: str, runs: Path, category: str | None = None) -> Path:
     return saved[0]
 
 
+def _is_hash(name: str) -> bool:
+    return re.fullmatch("[0-9a-f]{12}", name) is not None
+
+
 def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> SavedModel:
-    """Restore the fitted method of a record.
+    """Load the fitted method of a record.
 
     Args:
-        path: file of the record; the model is the .safetensors file beside it.
-        device: as for --device.
+        path: file of the record; the model is the .safetensors file next to it.
+        device: device, as for --device.
         weights: folder of backbone weights, or None.
         cache: folder for cached features.
 
     Raises:
-        BenchError: the record or the model is unreadable, the backbone weights differ from those of the fit, or the
-            model does not match the current source of the method.
+        BenchError: the record or the model is unreadable, the model is not the one of the record, the backbone weights
+            differ from those of the fit, or the model does not match the current source of the method.
     """
     path = path.resolve()
     if len(path.parents) < RECORD_DEPTH:
@@ -105,6 +132,17 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Saved
     if not records:
         raise BenchError(f"{path} is not a readable record; the warning above gives the reason. Rerun with --force.")
     (record,) = records
+    model = path.with_suffix(".safetensors")
+    content = read_verified(model, record.artifacts.get("model_sha256"))
+    with registry.plugin_call("methods", record.run.method):
+        method = _restore_method(record, model, content, device=device, weights=weights, cache=cache)
+    return SavedModel(path, record, method)
+
+
+def _restore_method(
+    record: Record, model: Path, content: bytes, *, device: str, weights: Path | None, cache: Path
+) -> Method:
+    """Return the fitted method whose state is the content of the file `model`."""
     run, target = record.run, environment.device(device)
     module = registry.load("methods", run.method)
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in run.settings.items()}, run.name)
@@ -120,48 +158,47 @@ def load(path: Path, *, device: str, weights: Path | None, cache: Path) -> Saved
     precision: Precision = run.precision  # type: ignore[assignment]  # checked when the run was planned
     seed = environment.derive_seed(run.seed, "all" if run.protocol == "unified" else record.category)
     environment.seed_everything(seed)
-    size = Preprocessing(**run.preprocessing).size
+    size = Preprocessing.from_record(run.preprocessing).size
     method: Method = module.METHOD(settings, Setup(size, target, seed, weights, cache / "features", precision))
-    model = path.with_suffix(".safetensors")
     try:
-        method.restore(load_file(model))
+        method.load_state_dict(safetensors_torch.load(content))
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise BenchError(
             f"{model} must be a saved state of {run.method}: {reason}. Rerun with --keep-model."
         ) from error
-    return SavedModel(path, record, method)
+    return method
 
 
 def example_images(saved: SavedModel) -> list[Path]:
     """Return the preprocessed images that are stored with the record. Raises BenchError if there are none."""
-    views = Store(saved.path.parents[RECORD_DEPTH - 1]).views(saved.record)
-    paths = [path for name, path in views.items() if name.endswith(".image")]
+    pictures = Store(saved.path.parents[RECORD_DEPTH - 1]).pictures(saved.record)
+    paths = [path for name, path in pictures.items() if name.endswith(".image")]
     if not paths:
         raise BenchError(f"The comparison needs images; {saved.path} has no stored ones. Pass some with --images.")
     return paths
 
 
-def list_images(places: Sequence[Path], out: Path | None = None) -> list[tuple[Path, Path]]:
+def list_images(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, Path]]:
     """Return the images of files and folders, each with its path relative to their common folder.
 
     In folders, hidden files, files without an image extension and the results of earlier predictions are skipped. No
     two images have the same relative path.
 
     Args:
-        places: files and folders.
-        out: the folder of the results of this call, which is skipped as well.
+        paths: files and folders.
+        out: folder of the results of this command, which is skipped as well.
 
     Raises:
         BenchError: a file or folder does not exist, or a folder has no image.
     """
-    paths = {_absolute(path): path for place in places for path in _images_of(place, out)}
-    folders = [_absolute(place) if place.is_dir() else _absolute(place).parent for place in places]
+    images_by_path = {_absolute(image): image for path in paths for image in _images_of(path, out)}
+    folders = [_absolute(path) if path.is_dir() else _absolute(path).parent for path in paths]
     try:
         common = Path(commonpath(folders))
     except ValueError:  # on several drives of Windows
-        return [(path, Path(f"{index:06}_{path.name}")) for index, path in enumerate(paths.values())]
-    return [(path, absolute.relative_to(common)) for absolute, path in paths.items()]
+        return [(image, Path(f"{index:06}_{image.name}")) for index, image in enumerate(images_by_path.values())]
+    return [(image, absolute.relative_to(common)) for absolute, image in images_by_path.items()]
 
 
 def _absolute(path: Path) -> Path:
@@ -169,20 +206,20 @@ def _absolute(path: Path) -> Path:
     return Path(abspath(path))  # noqa: PTH100  resolve() would give two links the name of one file
 
 
-def _images_of(place: Path, out: Path | None) -> list[Path]:
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise BenchError(f"bench predict needs images or folders of images; {place} does not exist. Correct the path.")
-    paths = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()]
-    results = {path.parent for path in place.rglob("scores.csv") if (path.parent / "overlays").is_dir()}
+def _images_of(path: Path, out: Path | None) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise BenchError(f"bench predict needs images or folders of images; {path} does not exist. Correct the path.")
+    paths = [file for file in files_below(path) if file.suffix.lower() in EXTENSIONS]
+    results = {file.parent for file in path.rglob("scores.csv") if (file.parent / "overlays").is_dir()}
     results |= {_absolute(out)} if out is not None else set()
     visible = [
-        path
-        for path in paths
-        if not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(place).parts)
-        and not results & {path.parent, *path.parents, *_absolute(path).parents}
+        file
+        for file in paths
+        if not any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(path).parts)
+        and not results & {file.parent, *file.parents, *_absolute(file).parents}
     ]
     if not visible:
-        raise BenchError(f"bench predict needs folders with images; {place} has none. Correct the path.")
+        raise BenchError(f"bench predict needs folders with images; {path} has none. Correct the path.")
     return visible

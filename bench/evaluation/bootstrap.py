@@ -85,7 +85,7 @@ def bootstrap(
         scores: (n,), higher is more anomalous.
         anomalous: (n,), True for defective images; both classes are required.
         maps: n arrays (h, w), or None.
-        masks: n arrays (h, w), True on defect pixels, or None.
+        masks: n arrays (h, w), True for defect pixels, or None.
         has_pixel_labels: (n,) images whose pixels are evaluated; None for all.
         threshold: decision threshold of the scores, for the metrics of `metrics.at_threshold`.
         fpr_limits: limits of AUPRO, as in `metrics.evaluate`.
@@ -143,10 +143,10 @@ def differences(first: BootstrapSamples, second: BootstrapSamples, *, confidence
             f"Paired methods must be evaluated on the same test images, got {first.n_good} good and "
             f"{first.n_defective} defective against {second.n_good} and {second.n_defective}. Evaluate both on one set."
         )
-    shared = [name for name in first.values if name in second.values]
-    if any(first.values[name].shape != second.values[name].shape for name in shared):
+    common_metrics = [name for name in first.values if name in second.values]
+    if any(first.values[name].shape != second.values[name].shape for name in common_metrics):
         raise BenchError("Paired methods must have equally many bootstrap samples. Use the same n_samples for both.")
-    return _percentiles({name: first.values[name] - second.values[name] for name in shared}, confidence)
+    return _percentiles({name: first.values[name] - second.values[name] for name in common_metrics}, confidence)
 
 
 def _percentiles(samples: Mapping[str, Floats], confidence: float) -> dict[str, Interval]:
@@ -183,7 +183,9 @@ def _evaluate_samples(
 ) -> tuple[dict[str, Floats], float]:
     """Return each metric (n_samples,) by name, nan for samples with one class only, and the largest error bound."""
     groups = np.flatnonzero(counts.tp.any(axis=0))
-    tp, region_share, negatives = (part.astype(float) for part in (counts.tp, counts.region_share, counts.negatives))
+    tp, region_fraction, negatives = (
+        array.astype(float) for array in (counts.tp, counts.region_fraction, counts.negatives)
+    )
     values, error_bound = np.full((len(names), len(weights)), np.nan), 0.0
     valid = np.flatnonzero((weights @ counts.n_regions > 0) & (weights @ negatives.sum(axis=1) > 0))
     for start in range(0, valid.size, BLOCK):
@@ -192,13 +194,13 @@ def _evaluate_samples(
         sampled = weight @ negatives  # (b, g)
         curve = Curve(
             tp=weight @ tp[:, groups],
-            region_share=weight @ region_share[:, groups] / (weight @ counts.n_regions)[:, None],
+            region_fraction=weight @ region_fraction[:, groups] / (weight @ counts.n_regions)[:, None],
             fp=(np.cumsum(sampled, axis=1) - sampled)[:, groups],
             tied_negatives=sampled[:, groups],
             approximate=counts.approximate[groups],
             n_negatives=sampled.sum(axis=1),
         )
-        areas = [curve_area(curve, curve.region_share, limit) for limit in limits]
+        areas = [curve_area(curve, curve.region_fraction, limit) for limit in limits]
         values[:, block] = [curve_auroc(curve), curve_average_precision(curve), curve_f1(curve), *areas]
         error_bound = max(error_bound, curve_error_bound(curve, limits))
     return dict(zip(names, values, strict=True)), error_bound

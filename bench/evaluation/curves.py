@@ -1,15 +1,15 @@
 """Counts for the metrics: for each score of an anomalous item, the number of normal items with a higher or equal score.
 
-Pixels are counted without sorting all of them: a non-decreasing function assigns every score to a bucket. Buckets
-without defect scores are only counted; the few pixels that share a bucket with a defect score are sorted. The counts
-are exact.
+Scores in float16 are counted by value, of which there are 65,536. Other scores are sorted in parts of many images, and
+the defect scores are looked up in each part: NumPy sorts with vector instructions, which is faster than to assign the
+scores to buckets first. The counts are exact.
 
 Maps are read twice, first for the defect scores and then for counting, so they do not have to fit into memory. Only
 the distinct defect scores are stored. If there are too many, a subset is stored, and pixels are counted at and between
 its scores.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,11 @@ Indices = NDArray[np.intp]
 MAX_EXACT_SCORES = 1 << 21
 """Largest number of defect pixels for which the metrics are exact, with any number of normal pixels."""
 
-BUCKETS = 1 << 18
-"""Largest number of buckets; more buckets cost cache misses, fewer cost sorting."""
-
 SORT_BUFFER = 1 << 22
-"""Smallest number of pixels, of buckets with a defect score, that are collected before they are sorted."""
+"""Smallest number of pixels that are collected before they are sorted."""
+
+PIXELS_PER_SCORE = 16
+"""Pixels that are collected per defect score: more need memory, fewer more lookups of the defect scores."""
 
 EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
@@ -43,7 +43,7 @@ class Curve:
 
     Attributes:
         tp: (..., u) anomalous items in the group.
-        region_share: (..., u) share of the mean defect region in the group; of images, each one is a region.
+        region_fraction: (..., u) fraction of the mean defect region in the group; for images, each one is a region.
         fp: (..., u) normal items with a higher score than the group.
         tied_negatives: (..., u) normal items in the group.
         approximate: (u,) False if all items of the group have one score, True if their order is unknown.
@@ -51,7 +51,7 @@ class Curve:
     """
 
     tp: Array
-    region_share: Floats
+    region_fraction: Floats
     fp: Array
     tied_negatives: Array
     approximate: Bools
@@ -65,7 +65,7 @@ def image_curve(scores: Array, anomalous: Bools) -> Curve:
     below, equal = _count_below_and_equal(values, normals)
     return Curve(
         tp=tp[::-1],
-        region_share=tp[::-1] / tp.sum(),
+        region_fraction=tp[::-1] / tp.sum(),
         fp=(normals.size - below - equal)[::-1],
         tied_negatives=equal[::-1],
         approximate=np.zeros(values.size, dtype=bool),
@@ -82,33 +82,33 @@ def pixel_curve(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int =
 
     Args:
         maps: n arrays (h, w); sizes may differ.
-        masks: n arrays (h, w), True on defect pixels. Without any defect pixel u is 0.
+        masks: n arrays (h, w), True for defect pixels. Without any defect pixel u is 0.
         max_scores: largest number of thresholds; 0 for `MAX_EXACT_SCORES`. A plotted curve needs few.
 
     Raises: BenchError if a value is not finite, or a map and its mask differ in size.
     """
     thresholds = _thresholds(maps, masks, max_scores or MAX_EXACT_SCORES)
-    counter = _Counter(thresholds)
+    counter = _Float16Counter(thresholds) if thresholds.dtype == np.float16 else _Counter(thresholds)
     tp = np.zeros(2 * thresholds.size + 1, dtype=np.int64)
-    region_share, n_regions = np.zeros(tp.size), 0
-    scores, shares, n_pending = [thresholds[:0]], [np.zeros(0)], 0
+    region_fraction, n_regions = np.zeros(tp.size), 0
+    scores, fractions, n_pending = [thresholds[:0]], [np.zeros(0)], 0
     for index, mask in enumerate(masks):
         score_map = np.asarray(maps[index], dtype=thresholds.dtype)
         counter.add(score_map.ravel())  # (h, w) -> (h*w,)
-        defect_scores, pixel_shares, count = _regions(score_map, np.asarray(mask, dtype=bool))
+        defect_scores, pixel_fractions, count = _regions(score_map, np.asarray(mask, dtype=bool))
         scores.append(defect_scores)
-        shares.append(pixel_shares)
+        fractions.append(pixel_fractions)
         n_regions, n_pending = n_regions + count, n_pending + defect_scores.size
         if index == len(masks) - 1 or n_pending > MAX_EXACT_SCORES:
-            counts = _count_in_groups(np.concatenate(scores), np.concatenate(shares), thresholds)
-            tp, region_share = tp + counts[0], region_share + counts[1]
-            scores, shares, n_pending = scores[:1], shares[:1], 0
+            counts = _count_in_groups(np.concatenate(scores), np.concatenate(fractions), thresholds)
+            tp, region_fraction = tp + counts[0], region_fraction + counts[1]
+            scores, fractions, n_pending = scores[:1], fractions[:1], 0
     above, equal = counter.counts()
     negatives = (_counts_per_group(counter.n_pixels - above - equal, equal, counter.n_pixels) - tp)[::-1]
     groups = np.flatnonzero(tp[::-1])
     return Curve(
         tp=tp[::-1][groups],
-        region_share=region_share[::-1][groups] / n_regions,
+        region_fraction=region_fraction[::-1][groups] / n_regions,
         fp=(np.cumsum(negatives) - negatives)[groups],
         tied_negatives=negatives[groups],
         approximate=groups % 2 == 0,
@@ -122,14 +122,14 @@ class ImageCounts:
 
     Attributes:
         tp: (n, g) defect pixels in the group.
-        region_share: (n, g) share of a region in the group, summed over the regions of the image.
+        region_fraction: (n, g) fraction of a region in the group, summed over the regions of the image.
         negatives: (n, g) normal pixels in the group.
         n_regions: (n,) connected defect regions.
         approximate: (g,) True if the group contains defect pixels with several scores.
     """
 
     tp: Counts
-    region_share: Floats
+    region_fraction: Floats
     negatives: Counts
     n_regions: Counts
     approximate: Bools
@@ -145,15 +145,15 @@ def image_counts(maps: Sequence[Array], masks: Sequence[Bools], max_scores: int)
     thresholds = _thresholds(maps, masks, max_scores)
     shape = len(masks), 2 * thresholds.size + 1
     tp, negatives, n_regions = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(len(masks), np.int64)
-    region_share = np.zeros(shape)
+    region_fraction = np.zeros(shape)
     for index, mask in enumerate(masks):
         score_map = np.asarray(maps[index], dtype=thresholds.dtype)
         below, equal = _count_below_and_equal(thresholds, np.sort(score_map, axis=None))
-        defect_scores, pixel_shares, n_regions[index] = _regions(score_map, np.asarray(mask, dtype=bool))
-        tp[index], region_share[index] = _count_in_groups(defect_scores, pixel_shares, thresholds)
+        defect_scores, pixel_fractions, n_regions[index] = _regions(score_map, np.asarray(mask, dtype=bool))
+        tp[index], region_fraction[index] = _count_in_groups(defect_scores, pixel_fractions, thresholds)
         negatives[index] = _counts_per_group(below, equal, score_map.size) - tp[index]
     approximate = (np.arange(shape[1]) % 2 == 0) & (tp.sum(axis=0)[::-1] > 0)
-    return ImageCounts(tp[:, ::-1], region_share[:, ::-1], negatives[:, ::-1], n_regions, approximate)
+    return ImageCounts(tp[:, ::-1], region_fraction[:, ::-1], negatives[:, ::-1], n_regions, approximate)
 
 
 def _regions(score_map: Array, mask: Bools) -> tuple[Array, Floats, int]:
@@ -164,14 +164,14 @@ def _regions(score_map: Array, mask: Bools) -> tuple[Array, Floats, int]:
     return score_map[box][mask[box]], (1 / np.maximum(np.bincount(region), 1))[region], count
 
 
-def _count_in_groups(scores: Array, shares: Floats, thresholds: Array) -> tuple[Counts, Floats]:
-    """Return the number of (p,) defect pixels in each of the 2t + 1 groups, and the sum of their shares."""
+def _count_in_groups(scores: Array, fractions: Floats, thresholds: Array) -> tuple[Counts, Floats]:
+    """Return the number of (p,) defect pixels in each of the 2t + 1 groups, and the sum of their fractions."""
     order = np.argsort(scores)  # searchsorted is several times faster on sorted values
     ordered = scores[order]
     index = np.searchsorted(thresholds, ordered)
     group = 2 * index + (thresholds.take(index, mode="clip") == ordered if thresholds.size else 0)
     counts = np.bincount(group, minlength=2 * thresholds.size + 1)
-    return counts, np.bincount(group, weights=shares[order], minlength=counts.size).astype(np.float64)
+    return counts, np.bincount(group, weights=fractions[order], minlength=counts.size).astype(np.float64)
 
 
 def _counts_per_group(below: Counts, equal: Counts, n_pixels: int) -> Counts:
@@ -221,33 +221,22 @@ class _Counter:
     def __init__(self, values: Array) -> None:
         self.values = values
         self.n_pixels = 0
-        self._bucket_of, n_buckets, self._one_score_per_bucket = _buckets(values)
-        self._value_buckets = self._bucket_of(values)
-        self._bucket_counts = np.zeros(n_buckets, dtype=np.int64)
-        self._needs_sorting = np.zeros(n_buckets, dtype=bool)
-        self._needs_sorting[self._value_buckets] = not self._one_score_per_bucket
         self._above, self._equal = np.zeros(values.size, dtype=np.int64), np.zeros(values.size, dtype=np.int64)
         self._unsorted: list[Array] = []
         self._n_unsorted = 0
 
     def add(self, scores: Array) -> None:
         """Count (m,) pixels."""
-        buckets = self._bucket_of(scores)
-        np.add.at(self._bucket_counts, buckets, 1)
         self.n_pixels += scores.size
-        if self._one_score_per_bucket:
-            return
-        self._unsorted.append(scores.compress(self._needs_sorting[buckets]))
-        self._n_unsorted += self._unsorted[-1].size
-        if self._n_unsorted > max(SORT_BUFFER, 4 * self.values.size):
+        self._unsorted.append(scores)
+        self._n_unsorted += scores.size
+        if self._n_unsorted > max(SORT_BUFFER, PIXELS_PER_SCORE * self.values.size):
             self._sort()
 
     def counts(self) -> tuple[Counts, Counts]:
         """Return (t,) pixels above and (t,) pixels equal to each value."""
         self._sort()
-        counts = np.where(self._needs_sorting, 0, self._bucket_counts)
-        above = counts.sum() - np.cumsum(counts)[self._value_buckets]
-        return self._above + above, self._equal + counts[self._value_buckets]
+        return self._above, self._equal
 
     def _sort(self) -> None:
         ordered = np.concatenate([self.values[:0], *self._unsorted])
@@ -256,6 +245,25 @@ class _Counter:
         below, equal = _count_below_and_equal(self.values, ordered)
         self._above += ordered.size - below - equal
         self._equal += equal
+
+
+class _Float16Counter:
+    """The same for scores in float16: one count per value that float16 can represent."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+        self.n_pixels = 0
+        self._counts = np.zeros(1 << 16, dtype=np.int64)
+
+    def add(self, scores: Array) -> None:
+        """Count (m,) pixels."""
+        self.n_pixels += scores.size
+        np.add.at(self._counts, _FLOAT16_RANKS[scores.view(np.uint16)], 1)
+
+    def counts(self) -> tuple[Counts, Counts]:
+        """Return (t,) pixels above and (t,) pixels equal to each value."""
+        ranks = _FLOAT16_RANKS[self.values.view(np.uint16)]
+        return self.n_pixels - np.cumsum(self._counts)[ranks], self._counts[ranks]
 
 
 def _count_below_and_equal(values: Array, ordered: Array) -> tuple[Counts, Counts]:
@@ -267,37 +275,6 @@ def _count_below_and_equal(values: Array, ordered: Array) -> tuple[Counts, Count
         several = np.flatnonzero(ordered.take(up_to - 2, mode="wrap") == values)
         equal[several] = up_to[several] - np.searchsorted(ordered, values[several])
     return up_to - equal, equal
-
-
-def _buckets(values: Array) -> tuple[Callable[[Array], Indices], int, bool]:
-    """Return a non-decreasing function from scores to buckets, the number of buckets, and if each has one score only.
-
-    float16 has one bucket per representable value. Otherwise the range of most `values` (increasing) is divided
-    evenly: multiplication, subtraction and clipping are monotone after rounding, so equal scores share a bucket and a
-    higher score never has a lower bucket, which keeps the counts exact. An outlier must not push all other scores into
-    one bucket, so scores farther out than the width of the middle 98 % share the first or last bucket.
-    """
-    if values.dtype == np.float16:
-        return lambda scores: _FLOAT16_RANKS[scores.view(np.uint16)], 1 << 16, True
-    n_buckets = min(BUCKETS, 8 * values.size + 8)
-    n_tail = values.size // 100
-    lowest, low, high, highest = values[[0, n_tail, -1 - n_tail, -1]] if values.size else np.zeros(4, values.dtype)
-    with np.errstate(over="ignore"):  # an overflowing range gives scale 0 and one bucket: slow, but still exact
-        start, stop = max(lowest, low - (high - low)), min(highest, high + (high - low))
-        minimum = np.finfo(values.dtype).tiny * n_buckets
-        width = max(stop - start, minimum) if stop > start else values.dtype.type(n_buckets)
-    scale = (n_buckets - 3) / width
-    offset = start * scale - 1
-    ends = values.dtype.type(0), values.dtype.type(n_buckets - 1)
-
-    def bucket_of(scores: Array) -> Indices:
-        with np.errstate(over="ignore"):  # infinity is clipped as well
-            index = scores * scale
-            index -= offset
-        buckets: Indices = np.clip(index, *ends, out=index).astype(np.intp)
-        return buckets
-
-    return bucket_of, n_buckets, False
 
 
 _FLOAT16_RANKS: Indices = np.unique(np.arange(1 << 16, dtype=np.uint16).view(np.float16), return_inverse=True)[1]

@@ -15,7 +15,7 @@ def as_labels(values: Any) -> Bools:
     """Return labels as booleans.
 
     Args:
-        values: (n,) booleans, or numbers that are 0 (good) or 1 (defective).
+        values: (n,) booleans, or numbers that are 0 (good) or 1 (anomalous).
 
     Raises:
         BenchError: a label is a text, NaN or another number.
@@ -24,9 +24,9 @@ def as_labels(values: Any) -> Bools:
     if labels.dtype == np.bool_:
         return labels
     if labels.dtype.kind not in "iuf" or not np.isin(labels, (0, 1)).all():
-        wrong = next((value for value in labels.ravel().tolist() if value not in {0, 1}), labels.dtype)
+        invalid = next((value for value in labels.ravel().tolist() if value not in {0, 1}), labels.dtype)
         raise BenchError(
-            f"Labels must be boolean, or 0 for good and 1 for defective, got {wrong!r}. Compare them first, as "
+            f"Labels must be boolean, or 0 for good and 1 for defective, got {invalid!r}. Compare them first, as "
             f"labels != 'good'."
         )
     return labels.astype(np.bool_)

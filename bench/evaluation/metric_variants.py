@@ -50,7 +50,7 @@ class MetricVariant:
     """A different way to compute the metrics.
 
     Attributes:
-        name: as tables show it.
+        name: name in tables.
         used_by: implementations that compute the metrics like this.
         requires: "maps", "soft_masks" or metrics that must exist.
         values: function of (predictions, exact values) that returns the metrics it changes.
@@ -67,7 +67,7 @@ class MetricVariant:
         return (self.values.__doc__ or "").partition("\n")[0]
 
 
-def exact(predictions: Predictions) -> Values:
+def exact_metrics(predictions: Predictions) -> Values:
     """Compute the exact values as `bench run` records them; undefined metrics are omitted."""
     maps, masks = labeled_pixels(predictions)
     image = metrics.evaluate(predictions.scores, predictions.is_anomalous, None, None).values
@@ -80,7 +80,7 @@ def audit(predictions: Predictions) -> list[VariantResult]:
 
     Raises: BenchError as `metrics.evaluate`.
     """
-    exact_values = exact(predictions)
+    exact_values = exact_metrics(predictions)
     available = {*exact_values, *(name for name in ("maps", "soft_masks") if getattr(predictions, name) is not None)}
     return [
         VariantResult(variant.name, variant.used_by, metric, exact_values[metric], value)
@@ -194,13 +194,13 @@ def linear_thresholds(predictions: Predictions, _: Values) -> Values:
         return {}
     thresholds = scores.min() + step * np.arange(THRESHOLDS)
     n_below = np.searchsorted(thresholds, scores)  # (m, h, w) number of thresholds below each pixel
-    shares = np.zeros(masks.shape)
+    fractions = np.zeros(masks.shape)
     regions = 0
-    for share, mask in zip(shares, masks, strict=True):
+    for fraction, mask in zip(fractions, masks, strict=True):
         labels, count = ndimage.label(mask, EIGHT_NEIGHBORS)
-        share[mask] = 1 / np.bincount(labels[mask])[labels[mask]] if count else 0
+        fraction[mask] = 1 / np.bincount(labels[mask])[labels[mask]] if count else 0
         regions += count
-    overlap = _weight_above(n_below[masks], shares[masks] / regions)  # (THRESHOLDS,)
+    overlap = _weight_above(n_below[masks], fractions[masks] / regions)  # (THRESHOLDS,)
     rate = _weight_above(n_below[~masks], np.full(np.count_nonzero(~masks), 1 / np.count_nonzero(~masks)))
     low = rate < LIMIT - 1e-12  # tolerance for rounding in the sum
     rate, overlap = rate[low], overlap[low]
@@ -219,10 +219,10 @@ def scikit_learn(predictions: Predictions, exact_values: Values) -> Values:
     pairs: list[tuple[str, Array, Bools]] = [("image", predictions.scores, predictions.is_anomalous)]
     if maps is not None:
         pairs.append(("pixel", maps.ravel(), masks.ravel()))
-    for kind, scores, truth in pairs:
-        if f"{kind}_auroc" in exact_values:
-            values[f"{kind}_auroc"] = float(roc_auc_score(truth, scores))
-            values[f"{kind}_ap"] = float(average_precision_score(truth, scores))
+    for level, scores, truth in pairs:
+        if f"{level}_auroc" in exact_values:
+            values[f"{level}_auroc"] = float(roc_auc_score(truth, scores))
+            values[f"{level}_ap"] = float(average_precision_score(truth, scores))
     return values
 
 

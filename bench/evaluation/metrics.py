@@ -22,6 +22,9 @@ THRESHOLD_NAMES = ("image_precision", "image_recall", "image_f1", "image_fpr")
 LIMITS = (0.05, 0.3)
 """Default upper limits of the false positive rate for AUPRO: aupro_05 and aupro_30."""
 
+MIN_RATE = 1e-9
+"""Smallest false positive rate of a threshold; it needs a billion good images."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -60,15 +63,15 @@ def evaluate(
     """Compute all metrics of one category from raw scores.
 
     Pixel metrics pool the pixels of all images; pixels outside the masks are normal, in defective images as well.
-    AUPRO is the mean over defect regions (8-connected) of the area under (false positive rate, detected share of the
+    AUPRO is the mean over defect regions (8-connected) of the area under (false positive rate, detected fraction of the
     region) from 0 to the limit, divided by the limit. Source: Bergmann et al., IJCV 2021 (paper).
 
     Args:
         scores: (n,), higher is more anomalous.
-        anomalous: (n,), from the labels of the data set, not from the masks.
+        anomalous: (n,), from the labels of the dataset, not from the masks.
         maps: n arrays (h, w), sizes may differ; read twice, so a lazy sequence works. None: no maps.
-        masks: n arrays (h, w), True on defect pixels, same size as the map. None: the data set has no masks.
-        fpr_limits: in (0, 1], whole percents; 0.3 is named aupro_30.
+        masks: n arrays (h, w), True for defect pixels, same size as the map. None: the dataset has no masks.
+        fpr_limits: limits in (0, 1], whole percents; 0.3 is named aupro_30.
         mask_threshold: mask pixels above it are defects; None accepts only masks of two values.
 
     Raises: BenchError if a value is not finite, or lengths or shapes differ.
@@ -89,7 +92,7 @@ def evaluate(
     if not curve.tp.size or not curve.n_negatives:
         reason = "no normal pixels" if curve.tp.size else "no defect pixels"
         return Evaluation(values, undefined | dict.fromkeys(pixel_names, reason))
-    areas = [float(curve_area(curve, curve.region_share, limit)) for limit in fpr_limits]
+    areas = [float(curve_area(curve, curve.region_fraction, limit)) for limit in fpr_limits]
     values |= zip(pixel_names, [*_auroc_ap_f1(curve), *areas], strict=True)
     return Evaluation(values, undefined, curve_error_bound(curve, fpr_limits))
 
@@ -112,21 +115,21 @@ def threshold_at(normals: Array, rate: float) -> float:
     if normals.size < needed:
         raise BenchError(
             f"A false positive rate of {rate:g} needs {needed} good images excluded from training, got "
-            f"{normals.size}. Use more images or a rate of {1 / (normals.size + 1):.2g}."
+            f"{normals.size}. Use more images or a rate of {math.ceil(1000 / (normals.size + 1)) / 1000:g}."
         )
     rank = math.ceil((normals.size + 1) * (1 - rate) - 1e-9)  # 1e-9: (9 + 1)(1 - 0.1) rounds to slightly above 9
     return float(np.sort(normals)[rank - 1])
 
 
 def min_calibration_images(rate: float) -> int:
-    """Return the number of good images that `threshold_at` needs. Raises BenchError if `rate` is outside (0, 1)."""
-    if not 0 < rate < 1:
-        raise BenchError(f"A false positive rate must be between 0 and 1, got {rate}. Use for example 0.1.")
+    """Return the number of good images that `threshold_at` needs. Raises BenchError if `rate` is out of range."""
+    if not MIN_RATE <= rate < 1:
+        raise BenchError(f"A false positive rate must be >= {MIN_RATE:g} and < 1, got {rate}. Use for example 0.1.")
     return math.ceil(1 / rate - 1 - 1e-9)
 
 
 def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str, float]:
-    """Compute precision, recall, F1 and false positive rate if scores above the threshold count as defective.
+    """Compute precision, recall, F1 and false positive rate if scores above the threshold are predicted as anomalous.
 
     Precision and F1 are 0 if no score lies above the threshold.
     Raises: BenchError if a score is not finite or a class is empty.
@@ -138,7 +141,9 @@ def at_threshold(scores: Array, anomalous: Bools, threshold: float) -> dict[str,
 
 def binary_metrics(predicted: Bools, anomalous: Bools, weights: Floats) -> dict[str, Floats]:
     """Compute `THRESHOLD_NAMES` (...) from (n,) binary predictions; image i counts `weights[..., i]` times."""
-    tp, p, defective, good = (weights @ chosen for chosen in (predicted & anomalous, predicted, anomalous, ~anomalous))
+    tp, p, defective, good = (
+        weights @ selected for selected in (predicted & anomalous, predicted, anomalous, ~anomalous)
+    )
     values = tp / np.maximum(p, 1), tp / defective, 2 * tp / (p + defective), (p - tp) / good
     return dict(zip(THRESHOLD_NAMES, values, strict=True))
 
@@ -152,9 +157,9 @@ def curve_auroc(curve: Curve) -> Floats:
 
 
 def curve_area(curve: Curve, weights: Floats, limit: float) -> Floats:
-    """Integrate the detected share over the false positive rate from 0 to `limit`, and divide by `limit`.
+    """Integrate the detected fraction over the false positive rate from 0 to `limit`, and divide by `limit`.
 
-    Ties are straight line segments. `weights` (..., u) sum to 1; the `region_share` of the curve gives AUPRO.
+    Ties are straight line segments. `weights` (..., u) sum to 1; the `region_fraction` of the curve gives AUPRO.
     """
     normals = curve.n_negatives[..., None]
     start, stop = curve.fp / normals, (curve.fp + curve.tied_negatives) / normals
@@ -176,8 +181,8 @@ def curve_average_precision(curve: Curve) -> Floats:
 def curve_f1(curve: Curve) -> Floats:
     """Compute the largest F1 over all thresholds of each curve. The threshold is chosen on the test labels."""
     tp = np.cumsum(curve.tp, axis=-1)
-    best: Floats = np.max(2 * tp / (tp + curve.fp + curve.tied_negatives + tp[..., -1:]), axis=-1)
-    return best
+    f1_max: Floats = np.max(2 * tp / (tp + curve.fp + curve.tied_negatives + tp[..., -1:]), axis=-1)
+    return f1_max
 
 
 def curve_error_bound(curve: Curve, limits: Sequence[float]) -> float:
@@ -186,12 +191,15 @@ def curve_error_bound(curve: Curve, limits: Sequence[float]) -> float:
         return 0.0
     approximate = np.flatnonzero(curve.approximate)
     tp, stop = np.cumsum(curve.tp, axis=-1), curve.fp + curve.tied_negatives
-    shares = curve.tp / tp[..., -1:]
-    best = tp / np.maximum(tp + curve.fp, 1)  # precision if the defects of a group rank first
-    worst = (tp - curve.tp + 1) / (tp - curve.tp + 1 + stop)
+    fractions = curve.tp / tp[..., -1:]
+    upper_bound = tp / np.maximum(tp + curve.fp, 1)  # precision if the defects of a group rank first
+    lower_bound = (tp - curve.tp + 1) / (tp - curve.tp + 1 + stop)
     f1 = np.max((2 * tp / (tp + curve.fp + tp[..., -1:]))[..., approximate], axis=-1)
-    changes = [np.max(np.sum((shares * (best - worst))[..., approximate], axis=-1)), np.max(f1 - curve_f1(curve))]
-    for weights, limit in [(shares, 1.0), *((curve.region_share, limit) for limit in limits)]:
+    changes = [
+        np.max(np.sum((fractions * (upper_bound - lower_bound))[..., approximate], axis=-1)),
+        np.max(f1 - curve_f1(curve)),
+    ]
+    for weights, limit in [(fractions, 1.0), *((curve.region_fraction, limit) for limit in limits)]:
         start, end = (ends[..., approximate] / curve.n_negatives[..., None] for ends in (curve.fp, stop))
         area = np.where(end > limit, np.maximum(limit - start, 0), (end - start) / 2)  # compared with the straight line
         changes.append(np.max(np.sum(weights[..., approximate] * area, axis=-1)) / limit)

@@ -2,7 +2,7 @@
 
 The variation over seeds and k-shot draws is summarized by `summarize_seeds`; the variation over test images by
 `bench.evaluation.bootstrap`. Over categories, two methods are compared by a signed-rank test (`compare`) and several by
-mean ranks (`rank`), as Demsar (JMLR 2006) recommends for several methods on several data sets. `conclude` and
+mean ranks (`rank`), as Demsar (JMLR 2006) recommends for several methods on several datasets. `conclude` and
 `conclude_ranking` state the conclusions in sentences.
 """
 
@@ -25,9 +25,9 @@ class SeedSummary:
     """A value over several seeds.
 
     Attributes:
-        mean: over the seeds.
+        mean: mean over the seeds.
         std: standard deviation (n - 1); None for a single seed.
-        interval: of the mean, by Student's t; None for a single seed.
+        interval: confidence interval of the mean, by Student's t; None for a single seed.
         n_seeds: number of seeds.
     """
 
@@ -86,7 +86,7 @@ class Ranking:
         mean_ranks: (k,) over the categories; 1 is best, tied methods share the mean of their ranks.
         categories: number of categories.
         p: p-value of Friedman's test that all methods are equal.
-        critical_difference: by Nemenyi; methods whose mean ranks differ by at least this value differ.
+        critical_difference: Nemenyi's; methods whose mean ranks differ by at least this value differ.
         groups: maximal sets of methods of which no two differ; the bars of the critical-difference diagram.
         alpha: significance level of the critical difference.
     """
@@ -106,7 +106,7 @@ def compare(values: Mapping[str, Sequence[float]]) -> list[Comparison]:
     Categories with equal values are ranked, but their rank has no sign (Pratt).
 
     Args:
-        values: for each method one value per category, all in the same order.
+        values: one value per category for each method, all in the same order.
 
     Raises: BenchError if there are fewer than two methods or their lengths differ.
     """
@@ -170,7 +170,7 @@ def _table(values: Mapping[str, Sequence[float]], min_methods: int) -> Floats:
 def _signed_rank_p(difference: Floats) -> float:
     """Return the exact two-sided p of the signed-rank test; scipy approximates it if there are ties or zeros."""
     doubled_ranks = np.rint(2 * stats.rankdata(np.abs(difference))).astype(int)  # (c,) doubled: ranks can be halves
-    probability = np.ones(1)  # of each sum of positive ranks; zeros have a rank without sign
+    probability = np.ones(1)  # probability of each sum of positive ranks; zeros have a rank without sign
     for step in doubled_ranks[difference != 0]:
         probability = (np.append(probability, np.zeros(step)) + np.append(np.zeros(step), probability)) / 2
     positive = int(doubled_ranks[difference > 0].sum())
@@ -184,8 +184,8 @@ def conclude(comparison: Comparison, *, images: Interval | None = None, seeds: i
     """State in sentences what a comparison of two methods shows and what it does not show.
 
     Args:
-        comparison: by `compare`.
-        images: interval of the mean difference first - second over bootstrap samples, by `differences`.
+        comparison: a result of `compare`.
+        images: interval of the mean difference first - second over bootstrap samples, from `differences`.
         seeds: number of seeds of each method.
         alpha: significance level.
     """

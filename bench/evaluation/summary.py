@@ -1,12 +1,13 @@
 """Group records for tables: a group is one method with one set of settings; a value is a mean over its seeds."""
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from bench.identity import dataset_numbers, group_key
+from bench.errors import check_known
+from bench.identity import dataset_numbers, group_key, saving_order
 from bench.record import Record, Run, Selection
 
 METRICS = {
@@ -55,7 +56,7 @@ class MeanStd:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The records of one method on one data set under one protocol, with one set of settings and one selection rule.
+    """The records of one method on one dataset under one protocol, with one set of settings and one selection rule.
 
     If a category and seed has several records because its images have changed, the group has the latest one only.
 
@@ -63,7 +64,7 @@ class Group:
         records: successful records by (category, seed).
         failed: records of failed fits.
         selection: "last" epoch, or "oracle": the best epoch on the test set.
-        dataset: name of the data set; "parts (2 of 3)" if the records contain several data sets of this name.
+        dataset: name of the dataset; "parts (2 of 3)" if the records contain several datasets of this name.
     """
 
     records: dict[tuple[str, int], Record]
@@ -113,8 +114,34 @@ class Group:
         return means
 
 
+def select_records(records: Sequence[Record], criteria: Mapping[str, Sequence[str]]) -> list[Record]:
+    """Return the records that match all criteria.
+
+    Args:
+        records: all records.
+        criteria: allowed values by name: "method" (of the alias or the file), "dataset", "protocol", "category", "seed"
+            and "k"; no values allow all.
+
+    Raises:
+        BenchError: a value matches no record.
+    """
+    selected = list(records)
+    for name, values in criteria.items():
+        available = {value for record in records for value in _criterion(record, name)}
+        check_known(values, sorted(available), f"a {name} of these records")
+        selected = [record for record in selected if not values or _criterion(record, name) & {*values}]
+    return selected
+
+
+def _criterion(record: Record, name: str) -> set[str]:
+    run = record.run
+    if name == "method":
+        return {run.name, run.method}
+    return {record.category if name == "category" else str(getattr(run, name))}
+
+
 def groups(records: Iterable[Record]) -> list[Group]:
-    """Group records by `identity.group_key`; sort by data set, protocol, k, title, settings and selection."""
+    """Group records by `identity.group_key`; sort by dataset, protocol, k, title, settings and selection."""
     records = list(records)
     by_key: dict[tuple[str, ...], list[Record]] = {}
     numbers: dict[tuple[str, ...], int] = {}
@@ -161,7 +188,7 @@ def rows(members: Iterable[Group]) -> list[dict[str, Any]]:
 
 def _row(group: Group, category: str) -> dict[str, Any]:
     run = group.first.run
-    values = {name: group.mean_std(category, name) for name in (*METRICS, LATENCY)}
+    values = {name: group.mean_std(category, name) for name in (*table_metrics(group), LATENCY)}
     return {
         "dataset": run.dataset,
         "dataset_label": group.dataset,
@@ -191,57 +218,14 @@ def format_percent(value: MeanStd | None) -> str:
 
 def format_latency(value: MeanStd | None) -> str:
     """Format a latency with three significant digits; "–" for None."""
-    return "–" if value is None else f"{value.mean:.3g} ms"
+    return "–" if value is None else f"{format_significant(value.mean)} ms"
 
 
-def benchmark_name(group: Group) -> str:
-    """Return data set and protocol, within which methods are compared: "mvtec · kshot k=4"."""
-    run = group.first.run
-    return f"{group.dataset} · {run.protocol}{f' k={run.k}' if run.k else ''}"
-
-
-def by_benchmark(members: Iterable[Group]) -> dict[str, list[Group]]:
-    """Return the groups by `benchmark_name`."""
-    benchmarks: dict[str, list[Group]] = {}
-    for group in members:
-        benchmarks.setdefault(benchmark_name(group), []).append(group)
-    return benchmarks
-
-
-def groups_by_unique_name(members: Sequence[Group]) -> dict[str, Group]:
-    """Return the groups by a unique name: the title with the selection rule, and `name_suffix`."""
-    return {
-        title_with_selection(group.first.run.title, group.selection) + name_suffix(group, members): group
-        for group in members
-    }
-
-
-def name_suffix(group: Group, members: Sequence[Group]) -> str:
-    """Return what distinguishes the group from those with its title: data set, the sweep's values, name and hash."""
-    run = group.first.run
-    others = [other for other in members if other is not group and other.selection == group.selection]
-    same_title = [other.first.run for other in others if other.dataset == group.dataset and _has_title(other, run)]
-    has_other_dataset = any(other.dataset != group.dataset and _has_title(other, run) for other in others)
-    suffix = f" on {group.dataset}" if has_other_dataset else ""
-    if run.sweep_label and all(other.sweep_label != run.sweep_label for other in same_title):
-        return f"{suffix} [{run.sweep_label}]"
-    if any(other.name == run.name for other in same_title):
-        return f"{suffix} [{run.name} {run.group_hash}]"
-    return f"{suffix} [{run.name}]" if same_title else suffix
-
-
-def title_with_selection(title: str, selection: str) -> str:
-    """Return the title of a method, followed by " (oracle)" if its epoch was chosen on the test set."""
-    return f"{title} (oracle)" if selection == "oracle" else title
-
-
-def heading(group: Group) -> str:
-    """Return method, data set and protocol as the heading of a table."""
-    return f"{title_with_selection(group.first.run.title, group.selection)} · {benchmark_name(group)}"
-
-
-def _has_title(group: Group, run: Run) -> bool:
-    return group.first.run.title == run.title
+def format_significant(value: float, digits: int = 3) -> str:
+    """Format a number with this many significant digits, without an exponent from 1e-6 to 1e12: "1450", "0.00012"."""
+    if not 1e-6 <= abs(value) < 1e12:
+        return f"{value:.{digits}g}"
+    return np.format_float_positional(value, precision=digits, unique=False, fractional=False, trim="-")
 
 
 def latency_note(group: Group) -> str:
@@ -251,14 +235,13 @@ def latency_note(group: Group) -> str:
 
 def latency_conditions(group: Group) -> str:
     """Return how and on which devices the latency was measured."""
-    return f"batch 1, network to map and score, {timed_devices(group)}"
+    return f"batch size 1, network to map and score, {timed_devices(group)}"
 
 
 def timed_devices(group: Group) -> str:
     """Return the devices on which the latency was measured: "H100 and Xeon, 2 threads"; or "not measured"."""
-    return " and ".join(sorted({_device_label(record) for record in group.records.values() if record.latency})) or (
-        "not measured"
-    )
+    timed = [record for record in group.records.values() if "median_ms" in record.latency]
+    return " and ".join(sorted({_device_label(record) for record in timed})) or "not measured"
 
 
 def table_notes(group: Group) -> list[str]:
@@ -270,7 +253,7 @@ def caveats(group: Group) -> list[str]:
     """Return the caveats of every value of the group."""
     run = group.first.run
     notes = ["synthetic data"] if run.synthetic else []
-    notes += [f"one of several data sets named {run.dataset}"] if group.dataset != run.dataset else []
+    notes += [f"one of several datasets named {run.dataset}"] if group.dataset != run.dataset else []
     notes += [run.profile_note] if run.profile_note else []
     notes += [_limit_note(run.limit)] if run.limit else []
     notes += [_calibration_note(run)] if run.calibrate else []
@@ -290,8 +273,14 @@ def caveats(group: Group) -> list[str]:
 
 
 def table_metrics(group: Group) -> dict[str, str]:
-    """Return the metrics of the group's table with their headings."""
-    return METRICS | (THRESHOLD_METRICS if group.first.run.calibrate else {})
+    """Return the metrics of the group's table with their headings; those of LOCO if a record has them."""
+    return METRICS | loco_metrics(group) | (THRESHOLD_METRICS if group.first.run.calibrate else {})
+
+
+def loco_metrics(group: Group) -> dict[str, str]:
+    """Return the metrics that only MVTec LOCO AD has, as far as a record of the group has them."""
+    measured = {name for record in group.records.values() for name in record.metrics}
+    return {name: heading for name, heading in LOCO_METRICS.items() if name in measured}
 
 
 def _limit_note(limit: int) -> str:
@@ -351,21 +340,22 @@ def _undefined_metrics(group: Group) -> list[str]:
     """Return the metrics that some categories do not have, with the reason; their mean does not exist."""
     notes = []
     for (category, _), record in sorted(group.records.items()):
-        for name in (name for name in METRICS if name in record.undefined_metrics):
+        for name in (name for name in (*METRICS, *LOCO_METRICS) if name in record.undefined_metrics):
             level = "image" if name.startswith("image_") else "pixel"
             notes.append(f"no {level} metrics in {category} ({record.undefined_metrics[name]})")
     return list(dict.fromkeys(notes))
 
 
 def _device_label(record: Record) -> str:
-    count = record.environment.get("threads")
-    threads = "" if "cuda" in record.environment else f", {count} thread{'' if count == 1 else 's'}"
-    return f"{record.environment.get('device')}{threads}"
+    environment = record.timed_environment
+    count = environment.get("threads")
+    threads = "" if "cuda" in environment else f", {count} thread{'' if count == 1 else 's'}"
+    return f"{environment.get('device')}{threads}"
 
 
 def _make_group(members: list[Record], dataset: str) -> Group:
     latest: dict[tuple[str, int], Record] = {}
-    for record in sorted(members, key=lambda record: (record.started, not record.failure)):
+    for record in sorted(members, key=lambda record: (*saving_order(record), not record.failure)):
         latest[record.category, record.run.seed] = record
     successful = {key: record for key, record in latest.items() if not record.failure}
     failed = tuple(record for record in latest.values() if record.failure)

@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from bench.config.options import ComputeOptions, EvaluationOptions
 from bench.data.data_report import mask_report, mask_warnings
-from bench.data.images import FileImages, OriginalResolution
+from bench.data.images import ComputedSequence, FileImages, OriginalResolution
 from bench.data.masks import SampleMask
 from bench.data.protocol import Task
+from bench.data.value_range import clipped_fraction, clipping_warning, unscaled_warning
 from bench.dataset import GOOD, Sample
 from bench.errors import BenchError
 from bench.evaluation import metrics
@@ -24,6 +25,8 @@ from bench.evaluation.curves import Bools, Floats
 from bench.evaluation.metrics import Evaluation
 from bench.evaluation.spro import Region, spro
 from bench.evaluation.timing import Clock
+from bench.execution.fit_checkpoint import FitCheckpoints
+from bench.execution.fit_result import CategoryPrediction, FitResult
 from bench.method import Method, Prediction
 from bench.record import Predictions, Selection
 
@@ -34,51 +37,11 @@ _log = logging.getLogger(__name__)
 Phase = Literal["pretrain", "fit"]
 
 
-@dataclass(frozen=True, slots=True)
-class CategoryPrediction:
-    """The predictions of a fitted method for the test images of one category.
-
-    Attributes:
-        category: whose test images.
-        selection: the rule that chose the epoch.
-        epoch: the epoch reported; 0 if the method has none.
-        seconds: time that predicting all test images of the category took.
-        predictions: with the ground truth.
-        thresholds: of an image's score and of a pixel, set on held-out good images; None without calibration.
-    """
-
-    category: str
-    selection: Selection
-    epoch: int
-    seconds: float
-    predictions: Predictions
-    thresholds: tuple[float, float] | None = None
-
-
-@dataclass(slots=True)
-class FitResult:
-    """What `Fit.fit` returns.
-
-    Attributes:
-        losses: mean loss of each epoch.
-        seconds: by phase: "pretrain" if the method pretrains, "fit"; without the oracle's evaluations.
-        epoch: the last epoch; 0 if the method has none.
-        oracle: the predictions of the best epoch on the test set, one per category; empty if it was not evaluated.
-        metrics_by_epoch: by category, the metrics of each epoch at which the test set was evaluated.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    epoch: int = 0
-    oracle: list[CategoryPrediction] = field(default_factory=list)
-    metrics_by_epoch: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-
-
 class Fit:
     """One fit of one task.
 
     `fit` trains `method`, `predict_tests` predicts the test images of each category, `evaluate` computes metrics. A
-    method that is already fitted, as from a released checkpoint, needs no `fit`.
+    method that is already fitted, for example from a released checkpoint, needs no `fit`.
     """
 
     def __init__(
@@ -95,14 +58,23 @@ class Fit:
         self.calibration = {category: load(samples) for category, samples in task.calibration.items()}
         self.tests = {category: load(samples) for category, samples in task.tests.items()}
         self.evaluation = evaluation
-        self._batch = compute.batch
+        self._batch = compute.batch_size
         self._batch_was_halved = False
         self._ground_truth: dict[str, Predictions] = {}
         self.mask_reports: dict[str, dict[str, Any]] = {}
+        self.clipped_images: dict[str, dict[str, float]] = {}
         for category, images in self.tests.items():
             masks = images.masks()
             self._ground_truth[category] = ground_truth(images, masks)
             self.mask_reports[category] = mask_report(images.samples, masks)
+            fractions = {sample.id: clipped_fraction(sample.image, images.preprocessing) for sample in images.samples}
+            self.clipped_images[category] = {image: fraction for image, fraction in fractions.items() if fraction > 0}
+            for warning in (
+                clipping_warning(category, fractions, images.preprocessing),
+                unscaled_warning(category, self.train.samples, images.samples, images.preprocessing),
+            ):
+                if warning:
+                    _log.warning("%s", warning)
             at_original = evaluation.resolution == "original"
             for warning in mask_warnings(category, self.mask_reports[category], at_original=at_original):
                 _log.warning("%s", warning)
@@ -113,17 +85,20 @@ class Fit:
             for category, images in self.tests.items()
         }
 
-    def fit(self, progress: Callable[[Phase, int, int, float | None], None]) -> FitResult:
-        """Pretrain if the method does, then fit it; evaluate epochs on the test set if an oracle is reported."""
+    def fit(
+        self, progress: Callable[[Phase, int, int, float | None], None], checkpoints: FitCheckpoints | None = None
+    ) -> FitResult:
+        """Pretrain if the method does so, then fit it; with the selection "oracle", evaluate epochs on the test set.
+
+        Args:
+            progress: called as `progress(phase, done, total, loss)`.
+            checkpoints: writes the state of the fit and restores it after an interruption; None: no checkpoints.
+        """
         result = FitResult(metrics_by_epoch={category: [] for category in self.tests})
         clock = Clock(self.method.setup.device)
-        if self.others:
-            with clock("pretrain"):
-                self.method.pretrain(self.others, lambda done, total, loss: progress("pretrain", done, total, loss))
-        iterative, best = self.method.iterative, (-1.0, -1.0)
+        iterative, phase = self.method.iterative, "pretrain" if self.others else "fit"
 
         def after_epoch(done: int, total: int, loss: float | None) -> None:
-            nonlocal best
             with clock.excluded("fit"):
                 # Progress without a loss, after epochs with one, reports work that changes no prediction.
                 is_epoch = iterative and (loss is not None or not result.losses)
@@ -136,10 +111,26 @@ class Fit:
                 every = self.evaluation.eval_every
                 if is_epoch and self.evaluation.selection != "last" and (done % every == 0 or done == total):
                     with _preserved_rng():
-                        best = self._evaluate_epoch(result, best)
+                        self._evaluate_epoch(result)
 
-        with clock("fit"):
-            self.method.fit(self.train, after_epoch)
+        if checkpoints:
+            saved = checkpoints.load()
+            if saved is not None:
+                with checkpoints.removed_on_error():
+                    result.load_state(saved, self._ground_truth)
+                clock.seconds = dict(result.seconds)
+            checkpoints.fit_state = lambda: result.state(clock.so_far())
+            checkpoints.excluded = lambda: clock.excluded(phase)
+            self.method.epoch_loop = checkpoints.epochs
+        try:
+            if self.others:
+                with clock("pretrain"):
+                    self.method.pretrain(self.others, lambda done, total, loss: progress("pretrain", done, total, loss))
+            phase = "fit"
+            with clock("fit"):
+                self.method.fit(self.train, after_epoch)
+        finally:
+            self.method.epoch_loop = None
         result.seconds = dict(clock.seconds)
         if iterative and not result.epoch:
             raise BenchError(
@@ -158,30 +149,29 @@ class Fit:
         originals = self._originals[prediction.category]
         calibration = self.calibration.get(prediction.category)
         if calibration and calibration.samples == self.tests[prediction.category].samples:
-            threshold = None  # it was set on these images, so their rate says nothing
+            threshold = None  # it was set on these images, so their rate is not meaningful
         evaluation = evaluate_category(prediction.predictions, threshold=threshold, originals=originals)
         samples = self.tests[prediction.category].samples
         if any(sample.saturations for sample in samples):
             _add_loco_metrics(evaluation, prediction.predictions, originals)
         return evaluation
 
-    def _evaluate_epoch(self, result: FitResult, best: tuple[float, float]) -> tuple[float, float]:
+    def _evaluate_epoch(self, result: FitResult) -> None:
         """Apply the authors' rule: the best sum of image and pixel AUROC on the test set, then of both APs."""
         predicted = [self._predict_category(category, "oracle", result.epoch) for category in self.tests]
         points = [self.evaluate(prediction).values for prediction in predicted]
         for prediction, point in zip(predicted, points, strict=True):
             result.metrics_by_epoch[prediction.category].append({"epoch": float(result.epoch), **point})
-        merit = (_mean_sum(points, "auroc"), _mean_sum(points, "ap"))
-        if merit > best:
-            result.oracle, best = [self._calibrate(prediction) for prediction in predicted], merit
-        return best
+        score_sums = (_mean_sum(points, "auroc"), _mean_sum(points, "ap"))
+        if score_sums > result.best:
+            result.oracle, result.best = [self._calibrate(prediction) for prediction in predicted], score_sums
 
     def _predict_category(self, category: str, selection: Selection, epoch: int) -> CategoryPrediction:
         clock = Clock(self.method.setup.device)
         scores, maps = zip(*self._predict(self.tests[category], clock), strict=True)
         predictions = replace(
             self._ground_truth[category], scores=np.concatenate(scores), maps=np.concatenate(maps)
-        ).rounded(self.evaluation.maps)
+        ).rounded(self.evaluation.map_precision)
         return CategoryPrediction(category, selection, epoch, clock.seconds["predict"], predictions)
 
     def _calibrate(self, prediction: CategoryPrediction) -> CategoryPrediction:
@@ -221,13 +211,16 @@ class Fit:
 
 
 def check_prediction(prediction: Prediction, images: torch.Tensor) -> None:
-    """Raise BenchError unless scores are (b,), maps are (b, h, w), and all values are finite."""
+    """Raise BenchError unless scores are (b,), maps are (b, h, w), and all values are finite floating-point numbers."""
     count, _, height, width = images.shape
     if prediction.scores.shape != (count,) or prediction.maps.shape != (count, height, width):
         raise BenchError(
             f"For {count} images of {height} x {width}, predict must return scores ({count},) and maps ({count}, "
             f"{height}, {width}); got {tuple(prediction.scores.shape)} and {tuple(prediction.maps.shape)}. Fix it."
         )
+    if not (prediction.scores.is_floating_point() and prediction.maps.is_floating_point()):
+        types = f"{prediction.scores.dtype} and {prediction.maps.dtype}"
+        raise BenchError(f"Scores and maps must be floating-point numbers, got {types}. End predict with .float().")
     if not (torch.isfinite(prediction.scores).all() and torch.isfinite(prediction.maps).all()):
         raise BenchError("Scores and maps must be finite; predict returned NaN or infinity. Fix the method's predict.")
 
@@ -238,8 +231,8 @@ def evaluate_category(
     """Return the metrics of one category. Defective images without a mask count for the image metrics only.
 
     Args:
-        predictions: of the category's test images.
-        threshold: of the scores, for precision, recall, F1 and false positive rate; None leaves these out.
+        predictions: predictions for the category's test images.
+        threshold: threshold of the scores, for precision, recall, F1 and false positive rate; None leaves these out.
         originals: evaluate pixels at the size of each image file, one image in memory at a time; None: of the input.
     """
     image = metrics.evaluate(predictions.scores, predictions.is_anomalous, None, None)
@@ -256,24 +249,24 @@ def evaluate_category(
     maps, masks = _pixels(predictions, labeled, originals)
     pixel = metrics.evaluate(predictions.scores[labeled], predictions.is_anomalous[labeled], maps, masks)
     return Evaluation(
-        _of_level(pixel.values, image=False) | _of_level(image.values, image=True),
-        _of_level(pixel.undefined, image=False) | _of_level(image.undefined, image=True),
+        _select_level(pixel.values, image=False) | _select_level(image.values, image=True),
+        _select_level(pixel.undefined, image=False) | _select_level(image.undefined, image=True),
         pixel.error_bound,
     )
 
 
 def _add_loco_metrics(evaluation: Evaluation, predictions: Predictions, originals: OriginalResolution | None) -> None:
-    """Add the metrics of MVTec LOCO AD: image AUROC of each kind of defect against the good images, and sPRO.
+    """Add the metrics of MVTec LOCO AD: image AUROC of each defect type against the good images, and sPRO.
 
     Saturation areas are in pixels of the original image, so sPRO needs that resolution.
     """
     is_good = ~predictions.is_anomalous
-    for kind in sorted(set(predictions.defects) - {GOOD}):
-        is_kind = np.array([defect == kind for defect in predictions.defects])
-        name = f"image_auroc_{kind.removesuffix('_anomalies')}"
+    for defect_type in sorted(set(predictions.defects) - {GOOD}):
+        is_defect_type = np.array([defect == defect_type for defect in predictions.defects])
+        name = f"image_auroc_{defect_type.removesuffix('_anomalies')}"
         if is_good.any():
-            chosen = is_good | is_kind
-            evaluation.values[name] = metrics.auroc(predictions.scores[chosen], is_kind[chosen])
+            is_evaluated = is_good | is_defect_type
+            evaluation.values[name] = metrics.auroc(predictions.scores[is_evaluated], is_defect_type[is_evaluated])
         else:
             evaluation.undefined[name] = "no good images"
     maps = predictions.maps
@@ -281,8 +274,8 @@ def _add_loco_metrics(evaluation: Evaluation, predictions: Predictions, original
         evaluation.undefined["spro_05"] = "no maps" if maps is None else "needs --resolution original"
         return
     labeled = np.flatnonzero(originals.has_pixel_labels)
-    regions = _OnDemand(labeled, lambda index: [Region(*region) for region in originals.regions(index)])
-    values = spro(_OnDemand(labeled, lambda index: originals.map(index, maps[index])), regions)
+    regions = ComputedSequence(labeled, lambda index: [Region(*region) for region in originals.regions(index)])
+    values = spro(ComputedSequence(labeled, lambda index: originals.map(index, maps[index])), regions)
     evaluation.values.update(values)
     if not values:
         evaluation.undefined["spro_05"] = "no defect pixels"
@@ -327,28 +320,15 @@ def _pixels(
     maps, masks = predictions.maps, predictions.masks
     if originals is None:
         return (None if maps is None else list(maps[labeled])), list(masks[labeled])
-    resized = None if maps is None else _OnDemand(labeled, lambda index: originals.map(index, maps[index]))
-    return resized, _OnDemand(labeled, originals.mask)
-
-
-class _OnDemand(Sequence[V]):
-    """The values of a function at some indices, computed at each access: large images are in memory one at a time."""
-
-    def __init__(self, indices: NDArray[np.intp], compute: Callable[[int], V]) -> None:
-        self._indices, self._compute = indices, compute
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, position: int) -> V:  # type: ignore[override]  # slices are not needed
-        return self._compute(int(self._indices[position]))
+    resized = None if maps is None else ComputedSequence(labeled, lambda index: originals.map(index, maps[index]))
+    return resized, ComputedSequence(labeled, originals.mask)
 
 
 def _mean_sum(points: list[dict[str, float]], name: str) -> float:
     return float(np.mean([point.get(f"image_{name}", 0.0) + point.get(f"pixel_{name}", 0.0) for point in points]))
 
 
-def _of_level(values: dict[str, V], *, image: bool) -> dict[str, V]:
+def _select_level(values: dict[str, V], *, image: bool) -> dict[str, V]:
     return {name: value for name, value in values.items() if name.startswith("image_") == image}
 
 

@@ -1,6 +1,5 @@
 """The image files of a job on another machine: read there at the same paths, or sent there and written to its cache."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -9,6 +8,10 @@ from pathlib import Path
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.execution.job import Job
+from bench.files import write_files
+
+FILES_AT_ONCE = 100
+"""Number of files that are written together; all are open at the same time."""
 
 
 def job_files(job: Job) -> set[Path]:
@@ -22,39 +25,28 @@ def write_images(job: Job, files: Mapping[str, bytes]) -> Job:
     """Return the job with files of this machine, written once for all jobs on the same data.
 
     Args:
-        job: with the paths of the machine that made it.
+        job: a job with the paths of the machine that created it.
         files: content of each file by such a path; a file that is written already is not needed.
     """
-    root = job.cache / "shipped" / job.data_digest
+    root = job.cache / "shipped" / job.data_hash
 
     def local_path(path: Path) -> Path:
         parent = sha256(str(path.parent).encode(errors="surrogateescape")).hexdigest()[:12]
-        target = root / parent / path.parent.name / path.name  # the file keeps its name, which its Sample.id contains
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_bytes(files[str(path)])
-            temporary.replace(target)
-        return target
+        return root / parent / path.parent.name / path.name  # the file keeps its name, which its Sample.id contains
 
-    def move(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        return tuple(
-            replace(sample, image=local_path(sample.image), masks=tuple(map(local_path, sample.masks)))
-            for sample in samples
-        )
+    missing = [path for path in sorted(job_files(job)) if not _has_content(local_path(path), files.get(str(path)))]
+    for start in range(0, len(missing), FILES_AT_ONCE):
+        write_files({local_path(path): files[str(path)] for path in missing[start : start + FILES_AT_ONCE]})
 
-    def move_all(groups: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
-        return {category: move(samples) for category, samples in groups.items()}
+    def move(sample: Sample) -> Sample:
+        return replace(sample, image=local_path(sample.image), masks=tuple(map(local_path, sample.masks)))
 
-    task = job.task
-    moved = replace(
-        task,
-        train=move(task.train),
-        tests=move_all(task.tests),
-        calibration=move_all(task.calibration),
-        others=move_all(task.others),
-    )
-    return replace(job, task=moved)
+    return replace(job, task=job.task.map_samples(move))
+
+
+def _has_content(path: Path, content: bytes | None) -> bool:
+    """Return whether the file exists and, if its content is given, has it."""
+    return path.is_file() and (content is None or path.read_bytes() == content)
 
 
 def check_local_files(job: Job) -> Job:

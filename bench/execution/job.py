@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -20,43 +19,50 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import load, save
 
 from bench import environment, registry
 from bench.config.options import ComputeOptions, EvaluationOptions, ExecutionOptions
 from bench.config.settings import resolve
 from bench.data.data_report import image_sizes
-from bench.data.images import FileImages, read
+from bench.data.images import FileImages
 from bench.data.protocol import Task
 from bench.data.value_range import NARROW, stored_value_range, value_range_warnings, with_value_range
 from bench.dataset import Sample
-from bench.errors import BenchError
-from bench.evaluation import timing
+from bench.errors import MAX_REASON, BenchError, error_text, shortened
 from bench.evaluation.timing import Clock
-from bench.execution.fit import CategoryPrediction, Fit, FitResult, representative_images
+from bench.execution.fit import Fit, representative_images
+from bench.execution.fit_checkpoint import job_checkpoints
+from bench.execution.fit_result import CategoryPrediction, FitResult
+from bench.execution.pictures_and_times import check_pictures, measure_times, to_8_bit
 from bench.method import Method, Preprocessing, Setup
+from bench.process_state import restored_state
 from bench.record import Predictions, Record, Run, Selection
+from bench.store import read_verified
 
 ProgressCallback = Callable[[str, str, int, int, float | None], None]
 """Called as `progress(label, phase, done, total, loss)` while a job runs."""
 
-TIMING_IMAGES = 8
-"""Number of test images that a timing measurement cycles through."""
+OutcomesCallback = Callable[[Sequence["Outcome"]], None]
+"""Called with the outcomes when the metrics are computed, but no pictures and times: a kill then loses only these."""
+
+MAX_WARNINGS = 100
+"""Largest number of warnings in a record."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One fit, fully resolved: it can be sent to another process, and its numbers depend on nothing else.
+    """One fit, fully resolved: it can be sent to another process, and its metrics depend on nothing else.
 
     Attributes:
-        run, task, data_digest: what is run, on which samples, with which hash of their files.
+        run, task, data_hash: what is run, on which samples, with which hash of their files.
         evaluation, compute, execution: the options of the plan.
-        weights, cache: folders.
+        weights, cache: folders of weights and of cached files.
+        runs: folder of the store, for checkpoints inside the fit.
         origin, command: stored in the record.
-        warnings: about the data set; stored in the record.
+        warnings: warnings about the dataset; stored in the record.
         checkpoint: file of the fitted method; None if it is trained here.
         full_timing: time everything, as `bench time`, not only the latency of one image.
         existing_record, saved_model: a record whose stored model is only timed, and that model's file; None if a method
@@ -65,12 +71,13 @@ class Job:
 
     run: Run
     task: Task
-    data_digest: str
+    data_hash: str
     evaluation: EvaluationOptions
     compute: ComputeOptions
     execution: ExecutionOptions
     weights: Path | None
     cache: Path
+    runs: Path
     origin: dict[str, str]
     command: str
     warnings: tuple[str, ...] = ()
@@ -81,12 +88,12 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Return the name of the job for people: "AMI-Net bottle, seed 0"."""
+        """Return the readable name of the job: "AMI-Net bottle, seed 0"."""
         return self.run.label(self.task.name)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return how files become inputs."""
+        """The preprocessing of the images."""
         return Preprocessing(**self.run.preprocessing)
 
 
@@ -96,7 +103,7 @@ class Outcome:
 
     record: Record
     predictions: Predictions | None = None
-    views: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     model: bytes | None = None
 
 
@@ -110,42 +117,66 @@ def run_locally(jobs: Iterable[Job], progress: ProgressCallback) -> Iterator[Job
         yield job, run_job(job, progress)
 
 
-def run_job(job: Job, progress: ProgressCallback) -> list[Outcome]:
+def run_job(job: Job, progress: ProgressCallback, keep: OutcomesCallback = lambda _: None) -> list[Outcome]:
     """Fit and evaluate: return one outcome per category and selection. An exception becomes failed records."""
     started = datetime.now(UTC)
-    with capture_warnings() as warnings:
+    with capture_warnings() as warnings, restored_state(job.run.title, job.compute.threads):
         try:
             if job.existing_record and job.saved_model:
-                outcomes = [_time_saved_model(job, job.existing_record, job.saved_model)]
+                record = job.existing_record
+                outcomes = [_time_saved_model(job, record, job.saved_model)]
+                job = replace(job, warnings=tuple(dict.fromkeys((*record.warnings, *job.warnings))))
             else:
-                outcomes = _fit_and_evaluate(job, _new_record(job, started), progress)
-            texts = [*job.warnings, *warnings]
-            outcomes = [replace(outcome, record=replace(outcome.record, warnings=texts)) for outcome in outcomes]
+                record = _new_record(job, started)
+                outcomes = _fit_and_evaluate(
+                    job, record, progress, lambda outcomes: keep(_with_warnings(outcomes, job, warnings))
+                )
             for outcome in outcomes:
-                outcome.record.to_json()  # a value that JSON cannot express is a failure of this job
+                Record.from_json(outcome.record.to_json())  # a value that cannot be stored is a failure of this job
                 seconds = ", ".join(f"{phase} {value:.2f} s" for phase, value in outcome.record.seconds.items())
                 _log.info("%s: %s", job.label, seconds)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the other jobs must run
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  the other jobs must run
             lines = traceback.format_exception(error, limit=-3)
-            reason = str(error) if isinstance(error, BenchError) else "".join(lines).strip()
-            return failure_outcomes(job, reason, warnings, started)
-    return outcomes
+            reason = error_text(error) if isinstance(error, BenchError) else "".join(lines).strip()
+            outcomes = failure_outcomes(job, reason, started)
+    return _with_warnings(outcomes, job, warnings)
 
 
-def failure_outcomes(
-    job: Job, reason: str, warnings: Sequence[str] = (), started: datetime | None = None
-) -> list[Outcome]:
+def unfinished_outcomes(job: Job, outcomes: Sequence[Outcome], reason: str) -> list[Outcome]:
+    """Return the outcomes that a killed job had kept, with the reason why they have no pictures and times."""
+    warning = shortened(f"There are no pictures and no latency. {reason}")
+    return [
+        replace(
+            outcome,
+            record=replace(
+                outcome.record,
+                latency={"error": "the measurement was stopped; see the warnings"} if job.evaluation.time else {},
+                warnings=[*outcome.record.warnings, warning],
+            ),
+        )
+        if outcome.record.selection == "last"  # others never have pictures and times
+        else outcome
+        for outcome in outcomes
+    ]
+
+
+def _with_warnings(outcomes: Sequence[Outcome], job: Job, warnings: Sequence[str]) -> list[Outcome]:
+    texts = [*job.warnings, *warnings]
+    return [replace(outcome, record=replace(outcome.record, warnings=texts)) for outcome in outcomes]
+
+
+def failure_outcomes(job: Job, reason: str, started: datetime | None = None) -> list[Outcome]:
     """Return the outcomes of a job that failed: one record per category, with the reason."""
     record = _new_record(job, started or datetime.now(UTC))
     selection: Selection = "oracle" if job.evaluation.selection == "oracle" else "last"
-    record = replace(record, failure=reason, selection=selection, warnings=[*job.warnings, *warnings])
+    record = replace(record, failure=shortened(reason), selection=selection, warnings=list(job.warnings))
     return [Outcome(replace(record, category=category)) for category in job.task.tests]
 
 
 def build_method(job: Job) -> tuple[ModuleType, Method]:
-    """Return the method's module and the method, not fitted unless from a checkpoint. Sets threads and seeds."""
-    if job.compute.threads:
-        torch.set_num_threads(job.compute.threads)
+    """Return the method's module and the method, not fitted unless from a checkpoint. Sets the seeds."""
     seed = environment.derive_seed(job.run.seed, job.task.name)
     environment.seed_everything(seed)
     module = registry.load("methods", job.run.method)
@@ -157,12 +188,14 @@ def build_method(job: Job) -> tuple[ModuleType, Method]:
         job.preprocessing.size, device, seed, job.weights, job.cache / "features", precision, job.compute.compile
     )
     settings, _ = resolve(module.Settings, {key: (value, "") for key, value in job.run.settings.items()}, job.run.name)
-    kind: type[Method] = module.METHOD
+    method_class: type[Method] = module.METHOD
     if not job.checkpoint:
-        return module, kind(settings, setup)
+        return module, method_class(settings, setup)
     if not job.checkpoint.is_file():
-        raise BenchError(f"--checkpoint must contain {kind.checkpoint} per category; {job.checkpoint} does not exist.")
-    return module, kind.from_checkpoint(job.checkpoint, settings, setup)
+        raise BenchError(
+            f"--checkpoint must contain {method_class.checkpoint} per category; {job.checkpoint} does not exist."
+        )
+    return module, method_class.from_checkpoint(job.checkpoint, settings, setup)
 
 
 def source_hash(module: ModuleType) -> str:
@@ -172,12 +205,13 @@ def source_hash(module: ModuleType) -> str:
 
 @contextmanager
 def capture_warnings() -> Iterator[list[str]]:
-    """Collect the warnings that bench and its plug-ins log inside the block."""
+    """Collect the warnings that bench and its plug-ins log inside the block: the first ones and the last one."""
     messages: list[str] = []
 
     class ListHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
+            messages[MAX_WARNINGS - 1 :] = []  # the newest one replaces the last
+            messages.append(shortened(record.getMessage()))
 
     handler = ListHandler(logging.WARNING)
     logger = logging.getLogger("bench")
@@ -194,7 +228,7 @@ def _new_record(job: Job, started: datetime) -> Record:
     return Record(
         run=job.run,
         category=job.task.name,
-        data_digest=job.data_digest,
+        data_hash=job.data_hash,
         pretrain_files=others,
         train_files=[] if job.checkpoint else [sample.id for sample in job.task.train],
         origin=job.origin,
@@ -204,7 +238,7 @@ def _new_record(job: Job, started: datetime) -> Record:
     )
 
 
-def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> list[Outcome]:
+def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback, keep: OutcomesCallback) -> list[Outcome]:
     module, method = build_method(job)
     preprocessing, data_report = _describe_training_images(job)
     record = replace(record, data_report=data_report)
@@ -218,29 +252,40 @@ def _fit_and_evaluate(job: Job, record: Record, progress: ProgressCallback) -> l
     if job.checkpoint:
         result = FitResult(metrics_by_epoch={category: [] for category in job.task.tests})
     else:
-        result = fit.fit(lambda phase, done, total, loss: progress(job.label, phase, done, total, loss))
+        result = fit.fit(
+            lambda phase, done, total, loss: progress(job.label, phase, done, total, loss),
+            job_checkpoints(job, module, device),
+        )
         levels = fit.train.used_levels()
         if levels and "value_range" not in data_report and levels[1] - levels[0] < NARROW * 255:
             _log.warning("%s: the training images use the levels %d to %d of 0 to 255 only, and are not "
                          "stretched.", job.task.name, *levels)  # fmt: skip
     predictions = list(result.oracle)
-    if job.evaluation.selection != "oracle" or not method.iterative:  # without epochs there is no best epoch
+    if job.evaluation.selection != "oracle":
+        progress(job.label, "predict", 0, 1, None)
         predictions = [*fit.predict_tests(epoch=result.epoch), *predictions]
     record = replace(
         record,
         losses=result.losses,
+        resumed_after=result.resumed_after,
         memory=environment.peak_memory(device),
         method_info=method.info(),
         environment=environment.describe(device),
         source_hash=source_hash(module),
     )
-    model = save(method.state()) if job.execution.keep_model else None
+    model = save(method.state_dict()) if job.execution.keep_model else None
     outcomes = []
     for done, prediction in enumerate(predictions):
         progress(job.label, "evaluate", done, len(predictions), None)
         outcome = _evaluate(job, record, fit, result, prediction)
         outcomes.append(replace(outcome, model=model) if outcome.record.selection == "last" else outcome)
-    return outcomes
+    keep(outcomes)
+    progress(job.label, "explain", 0, 1, None)
+    # The fitted method is that of the last epoch, so it gives no pictures or times of another one.
+    return [
+        _add_pictures_and_times(job, outcome, fit) if outcome.record.selection == "last" else outcome
+        for outcome in outcomes
+    ]
 
 
 def _describe_category(fit: Fit, prediction: CategoryPrediction) -> dict[str, Any]:
@@ -249,7 +294,12 @@ def _describe_category(fit: Fit, prediction: CategoryPrediction) -> dict[str, An
     scores = predictions.scores[~predictions.is_anomalous]
     quantiles = dict(zip(("min", "p25", "median", "p75", "p95", "max"), (0, 0.25, 0.5, 0.75, 0.95, 1), strict=True))
     summary = {name: float(np.quantile(scores, level)) for name, level in quantiles.items()} if scores.size else {}
-    return {"masks": fit.mask_reports[prediction.category], "good_scores": {"images": int(scores.size), **summary}}
+    clipped = fit.clipped_images[prediction.category]
+    return {
+        "masks": fit.mask_reports[prediction.category],
+        "good_scores": {"images": int(scores.size), **summary},
+        **({"clipped_images": clipped} if clipped else {}),
+    }
 
 
 def _describe_training_images(job: Job) -> tuple[Preprocessing, dict[str, Any]]:
@@ -266,14 +316,14 @@ def _describe_training_images(job: Job) -> tuple[Preprocessing, dict[str, Any]]:
 
 
 def _evaluate(job: Job, record: Record, fit: Fit, result: FitResult, prediction: CategoryPrediction) -> Outcome:
-    """Return the outcome of one category: metrics, and for the last epoch pictures and latency."""
+    """Return the metrics and predictions of one category, without pictures and times."""
     clock = Clock(torch.device("cpu"))
     with clock("evaluate"):
         evaluation = fit.evaluate(prediction)
     is_last = prediction.selection == "last"
     threshold, pixel_threshold = prediction.thresholds or (None, None)
     predictions, category = prediction.predictions, prediction.category
-    shown = representative_images(predictions)
+    picture_indices = representative_images(predictions)
     record = replace(
         record,
         category=category,
@@ -290,56 +340,51 @@ def _evaluate(job: Job, record: Record, fit: Fit, result: FitResult, prediction:
         test_files=list(predictions.files),
         calibration_files=[sample.id for sample in job.task.calibration.get(category, ())],
         data_report=record.data_report | _describe_category(fit, prediction),
-        artifacts={"views": {name: predictions.files[index] for name, index in shown.items()} if is_last else {}},
+        artifacts={
+            "pictures": {name: predictions.files[index] for name, index in picture_indices.items()} if is_last else {}
+        },
     )
-    if not is_last:  # the fitted method is that of the last epoch, so it gives no pictures or times of this one
-        return Outcome(record, predictions)
+    return Outcome(record, predictions)
+
+
+def _add_pictures_and_times(job: Job, outcome: Outcome, fit: Fit) -> Outcome:
+    """Return the outcome with the pictures and the latency. If the method fails here, it keeps its metrics."""
+    assert outcome.predictions is not None  # it has metrics
+    image_indices = representative_images(outcome.predictions)
+    tests, method = fit.tests[outcome.record.category], fit.method
+    indices, names = torch.tensor(list(image_indices.values())), list(image_indices)
+    pictures: dict[str, NDArray[np.uint8]] = {}
+    record = outcome.record
     with torch.no_grad():
-        record, views = _add_latency_and_views(job, record, fit, shown)
-    return Outcome(record, predictions, views)
-
-
-def _add_latency_and_views(
-    job: Job, record: Record, fit: Fit, shown: dict[str, int]
-) -> tuple[Record, dict[str, NDArray[np.uint8]]]:
-    """Return the record with its latency, and the pictures. If the method fails here, it keeps its metrics."""
-    tests, method, views = fit.tests[record.category], fit.method, dict[str, NDArray[np.uint8]]()
-    try:
-        images = torch.cat(list(tests.batches(1, torch.tensor(list(shown.values()))))).to(method.setup.device)
-        views = _views(method, images, list(shown))
+        images = torch.cat(list(tests.batches(1, indices))).to(method.setup.device)  # (b, 3, h, w)
+        pictures |= to_8_bit({"image": images}, names)
+        with _logged_error(f"{job.label}: no pictures of explain"):
+            explained = method.explain(images)
+            check_pictures(explained, images)
+            pictures |= to_8_bit(explained, names)
         if job.evaluation.time:
-            record = replace(record, latency=_latency(job, method, tests))
-    except Exception as error:  # noqa: BLE001  the metrics are valid whatever happens here
-        _log.warning("%s: no pictures or no latency: %s: %s", job.label, type(error).__name__, error)
-    return record, views
+            record = replace(record, latency={"error": "the measurement failed; see the warnings"})
+            with _logged_error(f"{job.label}: no latency"):
+                record = replace(record, latency=measure_times(method, tests, full=job.full_timing))
+    return replace(outcome, record=record, pictures=pictures)
+
+
+@contextmanager
+def _logged_error(result: str) -> Iterator[None]:
+    """Log any exception of the block as a warning that begins with the result that is missing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  the metrics are valid whatever happens here
+        _log.warning("%s: %s: %s", result, type(error).__name__, shortened(error_text(error), MAX_REASON))
 
 
 def _time_saved_model(job: Job, record: Record, model: Path) -> Outcome:
     """Return the record with all times of its stored model."""
     _, method = build_method(job)
-    method.restore(load_file(model))
+    method.load_state_dict(load(read_verified(model, record.artifacts.get("model_sha256"))))
     preprocessing = stored_value_range(job.preprocessing, record.data_report)
     images = FileImages(job.task.tests[record.category], preprocessing)
     with torch.no_grad():
-        return Outcome(replace(record, latency=_latency(job, method, images)))
-
-
-def _latency(job: Job, method: Method, tests: FileImages) -> dict[str, Any]:
-    """Return the latency, and all other times if the job asks for them, on images spread over the test set."""
-    device = method.setup.device
-    indices = torch.linspace(0, len(tests) - 1, min(TIMING_IMAGES, len(tests))).round().int()
-    if not job.full_timing:
-        return dict(timing.latency(method, torch.cat(list(tests.batches(TIMING_IMAGES, indices))).to(device)))
-    reads = [partial(read, tests.samples[index], tests.preprocessing) for index in indices.tolist()]
-    return timing.profile(method, reads, device) | {"environment": environment.describe(device)}
-
-
-def _views(method: Method, images: Tensor, names: list[str]) -> dict[str, NDArray[np.uint8]]:
-    """Return the images and what the method explains about them as 8-bit pictures; a map is scaled to its range."""
-    views = {}
-    for kind, pictures in {"image": images, **method.explain(images)}.items():
-        for name, picture in zip(names, pictures.detach().float().cpu(), strict=True):
-            low, high = (0.0, 1.0) if picture.ndim == 3 else (float(picture.min()), float(picture.max()))
-            pixels = ((picture - low) / max(high - low, 1e-12)).clamp(0, 1).mul(255).round().byte().numpy()
-            views[f"{name}.{kind}"] = pixels.transpose(1, 2, 0) if picture.ndim == 3 else pixels
-    return views
+        return Outcome(replace(record, latency=measure_times(method, images, full=job.full_timing)))

@@ -6,6 +6,9 @@ The images are synthetic and tiny: the checks test whether a method satisfies th
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +18,10 @@ from torch import Tensor
 
 from bench.config.settings import resolve
 from bench.environment import seed_everything
-from bench.errors import BenchError, CheckResult
-from bench.method import Method, Prediction, Setup
+from bench.errors import MAX_REASON, BenchError, CheckResult, error_text, shortened
+from bench.execution.fit_checkpoint import FitCheckpoints
+from bench.execution.pictures_and_times import check_pictures
+from bench.method import Method, Prediction, Progress, Setup
 
 SIZE = (64, 64)
 
@@ -24,7 +29,7 @@ SIZE = (64, 64)
 class SyntheticImages:
     """Good images of a shaded square with noise, with the interface of a method's training images."""
 
-    digest = "synthetic images of the method checks"
+    content_hash = "synthetic images of the method checks"
 
     def __init__(self, size: tuple[int, int] = SIZE, count: int = 6, seed: int = 7) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -41,6 +46,10 @@ class SyntheticImages:
         """Yield batches as `bench.method.Images` requires."""
         pixels = self.pixels if order is None else self.pixels[order]
         yield from (pixels[start : start + size] for start in range(0, len(pixels), size))
+
+
+NOISE = 1e-6
+"""Standard deviation of the noise on images in [0, 1] in the check of stability: 1/4000 of a gray level."""
 
 
 def check_definitions(module: ModuleType) -> list[CheckResult]:
@@ -75,7 +84,9 @@ def _class(module: ModuleType) -> str:
         missing.append("pretrain")
     if missing:
         return f"{', '.join(missing)} is missing; define it"
-    overridden = [name for name in ("state", "restore") if getattr(method, name) is not getattr(Method, name)]
+    overridden = [
+        name for name in ("state_dict", "load_state_dict") if getattr(method, name) is not getattr(Method, name)
+    ]
     return f"it overrides {', '.join(overridden)}; name the attributes in `learned` instead" if overridden else ""
 
 
@@ -99,26 +110,32 @@ def check_method(module: ModuleType, settings: Any) -> list[CheckResult]:
         return results
     method = _MethodUnderTest(module, settings)
     checks: list[tuple[str, Callable[[], str]]] = [
-        ("predict and state before fit raise a BenchError.", method.raises_before_fit),
+        ("predict and state_dict before fit raise a BenchError.", method.raises_before_fit),
         ("fit calls progress: done increases up to total, losses are finite.", method.reports_progress),
         ("predict returns float32 scores (b,) and maps (b, h, w), all finite.", method.predicts_valid_values),
         ("An image has the same score alone and in a batch.", method.is_independent_of_the_batch),
         ("A later predict does not overwrite a prediction.", method.prediction_is_not_overwritten),
         ("Two predict calls return the same values.", method.is_deterministic),
         ("Two fits with one seed give the same predictions.", method.depends_on_seed_only),
-        ("A method that is restored from a state gives the same predictions.", method.can_be_restored),
+        ("A method that is loaded from its state gives the same predictions.", method.can_be_loaded),
         ("predict does not modify its images.", method.does_not_modify_images),
         ("explain returns pictures by name: (b, h, w) maps or (b, 3, h, w) images.", method.explains),
         ("info returns values for JSON.", method.info_is_json),
         ("Non-square images are accepted, or their size raises a BenchError.", method.accepts_non_square_images),
         ("An iterative method can predict inside progress; the fit does not change.", method.predicts_in_progress),
-        ("A method that pretrains can be restored after pretrain and fit.", method.pretrains),
+        ("A method that pretrains can be loaded after pretrain and fit.", method.pretrains),
+        ("A fit that continues from a checkpoint learns the same, bit by bit.", method.continues_from_checkpoint),
     ]
     for requirement, check in checks:
         try:
             results.append(CheckResult(requirement, check()))
-        except Exception as error:  # noqa: BLE001  the code of others may raise anything
-            results.append(CheckResult(requirement, f"{type(error).__name__}: {error}"))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  the code of others may raise anything
+            text = shortened(error_text(error), MAX_REASON)
+            results.append(CheckResult(requirement, f"{type(error).__name__}: {text}"))
+    if not any(result.problem for result in results):
+        results.append(method.check_stability())
     return results
 
 
@@ -148,7 +165,7 @@ class _MethodUnderTest:
 
     def raises_before_fit(self) -> str:
         method = self.create()
-        for name, call in (("predict", lambda: method.predict(self.test)), ("state", method.state)):
+        for name, call in (("predict", lambda: method.predict(self.test)), ("state_dict", method.state_dict)):
             try:
                 call()
             except BenchError:
@@ -202,14 +219,41 @@ class _MethodUnderTest:
         hint = "; draw only from setup.seed or from the global generators"
         return _difference(second.predict(self.test), self.fitted().predict(self.test), 0.0, hint)
 
-    def can_be_restored(self) -> str:
-        return self._restored_difference(self.fitted())
+    def check_stability(self) -> CheckResult:
+        """Measure how far predictions move with the number of threads, the batch size, and noise of `NOISE`."""
+        method, images = self.fitted(), self.test
+        noise = NOISE * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        expected, threads = method.predict(images), torch.get_num_threads()
+        others = {f"noise of {NOISE:g}": method.predict(images + noise)}
+        singles = [method.predict(image[None]) for image in images]
+        others["batches of one image"] = Prediction(
+            torch.cat([single.scores for single in singles]), torch.cat([single.maps for single in singles])
+        )
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                others[f"{count} thread{'s' if count > 1 else ''}"] = method.predict(images)
+        finally:
+            torch.set_num_threads(threads)
+        changes = {name: _largest_change(other, expected) for name, other in others.items()}
+        worst = max(changes, key=lambda name: changes[name])
+        requirement = (
+            f"Threads, batch size and noise of {NOISE:g} change predictions by at most {method.max_instability:g} of "
+            f"their largest value (measured: {changes[worst]:.1g}, with {worst})."
+        )
+        if changes[worst] <= method.max_instability:
+            return CheckResult(requirement)
+        hint = "compute small differences without cancellation, or set max_instability with the reason"
+        return CheckResult(requirement, f"{hint} in a comment")
 
-    def _restored_difference(self, method: Method) -> str:
-        restored = self.create()
-        restored.restore({name: value.clone() for name, value in method.state().items()})
+    def can_be_loaded(self) -> str:
+        return self._loaded_difference(self.fitted())
+
+    def _loaded_difference(self, method: Method) -> str:
+        loaded = self.create()
+        loaded.load_state_dict({name: value.clone() for name, value in method.state_dict().items()})
         hint = "; name all attributes that predict reads in `learned`"
-        return _difference(restored.predict(self.test), method.predict(self.test), 1e-6, hint)
+        return _difference(loaded.predict(self.test), method.predict(self.test), 1e-6, hint)
 
     def does_not_modify_images(self) -> str:
         images = self.test.clone()
@@ -217,12 +261,11 @@ class _MethodUnderTest:
         return "" if torch.equal(images, self.test) else "they were modified; work on a copy"
 
     def explains(self) -> str:
-        invalid = {
-            name: tuple(picture.shape)
-            for name, picture in self.fitted().explain(self.test).items()
-            if picture.shape not in {(3, *SIZE), (3, 3, *SIZE)}
-        }
-        return f"for 3 images, the shapes are {invalid}" if invalid else ""
+        try:
+            check_pictures(self.fitted().explain(self.test), self.test)
+        except BenchError as error:
+            return str(error)
+        return ""
 
     def info_is_json(self) -> str:
         json.dumps(self.fitted().info(), allow_nan=False)
@@ -262,7 +305,52 @@ class _MethodUnderTest:
         others = {"first": SyntheticImages(count=4, seed=8), "second": SyntheticImages(count=4, seed=9)}
         method.pretrain(others, lambda *_: None)
         method.fit(self.train, lambda *_: None)
-        return self._restored_difference(method)
+        return self._loaded_difference(method)
+
+    def continues_from_checkpoint(self) -> str:
+        """Interrupt a fit in the middle, continue it in a new method, and compare; without checkpoints, do nothing."""
+        self.fitted()
+        remaining = 1 + len(self._calls) // 2
+
+        def interrupt(*_: object) -> None:
+            nonlocal remaining
+            remaining -= 1
+            if not remaining:
+                raise _InterruptionError
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder).joinpath
+
+            def fit(progress: Progress) -> Method:
+                method = self.create()
+                checkpoints = FitCheckpoints(lambda number: path(str(number)), {}, 0, "the check")
+                checkpoints.load()
+                method.epoch_loop = checkpoints.epochs
+                method.fit(self.train, progress)
+                return method
+
+            with suppress(_InterruptionError):
+                fit(interrupt)
+            if not any(Path(folder).iterdir()):
+                return ""
+            state, expected = fit(lambda *_: None).state_dict(), self.fitted().state_dict()
+        different = [name for name in state if not torch.equal(state[name], expected[name])]
+        hint = "pass all objects that the loop changes to self.epochs"
+        return f"'{different[0]}' differs; {hint}" if different else ""
+
+
+class _InterruptionError(Exception):
+    """Ends a fit in the check of checkpoints."""
+
+
+def _largest_change(first: Prediction, second: Prediction) -> float:
+    """Return the largest difference of scores or maps, relative to the largest value."""
+    return max(
+        float(
+            (getattr(first, name) - getattr(second, name)).abs().max() / getattr(second, name).abs().max().clamp(1e-30)
+        )
+        for name in ("scores", "maps")
+    )
 
 
 def _difference(first: Prediction, second: Prediction, relative: float, hint: str) -> str:

@@ -1,16 +1,17 @@
-"""A data set as one plan uses it: its samples, its tasks, and the hashes of the files that decide the numbers."""
+"""A dataset as one plan uses it: its samples, its tasks, and the hashes of the files that affect the metrics."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from types import ModuleType
 from unicodedata import normalize
 
 from bench import registry
 from bench.config.plan import Plan
+from bench.data.content import content_hash, with_hashes
 from bench.data.fingerprint import category_fingerprints
-from bench.data.images import content_hash
 from bench.data.protocol import PROTOCOLS, Task, split_calibration, split_without_defects, subsample, with_others
 from bench.dataset import Sample
 from bench.errors import BenchError, check_known
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What a run states about its data set: name, whether its images are generated, a fingerprint of each category."""
+    """The dataset of a run: name, whether its images are generated, and a fingerprint of each category."""
 
     name: str
     synthetic: bool
@@ -35,46 +36,46 @@ class PlannedTask:
     Attributes:
         k, seed: shots and seed of the draw.
         task: the fit and its test images.
-        data_digest: hash of the files that decide its numbers.
+        data_hash: hash of the files that affect its metrics.
         calibrate: false positive rate of its threshold: that of the plan, or of a task without defective test images.
-        warnings: about the task, for the records.
-        has_tests: whether there are test images; else held-out images take their place.
+        warnings: warnings about the task, for the records.
+        has_tests: whether there are test images; else held-out images are used as test images.
     """
 
     k: int
     seed: int
     task: Task
-    data_digest: str
+    data_hash: str
     calibrate: float
     warnings: tuple[str, ...] = ()
     has_tests: bool = True
 
 
 class PlannedData:
-    """The data set of a plan.
+    """The dataset of a plan.
 
     Attributes:
-        info: what the runs state about it.
+        info: what its runs record about it.
         samples: those of the plan's categories, at most as many as its limit.
-        warnings: of wrong counts, missing masks and the like, for the records.
+        warnings: warnings about wrong counts, missing masks and the like, for the records.
         skipped: category whose files cannot be read -> the reason.
 
-    Raises BenchError if the data set, a category or a protocol of the plan is wrong.
+    Raises BenchError if the dataset, a category or a protocol of the plan is wrong.
     """
 
     def __init__(self, plan: Plan) -> None:
         module = registry.load("datasets", plan.tasks.dataset)
         with capture_warnings() as warnings:
-            listed = list_samples(plan, module)
+            all_samples = list_samples(plan, module)
         name = plan.tasks.dataset if plan.tasks.dataset != "folder" else f"folder-{plan.data.resolve().name}"
         self.plan = plan
-        self.info = DatasetInfo(name, module.SYNTHETIC, category_fingerprints(listed))
+        self.info = DatasetInfo(name, module.SYNTHETIC, category_fingerprints(all_samples))
         self.warnings = tuple(warnings)
-        self.samples = _select_samples(plan, listed)
+        self.samples = _select_samples(plan, all_samples)
         self.skipped: dict[str, str] = {}
-        # A method may pretrain on categories that the call does not run, so that --category changes no number.
-        self._listed = subsample(listed, plan.tasks.limit) if plan.tasks.limit else listed
-        self._good_hashes: dict[str, str] = {}
+        # A method may pretrain on categories that the command does not run, so that --category changes no metric.
+        self._limited_samples = subsample(all_samples, plan.tasks.limit) if plan.tasks.limit else all_samples
+        self._hashed: dict[Sample, Sample] = {}
         self._logged: set[str] = set()
 
     def tasks(self, *, first_only: bool = False) -> list[PlannedTask]:
@@ -88,30 +89,30 @@ class PlannedData:
         """
         options = self.plan.tasks
         counts = options.k if options.protocol == "kshot" else (0,)
-        drawn = [planned for k in counts for seed in options.seed for planned in self._draw(k, seed)]
-        drawn = drawn[:1] if first_only else drawn
-        digests = self._content_hashes({planned.task.name: planned.task for planned in drawn})
+        planned_tasks = [planned for k in counts for seed in options.seed for planned in self._draw(k, seed)]
+        planned_tasks = planned_tasks[:1] if first_only else planned_tasks
+        hashes = self._content_hashes({planned.task.name: planned.task for planned in planned_tasks})
         return [
-            replace(planned, data_digest=digests[planned.task.name])
-            for planned in drawn
-            if planned.task.name in digests
+            replace(planned, task=planned.task.map_samples(self._with_hashes), data_hash=hashes[planned.task.name])
+            for planned in planned_tasks
+            if planned.task.name in hashes
         ]
 
     def with_pretraining(self, planned: PlannedTask) -> PlannedTask:
-        """Return the task with the other categories' good training images, which then belong to its data digest.
+        """Return the task with the other categories' good training images, which are then part of its `data_hash`.
 
         Raises:
             BenchError: if one of these images cannot be read.
         """
-        task = with_others(planned.task, self._listed)
+        task = with_others(planned.task, self._limited_samples)
         if not task.others:
             return planned
-        hashes = [planned.data_digest, *(self._good_hash(*item) for item in sorted(task.others.items()))]
-        digest = sha256("\n".join(hashes).encode()).hexdigest()
-        return replace(planned, task=task, data_digest=digest)
+        task = task.map_samples(self._with_hashes)
+        hashes = [planned.data_hash, *(content_hash(samples) for _, samples in sorted(task.others.items()))]
+        return replace(planned, task=task, data_hash=sha256("\n".join(hashes).encode()).hexdigest())
 
     def _draw(self, k: int, seed: int) -> list[PlannedTask]:
-        """Return the tasks of one seed and number of shots, without digests.
+        """Return the tasks of one seed and number of shots, without hashes.
 
         Calibration images are held out if the plan calibrates, or if a task has no defective test images.
         """
@@ -156,7 +157,8 @@ class PlannedData:
         for name, task in tasks.items():
             try:
                 categories = task.tests.keys() | {sample.category for sample in task.train}
-                hashes[name] = content_hash([sample for sample in self.samples if sample.category in categories])
+                samples = [sample for sample in self.samples if sample.category in categories]
+                hashes[name] = content_hash([self._with_hashes(sample) for sample in samples])
             except BenchError as error:
                 if len(tasks) == 1:
                     raise
@@ -168,47 +170,57 @@ class PlannedData:
             )
         return hashes
 
-    def _good_hash(self, category: str, samples: tuple[Sample, ...]) -> str:
-        """Return the hash of a category's good training images, computed once."""
-        if category not in self._good_hashes:
-            self._good_hashes[category] = content_hash(samples)
-        return self._good_hashes[category]
+    def _with_hashes(self, sample: Sample) -> Sample:
+        """Return the sample with the hashes of its files, computed once."""
+        if sample.hashes:
+            return sample
+        if sample not in self._hashed:
+            self._hashed[sample] = with_hashes(sample)
+        return self._hashed[sample]
 
 
 def list_samples(plan: Plan, module: ModuleType) -> list[Sample]:
-    """Return the samples of a data set's module in the plan's folder and layout.
+    """Return the samples of a dataset's module in the plan's folder and layout.
 
-    Raises BenchError if the folder does not hold the data set, or if a layout is given for a published one.
+    Raises BenchError if the folder does not contain the dataset, or if a layout is given for a published one.
     """
     layout = plan.tasks.layout
     if layout and plan.tasks.dataset != "folder":
         raise BenchError(
             f"--layout needs your own images; the layout of {plan.tasks.dataset} is fixed. Pass --dataset folder."
         )
-    samples: list[Sample] = module.samples(plan.data, layout) if layout else module.samples(plan.data)
+    name = plan.tasks.dataset
+    with registry.plugin_call("datasets", name):
+        samples = list(module.samples(plan.data, layout) if layout else module.samples(plan.data))
+    if not all(isinstance(sample, Sample) for sample in samples):
+        raise BenchError(f"samples of datasets/{name} must return objects of bench.dataset.Sample. Fix the file.")
+    for category in {sample.category for sample in samples}:  # it is the name of the record's file
+        if category in {"", ".", ".."} or Path(category).name != category or "\0" in category:
+            raise BenchError(f"A category must be a name without path separators, got {category!r}. Rename it.")
     return samples
 
 
 def _select_samples(plan: Plan, samples: list[Sample]) -> list[Sample]:
     tasks = plan.tasks
-    known = sorted({sample.category for sample in samples})
-    categories = _join_names_with_commas([normalize("NFC", name) for name in tasks.category], known)
-    check_known(categories, known, f"a category of {tasks.dataset}")
+    available = sorted({sample.category for sample in samples})
+    categories = _join_names_with_commas([normalize("NFC", name) for name in tasks.category], available)
+    check_known(categories, available, f"a category of {tasks.dataset}")
     if categories:
         samples = [sample for sample in samples if sample.category in categories]
     return subsample(samples, tasks.limit) if tasks.limit else samples
 
 
-def _join_names_with_commas(parts: Sequence[str], known: Sequence[str]) -> list[str]:
+def _join_names_with_commas(words: Sequence[str], available: Sequence[str]) -> list[str]:
     """Return the names in a list that was split at commas, where a known name itself may contain commas."""
-    by_parts = {tuple(part.strip() for part in name.split(",")): name for name in known}
+    by_words = {tuple(word.strip() for word in name.split(",")): name for name in available}
     names = []
     start = 0
-    while start < len(parts):
-        stops = range(len(parts), start, -1)  # the longest name first
-        pieces = ((tuple(part.strip() for part in parts[start:stop]), stop) for stop in stops)
+    while start < len(words):
+        stops = range(len(words), start, -1)  # the longest name first
+        candidates = ((tuple(word.strip() for word in words[start:stop]), stop) for stop in stops)
         name, start = next(
-            ((by_parts[piece], stop) for piece, stop in pieces if piece in by_parts), (parts[start], start + 1)
+            ((by_words[candidate], stop) for candidate, stop in candidates if candidate in by_words),
+            (words[start], start + 1),
         )
         names.append(name)
     return names

@@ -66,8 +66,8 @@ class AMINet(nn.Module):
     """AMI-Net.
 
     Args:
-        backbone: maps normalized images to stage maps, which have `channels` channels in total.
-        channels: see above.
+        backbone: maps normalized images to stage maps.
+        channels: number of channels of all stage maps together.
         side: side of the grid of tokens.
         width, heads, depth, clusters: sizes of the network.
         mean, std: normalization of the backbone.
@@ -109,7 +109,7 @@ class AMINet(nn.Module):
         return discrepancy(semantic + self.pos_embed, centers)  # (b, n, clusters)
 
     def inpaint(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Map tokens (b, n, width) and mask (b, n), True if hidden, to restored features (b, channels, 64, 64)."""
+        """Map tokens (b, n, width) and mask (b, n), True if masked, to restored features (b, channels, 64, 64)."""
         x = torch.where(mask[:, :, None], self.mask_token, tokens) + self.pos_embed
         for block in self.blocks:
             x = block(x)

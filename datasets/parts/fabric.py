@@ -40,11 +40,11 @@ def _profile(thread: Field, width: Field) -> Field:
 
 
 def _wear(defect_rng: Generator, weft: Field) -> Field:
-    """Return how much one weft thread is worn over a part of its length, (256, 256); 1 is a missing thread."""
+    """Return the wear of one weft thread over a part of its length, (256, 256); 1 is a missing thread."""
     x, y = defect_rng.integers(50, SIDE - 50, 2)
     thread, length = np.floor(weft[y, x]), defect_rng.uniform(20, 70)
-    worn = inside(np.abs(X - x) - length / 2, 8) * defect_rng.uniform(0.5, 1.1)
-    return np.where(np.floor(weft) == thread, worn, 0.0)
+    wear = inside(np.abs(X - x) - length / 2, 8) * defect_rng.uniform(0.5, 1.1)
+    return np.where(np.floor(weft) == thread, wear, 0.0)
 
 
 def _hole(fabric: Surface, defect_rng: Generator) -> Surface:

@@ -1,4 +1,4 @@
-"""List the files of a data set's folders. No image is opened.
+"""List the files of a dataset's folders. No image is opened.
 
 Hidden files and the files and folders that operating systems add (`__MACOSX`, `Thumbs.db`) are never listed. Folders
 are searched to a fixed depth, so links to a parent folder are harmless. Names are compared in composed Unicode (NFC),
@@ -51,11 +51,11 @@ def entries(folder: Path) -> list[Path]:
     try:
         if not folder.is_dir():
             return []
-        visible = (path for path in folder.iterdir() if not _is_of_system(path.name))
+        visible = (path for path in folder.iterdir() if not _is_system_file(path.name))
         return sorted(visible, key=lambda path: path.name)
     except OSError as error:
         raise BenchError(
-            f"The folders of a data set must be readable; {folder} is not ({error.strerror}). Change its permissions."
+            f"The folders of a dataset must be readable; {folder} is not ({error.strerror}). Change its permissions."
         ) from error
 
 
@@ -100,7 +100,7 @@ def image_tree(folder: Path) -> list[Path]:
 
 def all_files(folder: Path) -> list[Path]:
     """Return the files in a folder and its subfolders, folder by folder."""
-    return [path for place in _tree(folder, MAX_DEPTH, set()) for path in entries(place) if not path.is_dir()]
+    return [path for subfolder in _tree(folder, MAX_DEPTH, set()) for path in entries(subfolder) if not path.is_dir()]
 
 
 def relative_stem(path: Path, folder: Path) -> str:
@@ -110,9 +110,9 @@ def relative_stem(path: Path, folder: Path) -> str:
 
 def join_names(names: Iterable[str], maximum: int = MAX_NAMES) -> str:
     """Join names with commas; beyond the maximum, only their number is given."""
-    listed = list(names)
-    rest = f" and {len(listed) - maximum} more" if len(listed) > maximum else ""
-    return ", ".join(listed[:maximum]) + rest
+    names = list(names)
+    more = f" and {len(names) - maximum} more" if len(names) > maximum else ""
+    return ", ".join(names[:maximum]) + more
 
 
 def describe_folder(folder: Path) -> str:
@@ -133,5 +133,5 @@ def _tree(folder: Path, depth: int, visited: set[Path]) -> Iterator[Path]:
             yield from _tree(path, depth - 1, visited)
 
 
-def _is_of_system(name: str) -> bool:
+def _is_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM

@@ -1,7 +1,7 @@
-"""The layout that most inspection data sets share: `<category>/{train,test,ground_truth}/<defect>/<image>`.
+"""The layout that most inspection datasets share: `<category>/{train,test,ground_truth}/<defect>/<image>`.
 
-No image is opened. Subfolders of the folder of a defect are read as well. What lies in the three folders and is not
-used is counted and named in a warning.
+No image is opened. Subfolders of the folder of a defect are read as well. Files of the three folders that are not
+used are counted and named in a warning.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ from .files import (
     relative_stem,
     subfolders,
 )
-from .masks import FindMasks, MatchedMasks, match_masks, split_masks_beside
+from .masks import FindMasks, MatchedMasks, match_masks, split_adjacent_masks
 
 
 class Counts(NamedTuple):
@@ -40,36 +40,36 @@ class Counts(NamedTuple):
 
 
 class Folders(NamedTuple):
-    """How a data set names its folders.
+    """How a dataset names its folders.
 
     Attributes:
         good: names of the folders of good images, in lower case.
         images: folder of the images within the folder of each defect; "" if they are directly in it or in subfolders.
-        masks: finds the masks; None if they are in `ground_truth/<defect>/` or beside their images.
-        need_test: whether a category without test images is skipped.
+        masks: function that finds the masks; None if they are in `ground_truth/<defect>/` or next to their images.
+        requires_test_images: whether a category without test images is skipped.
     """
 
     good: tuple[str, ...] = (GOOD,)
     images: str = ""
     masks: FindMasks | None = None
-    need_test: bool = True
+    requires_test_images: bool = True
 
 
-USUAL = Folders()
+MVTEC_AD = Folders()
 """The folders of MVTec AD."""
 
 
 def list_official(
-    root: Path, title: str, counts: Mapping[str, Counts], hint: str, folders: Folders = USUAL
+    root: Path, title: str, counts: Mapping[str, Counts], hint: str, folders: Folders = MVTEC_AD
 ) -> list[Sample]:
-    """List a published data set. Logs a warning if categories are missing or counts differ from the official ones.
+    """List a published dataset. Logs a warning if categories are missing or counts differ from the official ones.
 
     Args:
         root: folder of the categories, or of a single category.
-        title: name of the data set in messages.
+        title: name of the dataset in messages.
         counts: the official counts by category.
-        hint: how to get the data set; the end of every error.
-        folders: how it names its folders.
+        hint: how to get the dataset; the end of every error.
+        folders: folder names of the dataset.
 
     Raises:
         BenchError: no category exists, or none has training and test images.
@@ -107,7 +107,7 @@ def warn_count_mismatch(samples: list[Sample], title: str, counts: Mapping[str, 
 
 
 def warn_unused_split(samples: list[Sample], title: str, split: str) -> None:
-    """Log a warning if categories have the folder `split` beside train/ and test/, which is not used."""
+    """Log a warning if categories have the folder `split` next to train/ and test/, which is not used."""
     images = {sample.category: sample.image for sample in samples}
     unused = [
         category
@@ -128,13 +128,13 @@ def list_categories(categories: Iterable[Path], title: str, hint: str, folders: 
     incomplete: list[str] = []
     for folder in sorted(categories, key=lambda path: path.name):
         members = list_category(folder, folders)
-        needed = {"train", "test"} if folders.need_test else {"train"}
+        needed = {"train", "test"} if folders.requires_test_images else {"train"}
         missing = needed - {sample.split for sample in members}
         if not missing:
             samples += members
         else:
-            places = {"train": f"train/{folders.good[0]}/", "test": "test/*/"}
-            names = " and ".join(places[split] for split in sorted(missing))
+            patterns = {"train": f"train/{folders.good[0]}/", "test": "test/*/"}
+            names = " and ".join(patterns[split] for split in sorted(missing))
             incomplete.append(f"{folder.name} (none in {names})")
     if not samples:
         raise BenchError(f"{title} needs training and test images; missing in {join_names(incomplete)}. {hint}")
@@ -143,7 +143,7 @@ def list_categories(categories: Iterable[Path], title: str, hint: str, folders: 
     return samples
 
 
-def list_category(folder: Path, folders: Folders = USUAL) -> list[Sample]:
+def list_category(folder: Path, folders: Folders = MVTEC_AD) -> list[Sample]:
     """List one category: training before test images, each sorted by defect and file name.
 
     Logs a warning for defective images in train/, for masks without image, for images without mask, and for other
@@ -151,7 +151,7 @@ def list_category(folder: Path, folders: Folders = USUAL) -> list[Sample]:
 
     Args:
         folder: folder with `train/` and `test/`; its name is the category.
-        folders: how the data set names its folders.
+        folders: how the dataset names its folders.
     """
     train, test = (_DefectFolders(folder, split, folders) for split in ("train", "test"))
     if train.defective:
@@ -159,33 +159,37 @@ def list_category(folder: Path, folders: Folders = USUAL) -> list[Sample]:
         log.warning("%s: images of train/ outside '%s' are not used, because methods are fitted on good images only: "
                     "%s.", folder.name, folders.good[0], join_names(names))  # fmt: skip
     samples = [
-        _sample(folder, "train", image, place / folders.images) for place in train.good for image in train.images[place]
+        _sample(folder, "train", image, defect_folder / folders.images)
+        for defect_folder in train.good
+        for image in train.images[defect_folder]
     ]
     samples += [
-        _sample(folder, "test", image, place / folders.images) for place in test.good for image in test.images[place]
+        _sample(folder, "test", image, defect_folder / folders.images)
+        for defect_folder in test.good
+        for image in test.images[defect_folder]
     ]
     unused: list[Path] = []
     defective: list[Sample] = []
-    for place in test.defective:
-        matched = _find_masks(folder, place, test, folders)
+    for defect_folder in test.defective:
+        matched = _find_masks(folder, defect_folder, test, folders)
         unused += matched.unused
-        for image in test.images[place]:
-            masks = matched.by_image.get(relative_stem(image, place / folders.images), ())
-            defective.append(_sample(folder, "test", image, place / folders.images, place.name, masks))
+        for image in test.images[defect_folder]:
+            masks = matched.by_image.get(relative_stem(image, defect_folder / folders.images), ())
+            defective.append(_sample(folder, "test", image, defect_folder / folders.images, defect_folder.name, masks))
     with_images = {path.name for path in test.defective}
     for path in subfolders(folder / "ground_truth"):
         if path.name not in with_images and path.name.lower() not in folders.good:
-            unused += split_masks_beside(path)[0]  # masks of a defect without images
+            unused += split_adjacent_masks(path)[0]  # masks of a defect without images
     if unused:
         paths = [path.relative_to(folder).as_posix() for path in unused]
         log.warning("%s: %d masks have no image and are not used: %s.", folder.name, len(paths), join_names(paths))
-    unmasked = [f"{sample.defect}/{sample.image.name}" for sample in defective if not sample.masks]
+    unmasked = [sample.id for sample in defective if not sample.masks]
     if 0 < len(unmasked) < len(defective):
         log.warning("%s: %d of %d defective images have no mask and count for the image metrics only: %s.",
                     folder.name, len(unmasked), len(defective), join_names(unmasked))  # fmt: skip
     samples += defective
     if not folders.images and folders.masks is None:
-        reported = {*unused, *(image for place in train.defective for image in train.images[place])}
+        reported = {*unused, *(image for defect_folder in train.defective for image in train.images[defect_folder])}
         _warn_unused_files(folder, samples, reported)
     check_unique(samples)
     return sorted(samples, key=lambda sample: (sample.split == "test", sample.defect, sample.folder, sample.image.name))
@@ -204,50 +208,50 @@ def check_unique(samples: Iterable[Sample]) -> None:
 
 
 class _DefectFolders:
-    """The folders of defect types of one split that have images, their images, and the masks beside these."""
+    """The folders of defect types of one split that have images, their images, and the masks next to these."""
 
     def __init__(self, folder: Path, split: str, folders: Folders) -> None:
         self.images: dict[Path, list[Path]] = {}
-        self.masks_beside: dict[Path, list[Path]] = {}
+        self.adjacent_masks: dict[Path, list[Path]] = {}
         for path in subfolders(folder / split):
-            images, masks = (image_files(path / folders.images), []) if folders.images else split_masks_beside(path)
+            images, masks = (image_files(path / folders.images), []) if folders.images else split_adjacent_masks(path)
             if images:
-                self.images[path], self.masks_beside[path] = images, masks
+                self.images[path], self.adjacent_masks[path] = images, masks
         self.good = [path for path in self.images if path.name.lower() in folders.good]
         self.defective = [path for path in self.images if path.name.lower() not in folders.good]
 
 
-def _find_masks(folder: Path, place: Path, test: _DefectFolders, folders: Folders) -> MatchedMasks:
-    """Return the masks of the images of one defect: those of the data set's own rule, of ground_truth/, or beside."""
-    images = test.images[place]
+def _find_masks(folder: Path, defect_folder: Path, test: _DefectFolders, folders: Folders) -> MatchedMasks:
+    """Return the masks of the images of one defect: by the rule of the dataset, in ground_truth/, or next to them."""
+    images = test.images[defect_folder]
     if folders.masks is not None:
-        by_image = folders.masks(folder, place.name)
-        stems = {relative_stem(image, place / folders.images) for image in images}
+        by_image = folders.masks(folder, defect_folder.name)
+        stems = {relative_stem(image, defect_folder / folders.images) for image in images}
         unused = [path for stem, paths in by_image.items() if stem not in stems for path in paths]
         return MatchedMasks(by_image, unused)
     mask_folder = next(
-        (path for path in subfolders(folder / "ground_truth") if nfc(path.name) == nfc(place.name)), None
+        (path for path in subfolders(folder / "ground_truth") if nfc(path.name) == nfc(defect_folder.name)), None
     )
     matched = MatchedMasks({}, [])
     if mask_folder is not None:
         masks = [path for path in all_files(mask_folder) if is_image(path)]
         for path in (*{path.parent for path in masks}, mask_folder):
             image_files(path)  # raises if two masks have one stem
-        matched = match_masks(place, images, mask_folder, masks)
-    beside = match_masks(place, images, place, test.masks_beside[place])
-    unused = [*matched.unused, *beside.unused]
-    # An image with masks in ground_truth/ needs none beside it.
-    unused += [path for key in beside.by_image.keys() & matched.by_image.keys() for path in beside.by_image[key]]
-    return MatchedMasks({**beside.by_image, **matched.by_image}, unused)
+        matched = match_masks(defect_folder, images, mask_folder, masks)
+    adjacent = match_masks(defect_folder, images, defect_folder, test.adjacent_masks[defect_folder])
+    unused = [*matched.unused, *adjacent.unused]
+    # An image with masks in ground_truth/ needs none next to it.
+    unused += [path for key in adjacent.by_image.keys() & matched.by_image.keys() for path in adjacent.by_image[key]]
+    return MatchedMasks({**adjacent.by_image, **matched.by_image}, unused)
 
 
 def _warn_unused_files(folder: Path, samples: list[Sample], reported: set[Path]) -> None:
     """Log a warning with the files below train/, test/ and ground_truth/, and the other folders, that are not used."""
     used = {path for sample in samples for path in (sample.image, *sample.masks)} | reported
     tops = [folder / name for name in ("train", "test", "ground_truth")]
-    rest = [path for top in tops for path in all_files(top) if path not in used]
-    others = [path for path in rest if not is_image(path)]
-    images = [path for path in rest if is_image(path)]
+    unused = [path for top in tops for path in all_files(top) if path not in used]
+    others = [path for path in unused if not is_image(path)]
+    images = [path for path in unused if is_image(path)]
     parts = []
     if images:
         parts.append(f"{len(images)} images: {join_names(path.relative_to(folder).as_posix() for path in images)}")
@@ -256,9 +260,11 @@ def _warn_unused_files(folder: Path, samples: list[Sample], reported: set[Path])
         counted = ", ".join(f"{count} {extension}" for extension, count in sorted(extensions.items()))
         names = join_names(path.relative_to(folder).as_posix() for path in others)
         parts.append(f"{len(others)} files without the extension of an image ({counted}): {names}")
-    loose = image_files(folder)
-    if loose:
-        parts.append(f"{len(loose)} images beside train/ and test/: {join_names(path.name for path in loose)}")
+    top_images = image_files(folder)
+    if top_images:
+        parts.append(
+            f"{len(top_images)} images next to train/ and test/: {join_names(path.name for path in top_images)}"
+        )
     splits = {path.name: sum(map(is_image, all_files(path))) for path in subfolders(folder) if path not in tops}
     if any(splits.values()):
         parts.append("folders: " + join_names(f"{name}/ ({count} images)" for name, count in splits.items() if count))
@@ -267,8 +273,8 @@ def _warn_unused_files(folder: Path, samples: list[Sample], reported: set[Path])
 
 
 def _sample(  # noqa: PLR0917  as the fields of Sample
-    folder: Path, split: Split, image: Path, place: Path, defect: str = GOOD, masks: tuple[Path, ...] = ()
+    folder: Path, split: Split, image: Path, defect_folder: Path, defect: str = GOOD, masks: tuple[Path, ...] = ()
 ) -> Sample:
-    """Return a sample. `place` is the folder of the images of its defect type."""
-    subfolder = image.parent.relative_to(place).as_posix()
+    """Return a sample. `defect_folder` contains the images of its defect type."""
+    subfolder = image.parent.relative_to(defect_folder).as_posix()
     return Sample(image, nfc(folder.name), split, nfc(defect), masks, nfc(subfolder.removeprefix(".")))

@@ -1,18 +1,22 @@
 """Own images in any layout: patterns that map files to their roles, or a CSV table.
 
 Patterns are `role=pattern` pairs separated by semicolons, for example
-`good={category}/good/*; defect={category}/bad/*; mask={category}/masks/{stem}_m.png`. Paths are relative to the data
-set's folder. `*` and `?` match within a name, `**` any number of folders, `{category}`, `{defect}` and `{stem}` a name,
-which is then the category, the defect type or the image that a mask belongs to. Patterns are tried in their order; the
-first that matches counts.
+`good={category}/good/*; defect={category}/bad/*; mask={category}/masks/{stem}_m.png`. Paths are relative to the folder
+of the dataset. `*` and `?` match within a name, `**` any number of folders, `{category}`, `{defect}` and `{stem}` a
+name, which is then the category, the defect type or the image that a mask belongs to. Patterns are tried in their
+order; the first that matches is used.
 
 Roles: `train` good training images; `good` good test images, or, without `train`, good images of which a quarter is
 drawn as test images; `defect` defective test images; `test` test images, good or defective by `{defect}`; `mask` masks.
+A file that is named as the mask of an image next to it (`000_mask.png`), or is in a folder called masks below a folder
+of defective images, is a mask, whatever pattern matches it.
 """
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +26,7 @@ from bench.errors import BenchError, check_known
 
 from .files import absolute, all_files, is_image, join_names, log, nfc, subfolders
 from .layout import check_unique
-from .masks import image_stem
+from .masks import adjacent_masks, image_stem, in_mask_folder
 
 ROLES = ("train", "good", "defect", "test", "mask")
 
@@ -33,13 +37,13 @@ BAD_NAMES = frozenset({"bad", "ng", "nok", "ko", "defect", "defects", "defective
 """Names of folders of defective images of any type, in lower case."""
 
 TEST_FRACTION = 4
-"""One of so many good images is a test image if the layout does not say which are."""
+"""One of this many good images is a test image if the layout does not state the split."""
 
 COLUMNS = ("image", "split", "label", "mask", "category")
 
 
 class _Row(NamedTuple):
-    """One image. `split` is "" if it is to be drawn."""
+    """One image. `split` is "" if it is unknown."""
 
     image: Path
     category: str
@@ -57,17 +61,23 @@ def list_by_layout(root: Path, layout: str, title: str) -> list[Sample]:
     Raises:
         BenchError: the layout is invalid, or no category has training images.
     """
-    rows = _read_csv(root, Path(layout)) if layout.lower().endswith(".csv") else _match_patterns(root, layout)
+    rows = (
+        _read_csv(root, Path(layout).expanduser()) if layout.lower().endswith(".csv") else _match_patterns(root, layout)
+    )
     samples = [_sample(row) for row in _draw_splits(rows)]
-    without = {row.category for row in rows} - {sample.category for sample in samples if sample.split == "train"}
-    if without or not samples:
-        missing = join_names(sorted(without)) or "any category"
+    without_training = {row.category for row in rows} - {
+        sample.category for sample in samples if sample.split == "train"
+    }
+    if without_training or not samples:
+        missing = join_names(sorted(without_training)) or "any category"
         raise BenchError(
             f"{title} needs good training images; --layout finds none for {missing} in {root}. Check its patterns, for "
             f"example train={{category}}/train/*."
         )
     check_unique(samples)
-    return sorted(samples, key=lambda one: (one.category, one.split == "test", one.defect, one.folder, one.image.name))
+    return sorted(
+        samples, key=lambda each: (each.category, each.split == "test", each.defect, each.folder, each.image.name)
+    )
 
 
 def propose_layout(root: Path) -> str:
@@ -104,7 +114,7 @@ def _match_patterns(root: Path, layout: str) -> list[_Row]:
         if not is_image(path) or not role:
             unused.append(name)
         elif role == "mask":
-            masks.append((path, groups))
+            masks.append((path, {name: text for name, text in groups.items() if name != "folder"}))
         else:
             defect = "" if role in {"train", "good"} else groups.get("defect") or _defect_of(path)
             is_good = not defect or (role == "test" and defect.lower() in GOOD_NAMES)
@@ -114,7 +124,23 @@ def _match_patterns(root: Path, layout: str) -> list[_Row]:
     if unused:
         log.warning("%s: %d files match no pattern of the layout and are not used: %s.",
                     root.name, len(unused), join_names(unused))  # fmt: skip
-    return _attach_masks(rows, masks, root)
+    rows, adjacent = _separate_masks(rows)
+    return _attach_masks(rows, masks + adjacent, root)
+
+
+def _separate_masks(rows: Sequence[_Row]) -> tuple[list[_Row], list[tuple[Path, dict[str, str]]]]:
+    """Return the rows that are images, and the masks that patterns of images match, each with its category."""
+    adjacent = adjacent_masks([row.image for row in rows])
+    images: list[_Row] = []
+    masks: list[tuple[Path, dict[str, str]]] = []
+    for row in rows:
+        if row.image in adjacent:
+            masks.append((row.image, {"category": row.category, "defect": row.defect, "folder": row.folder}))
+        elif row.defect != GOOD and in_mask_folder(row.folder.split("/")):
+            masks.append((row.image, {"category": row.category}))
+        else:
+            images.append(row)
+    return images, masks
 
 
 def _parse(layout: str) -> list[tuple[str, Callable[[str], "re.Match[str] | None"]]]:
@@ -159,8 +185,8 @@ def _compile(pattern: str) -> Callable[[str], "re.Match[str] | None"]:
 
 
 def _attach_masks(rows: Sequence[_Row], masks: Sequence[tuple[Path, dict[str, str]]], root: Path) -> list[_Row]:
-    """Return the rows with their masks: those of the same category, defect and name, as far as the pattern has them."""
-    found: dict[int, list[Path]] = {}
+    """Return the rows with their masks: those of the same name, category, defect and folder if given."""
+    masks_by_row: dict[int, list[Path]] = {}
     unused = []
     by_name: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -169,39 +195,26 @@ def _attach_masks(rows: Sequence[_Row], masks: Sequence[tuple[Path, dict[str, st
     for path, groups in masks:
         stem = groups.get("stem") or image_stem(path.stem) or ""
         candidates = by_name.get(stem) or by_name.get(nfc(path.stem), [])
-        for key in ("category", "defect"):
-            if groups.get(key):
+        for key in ("category", "defect", "folder"):
+            if key in groups:
                 candidates = [index for index in candidates if getattr(rows[index], key) == groups[key]]
         if len(candidates) == 1:
-            found.setdefault(candidates[0], []).append(path)
+            masks_by_row.setdefault(candidates[0], []).append(path)
         else:
             unused.append(path.relative_to(root).as_posix())
     if unused:
         log.warning("%s: %d masks belong to no image or to several, and are not used: %s.",
                     root.name, len(unused), join_names(unused))  # fmt: skip
-    return [row._replace(masks=tuple(sorted(found.get(index, ())))) for index, row in enumerate(rows)]
+    return [row._replace(masks=tuple(sorted(masks_by_row.get(index, ())))) for index, row in enumerate(rows)]
 
 
 def _read_csv(root: Path, table: Path) -> list[_Row]:
     """Return the images of a table with the columns image and label, and optionally split, mask and category."""
     table = table if table.is_file() else root / table
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
-    except (OSError, ValueError, csv.Error) as error:
-        raise BenchError(
-            f"--layout must be a readable CSV file; {table} is not ({error}). Correct the path."
-        ) from error
-    columns = set(reader.fieldnames or ())
-    if not {"image", "label"} <= columns:
-        raise BenchError(
-            f"{table} must have the columns image and label, and may have split, mask and category; it has "
-            f"{', '.join(sorted(columns)) or 'none'}. Rename or add them; save it with commas."
-        )
-    listed = []
-    for number, row in enumerate(rows, start=2):
-        split, label = row.get("split", "").lower(), row["label"]
+    rows = []
+    lines: dict[tuple[str, Path], int] = {}
+    for number, row in _table_rows(table):
+        split, label = row["split"].lower(), row["label"]
         if split not in {"", "train", "test"}:
             raise BenchError(f"split must be train, test or empty; line {number} of {table} has '{split}'. Correct it.")
         is_good = label.lower() in GOOD_NAMES
@@ -211,34 +224,103 @@ def _read_csv(root: Path, table: Path) -> list[_Row]:
                 f"label must be good or the type of a defect, and train must have good images only; line {number} of "
                 f"{table} has label '{label}' and split '{split}'. Correct it."
             )
-        masks = tuple(_existing(root, table, name.strip()) for name in row.get("mask", "").split("|") if name.strip())
-        category = nfc(row.get("category") or absolute(root).name)
-        image = _existing(root, table, row["image"])
-        place = Path(row["image"]).parent.as_posix()
-        folder = "" if place == "." else nfc(place.strip("/"))
-        listed.append(
-            _Row(image, category, split or ("" if is_good else "test"), defect, () if is_good else masks, folder)
+        masks = tuple(_existing(root, table, name.strip())[0] for name in row["mask"].split("|") if name.strip())
+        category = nfc(row["category"] or absolute(root).name)
+        image, folder = _existing(root, table, row["image"])
+        other = lines.setdefault((category, image), number)
+        if other != number:
+            raise BenchError(
+                f"An image must be in one line; lines {other} and {number} of {table} both name {image.name}. Remove "
+                f"one; separate several masks of an image by |."
+            )
+        rows.append(_Row(image, category, split or ("" if is_good else "test"), defect, masks, folder))
+    return _check_masks(rows, table)
+
+
+def _table_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number of each line of a table that is not empty, and its values by `COLUMNS`."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            lines = [(reader.line_num, values) for values in reader if any(map(str.strip, values))]
+    except (OSError, ValueError, csv.Error) as error:
+        raise BenchError(
+            f"--layout must be a readable CSV file in UTF-8; {table} is not ({error}). Correct the path or the file."
+        ) from error
+    _check_columns(header, table)
+    for number, values in lines:
+        if len(values) > len(header):
+            raise BenchError(
+                f"A line must have as many values as the first one, {len(header)}; line {number} of {table} has "
+                f"{len(values)}. Quote names with commas, and separate several masks by |."
+            )
+        yield number, dict.fromkeys(COLUMNS, "") | dict(zip(header, map(str.strip, values), strict=False))
+
+
+def _check_columns(header: Sequence[str], table: Path) -> None:
+    """Raise BenchError for missing, repeated and misspelled columns; log a warning with the others that are unused."""
+    if not {"image", "label"} <= set(header):
+        raise BenchError(
+            f"{table} must have the columns image and label, and may have split, mask and category; it has "
+            f"{', '.join(sorted(set(header))) or 'none'}. Rename or add them; save it with commas."
         )
-    return listed
+    for name in COLUMNS:
+        if header.count(name) > 1:
+            raise BenchError(f"A column must be there once; {table} has {name} {header.count(name)} times. Remove one.")
+    unused = [name for name in header if name and name not in COLUMNS]
+    for name in unused:
+        close = get_close_matches(name, [column for column in COLUMNS if column not in header], 1, 0.7)
+        if close:
+            raise BenchError(f"'{name}' is not a column of {table}. Did you mean '{close[0]}'? Rename or remove it.")
+    if unused:
+        log.warning("%s: the columns %s are not used; known are %s.",
+                    table.name, join_names(unused), ", ".join(COLUMNS))  # fmt: skip
 
 
-def _existing(root: Path, table: Path, name: str) -> Path:
-    """Return a file that a table names, relative to the data set's folder or to the table."""
-    for path in (root / name, table.parent / name):
-        if path.is_file():
-            return path
+def _check_masks(rows: Sequence[_Row], table: Path) -> list[_Row]:
+    """Return the rows of a table without masks of good images; log a warning for these and for shared masks.
+
+    Raises:
+        BenchError: a mask is an image of the table.
+    """
+    images = {row.image for row in rows}
+    counts = Counter(path for row in rows if row.defect != GOOD for path in row.masks)
+    wrong = [path.name for path in counts if path in images]
+    if wrong:
+        raise BenchError(f"Masks must not be images of {table}; {join_names(wrong)} are. Correct the column mask.")
+    shared = [path.name for path, count in counts.items() if count > 1]
+    if shared:
+        log.warning("%s: %d masks belong to several images each: %s.", table.name, len(shared), join_names(shared))
+    with_masks = [row.image.name for row in rows if row.defect == GOOD and row.masks]
+    if with_masks:
+        log.warning("%s: the masks of %d good images are not used: %s.",
+                    table.name, len(with_masks), join_names(with_masks))  # fmt: skip
+    return [row if row.defect != GOOD else row._replace(masks=()) for row in rows]
+
+
+def _existing(root: Path, table: Path, name: str) -> tuple[Path, str]:
+    """Return a file that a table names, relative to the dataset's folder or to the table, and its folder below these.
+
+    The folder of a file outside both is the name of its folder, because ids are stored and have no private paths.
+    """
+    for base in (root, table.parent):
+        path, above = absolute(base / name), absolute(base)
+        if name and path.is_file():
+            folder = path.parent.relative_to(above).as_posix() if path.is_relative_to(above) else path.parent.name
+            return path, nfc("" if folder == "." else folder)
     raise BenchError(f"{table} must name files relative to {root} or to itself; {name} does not exist. Correct it.")
 
 
 def _draw_splits(rows: Sequence[_Row]) -> Iterator[_Row]:
     """Yield the rows with the split of each good image that has none: by a hash of its name, a quarter are tests."""
-    undecided: dict[str, list[_Row]] = {}
+    without_split: dict[str, list[_Row]] = {}
     for row in rows:
         if row.split:
             yield row
         else:
-            undecided.setdefault(row.category, []).append(row)
-    for category, members in undecided.items():
+            without_split.setdefault(row.category, []).append(row)
+    for category, members in without_split.items():
         ordered = sorted(members, key=lambda row: sha256(_draw_key(row).encode(errors="surrogateescape")).digest())
         count = len(ordered) // TEST_FRACTION
         log.warning("%s: the layout gives no split; %d of %d good images are drawn as test images by a hash of their "

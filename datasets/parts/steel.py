@@ -10,13 +10,13 @@ DEFECTS = ("dent", "pitting", "scratch", "stain")
 
 def draw(rng: Generator, defect: str | None, defect_rng: Generator) -> Surface:
     """Draw a brushed sheet and apply a defect to it."""
-    slant = rng.normal(0, 0.02)  # of the brushing direction
+    slant = rng.normal(0, 0.02)  # slant of the brushing direction
     lines = 0.55 * smooth_noise(rng, 60, 0.55, slant) + 0.35 * smooth_noise(rng, 20, 0.55, slant)
     lines = lines + 0.25 * smooth_noise(rng, 7, 0.55, slant)
     band = np.exp(-(((Y - SIDE * rng.uniform(0.3, 0.7) + 0.15 * X) / 95) ** 2))  # reflection of the lamp
     tone = 0.47 + rng.normal(0, 0.012) + 0.008 * smooth_noise(rng, 50) + 0.16 * band
-    cast = rgb(0.985, 1.0, 1.01)
-    color = (tone + 0.045 * lines) * cast
+    tint = rgb(0.985, 1.0, 1.01)
+    color = (tone + 0.045 * lines) * tint
     sheet = Surface(color, 0.10 * lines, np.full((SIDE, SIDE), 0.10))
     return DEFECT_FUNCTIONS[defect](sheet, defect_rng) if defect in DEFECT_FUNCTIONS else sheet
 
@@ -56,9 +56,9 @@ def _stain(sheet: Surface, defect_rng: Generator) -> Surface:
     """Add a dried drop: slightly darker inside, darker at the rim."""
     x, y = defect_rng.uniform(40, SIDE - 40, 2)
     distance = blob(defect_rng, x, y, defect_rng.uniform(8, 24), 0.25)
-    dried = defect_rng.uniform(0.15, 0.6) * (0.5 * inside(distance, 3) + 0.7 * inside(np.abs(distance + 1) - 1, 2.5))
-    tint = 1 - dried * rgb(0.13, 0.17, 0.24)
-    return Surface(sheet.color * tint, sheet.height, sheet.gloss * (1 - 0.6 * dried))
+    opacity = defect_rng.uniform(0.15, 0.6) * (0.5 * inside(distance, 3) + 0.7 * inside(np.abs(distance + 1) - 1, 2.5))
+    tint = 1 - opacity * rgb(0.13, 0.17, 0.24)
+    return Surface(sheet.color * tint, sheet.height, sheet.gloss * (1 - 0.6 * opacity))
 
 
 DEFECT_FUNCTIONS = {"dent": _dent, "pitting": _pitting, "scratch": _scratch, "stain": _stain}

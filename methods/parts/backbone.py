@@ -20,7 +20,7 @@ from .frozen import exclude_from_state
 
 
 def channels_and_strides(tag: str, stages: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the channels and the strides (input pixels per feature) of the stages, without weights and memory."""
+    """Return the channels and the strides (input pixels per feature) of the stages; loads no weights."""
     with torch.device("meta"):
         info = _create_network(architecture_name(tag), tuple(stages), seed=0).feature_info
     return tuple(info.channels()), tuple(info.reduction())
@@ -34,10 +34,10 @@ class Backbone(nn.Module):
     of a module that contains it.
 
     Attributes:
-        weights: their source and hash.
-        channels, strides: of each stage; strides in input pixels per feature.
-        mean, std: (1, 3, 1, 1) of the normalization.
-        identity: determines the feature maps of given images: the key of a cache of them.
+        weights: source and hash of the weights.
+        channels, strides: channels and strides of each stage; strides in input pixels per feature.
+        mean, std: (1, 3, 1, 1) mean and standard deviation of the normalization.
+        identity: key of a cache of features; equal keys give equal features of the same images.
     """
 
     mean: Tensor
@@ -59,9 +59,9 @@ class Backbone(nn.Module):
             tag: timm's name of architecture and weights, for example "wide_resnet50_2.tv_in1k".
             stages: indices of the feature maps, ascending, as timm counts them; in a ResNet 0 is the stem, and 1 to 4
                 are layer1 to layer4.
-            folder: of the user's own weights, searched first; or None.
-            seed: of random weights.
-            precision: of weights and feature maps; images are normalized in float32 in any case.
+            folder: folder of the user's own weights, searched first; or None.
+            seed: seed of random weights.
+            precision: precision of weights and features; images are normalized in float32 in any case.
             size: height and width of the images, for networks of a fixed input size such as ViT; None: that size.
         """
         super().__init__()
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return one feature map (b, c, h / stride, w / stride) per stage of (b, 3, h, w) RGB in [0, 1]."""
+        """Return the features (b, c, h / stride, w / stride) of each stage for (b, 3, h, w) RGB in [0, 1]."""
         normalized = (images.float() - self.mean) / self.std
         features: list[Tensor] = self.network(normalized.to(self._dtype, memory_format=torch.channels_last))
         if self._has_channels_last:
@@ -128,8 +128,8 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
     if missing or mismatched:
         raise BenchError(
             f"The weights must contain all {len(state)} tensors of the backbone; {weights.source} lacks {len(missing)}"
-            f"{f' (as {missing[0]})' if missing else ''} and {len(mismatched)} have another shape"
-            f"{f' (as {mismatched[0]})' if mismatched else ''}. Use a file of this architecture with all its stages."
+            f"{f' (for example {missing[0]})' if missing else ''} and {len(mismatched)} have another shape"
+            f"{f' (for example {mismatched[0]})' if mismatched else ''}. Use a file of the whole architecture."
         )
     network.load_state_dict({key: tensors.get(key, state[key]) for key in state})
     if weights.path and weights.path.name.startswith("resnet50.keras_in1k"):
@@ -160,7 +160,7 @@ def _create_network(architecture: str, stages: tuple[int, ...], seed: int, size:
             try:
                 network: Any = timm.create_model(architecture, features_only=True, out_indices=stages, **variant)
                 if size is not None and len(variants) > 1:
-                    _check_maps(network.eval(), size)
+                    _check_features(network.eval(), size)
                 break
             except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 errors.append(error)
@@ -168,24 +168,24 @@ def _create_network(architecture: str, stages: tuple[int, ...], seed: int, size:
         reason = " ".join(str(max(errors, key=lambda error: not isinstance(error, TypeError))).split())
         of_size = f" for images of {size[0]} x {size[1]}" if size is not None and len(variants) > 1 else ""
         raise BenchError(
-            f"timm must have the stages {stages} of '{architecture}' as feature maps{of_size}; it has not: "
+            f"timm must have the stages {stages} of '{architecture}' as feature maps{of_size}; it does not: "
             f"{reason.rstrip('.')}. Choose other stages or another size, or a network such as wide_resnet50_2.tv_in1k, "
             f"vit_small_patch16_224.augreg_in21k or swin_tiny_patch4_window7_224.ms_in1k."
         ) from errors[-1]
-    kind, _, last = network.feature_info.module_name()[-1].partition(".")
+    last_module, _, last = network.feature_info.module_name()[-1].partition(".")
     if (
-        kind == "blocks" and last.isdigit() and hasattr(network, "blocks")
+        last_module == "blocks" and last.isdigit() and hasattr(network, "blocks")
     ):  # EfficientNets would also compute the blocks after the last stage
         network.blocks = network.blocks[: int(last) + 1]
     return network
 
 
 @torch.no_grad()
-def _check_maps(network: Any, size: tuple[int, int]) -> None:
+def _check_features(network: Any, size: tuple[int, int]) -> None:
     """Raise an error unless the network gives a map of its channels per stage for images of `size`."""
-    maps = network(torch.zeros(1, 3, *size))
+    features = network(torch.zeros(1, 3, *size))
     is_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-    shapes = [tuple(stage.shape) for stage in maps]
+    shapes = [tuple(stage.shape) for stage in features]
     channels = [shape[-1 if is_last else 1] for shape in shapes if len(shape) == 4]
     if channels != list(network.feature_info.channels()):
         raise RuntimeError(f"its stages have the shapes {', '.join(map(str, shapes))}, not (1, channels, h, w)")
@@ -201,7 +201,7 @@ def fuse_batch_norm(network: Any) -> Any:
     norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
     if not norms:
         return network
-    outputs: list[tuple[Tensor, str]] = []  # of convolutions, with their names
+    outputs: list[tuple[Tensor, str]] = []  # outputs of convolutions, with their names
     pairs: list[tuple[str, str]] = []  # names of a convolution and its norm
 
     def record_as(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

@@ -8,28 +8,28 @@ from torch import Tensor
 from bench.method import Precision
 
 TILE = 1024
-"""Rows of the bank per matrix product."""
+"""Number of rows of the bank per matrix product."""
 
 N_RERANKED = 8
-"""Neighbors returned by the search in half precision whose distances are computed again in float32."""
+"""Number of neighbors from the search in half precision whose distances are computed again in float32."""
 
 MIN_PROJECTED_ROWS = 2048
-"""Rows of a bank from which the search in projected dimensions is faster."""
+"""Number of rows of a bank from which the search in projected dimensions is faster."""
 
 MIN_EXPLAINED_ENERGY = 0.95
 """Fraction of the rows' squared norms that a quarter of the dimensions must contain for the projected search."""
 
 GROUP = 8
-"""Rows whose minimum distance is compared first."""
+"""Number of rows whose minimum distance is compared first."""
 
 FALLBACK_FRACTION = 8
 """A query with more than one in so many groups as candidates is searched in all dimensions."""
 
 MAX_DISTANCES = 2**22
-"""Distances in memory at once."""
+"""Number of distances in memory at once."""
 
 PAIR_BLOCK = 256
-"""Pairs of query and row per block, few enough for the processor's cache."""
+"""Number of pairs of query and row per block, few enough for the cache of the CPU."""
 
 RESIDUAL_FLOOR = 1e-4
 """Minimum of a squared residual norm, relative to the largest squared norm: below it the root is rounding error."""
@@ -46,8 +46,8 @@ class ProjectedBank:
     residual: two such norms differ by at most the norm of the residuals' difference (triangle inequality).
 
     Attributes:
-        directions: (d, p), orthonormal.
-        floor: minimum of a squared residual norm.
+        directions: (d, p) orthonormal directions.
+        floor: lower bound of a squared residual norm.
         rows: (m, p + 2) projected rows and their squared norms. m is padded to whole groups by rows at infinite
             distance.
     """
@@ -60,7 +60,7 @@ class ProjectedBank:
     def from_rows(cls, rows: Tensor) -> "ProjectedBank | None":
         """Project rows (m, d) on a CPU; None if they are few, or if a quarter of the dimensions explains too little.
 
-        None on a GPU, where the search in all dimensions is fast and reading the number of candidates would wait.
+        None on a GPU: the search in all dimensions is fast, and the number of candidates would require synchronization.
         """
         if len(rows) < MIN_PROJECTED_ROWS or rows.device.type != "cpu":
             return None
@@ -92,7 +92,7 @@ class MemoryBank:
     """Normal patch features, prepared for the search.
 
     Attributes:
-        rows: (m, d), minus `center`.
+        rows: (m, d) patch features minus `center`.
         norms: (m,) squared norms of the rows.
         center: (d,) mean of all training patches. Squared distances have the smallest rounding error near 0.
         search_rows: (m, d) the rows in the precision of the search; `rows` itself at float32.
@@ -114,8 +114,9 @@ class MemoryBank:
         Args:
             rows: patch features minus the center.
             center: mean of all training patches.
-            precision: of the search.
-            count: neighbors per query. The projection, which takes a second to compute, is used for one neighbor only.
+            precision: precision of the search.
+            count: number of neighbors per query. The projection, which takes a second to compute, is used for one
+                neighbor only.
         """
         projected = ProjectedBank.from_rows(rows) if precision == "float32" and count == 1 else None
         return cls(rows, rows.square().sum(dim=1), center, rows.to(getattr(torch, precision)), projected)
@@ -131,8 +132,8 @@ def nearest_neighbors(queries: Tensor, bank: MemoryBank, count: int) -> tuple[Te
 
     Args:
         queries: (n, d), minus the bank's center.
-        bank: to search.
-        count: neighbors; k is `count`, or the number of rows if there are fewer.
+        bank: the bank to search.
+        count: number of neighbors; k is `count`, or the number of rows if there are fewer.
     """
     queries = queries.contiguous()  # the patches of a single image are transposed in memory, which is slow to index
     if bank.projected and count == 1 and not torch.compiler.is_compiling():  # it compiles in `bench export`

@@ -8,31 +8,26 @@ import json
 import logging
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.files import remove_abandoned, temporary_file
+
 FOLDER_BYTES = 16 * 2**30
 """Maximum size of a folder; the least recently used files are removed first."""
 
 RESERVE_BYTES = 2**30
-"""Disk space that always stays free."""
-
-STALE_SECONDS = 24 * 3600.0
-"""Age after which an unfinished file is removed: the process that wrote it was killed."""
+"""Bytes of disk space that always stay free."""
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_UNFINISHED = ".unfinished"
 
 
 def load(folder: Path, key: str) -> list[Tensor] | None:
@@ -61,42 +56,45 @@ def save(folder: Path, key: str, count: int, batches: Iterable[Sequence[Tensor]]
     """Write tensors batch by batch and return them memory-mapped.
 
     Args:
-        folder: of the cache.
-        key: of the file.
-        count: rows of each tensor.
-        batches: of each tensor (b, ...), together `count` rows.
+        folder: folder of the cache.
+        key: key of the file.
+        count: number of rows of each tensor.
+        batches: batches (b, ...) of each tensor, together `count` rows.
 
     Returns:
         Tensors (count, ...), or None if the disk is full or the folder is not writable; then not all batches were used.
     """
     path = _path(folder, key)
-    unfinished = path.with_name(f"{path.name}.{uuid4().hex}{_UNFINISHED}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w+b") as stream:
-            start = 0
-            for batch in batches:
-                if start == 0:
-                    header, offsets = _header(key, count, batch)
-                    if not _free_space(folder, offsets[-1] - offsets[0]):
-                        return None
-                    stream.write(header)
-                for offset, rows in zip(offsets, batch, strict=False):
-                    stream.seek(offset + start * rows[0].nbytes)
-                    stream.write(_bytes(rows))
-                start += len(batch[0])
-            stream.flush()
-            crc = _checksum(unfinished)
-            stream.seek(0)
-            stream.write(header.replace(b"0" * 8, crc.encode(), 1))
-        unfinished.replace(path)
+        with temporary_file(path) as unfinished:
+            is_complete = _write(unfinished, key, count, batches)
+            if is_complete:
+                unfinished.replace(path)
     except OSError as error:
         logging.getLogger(__name__).warning("Cannot write features to %s: %s", folder, error.strerror or error)
         return None
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-    return load(folder, key)
+    return load(folder, key) if is_complete else None
+
+
+def _write(path: Path, key: str, count: int, batches: Iterable[Sequence[Tensor]]) -> bool:
+    """Write a file of the cache; return False if there is no space for it."""
+    with path.open("w+b") as stream:
+        start = 0
+        for batch in batches:
+            if start == 0:
+                header, offsets = _header(key, count, batch)
+                if not _free_space(path.parent, offsets[-1] - offsets[0]):
+                    return False
+                stream.write(header)
+            for offset, rows in zip(offsets, batch, strict=False):
+                stream.seek(offset + start * rows[0].nbytes)
+                stream.write(_bytes(rows))
+            start += len(batch[0])
+        stream.flush()
+        crc = _checksum(path)
+        stream.seek(0)
+        stream.write(header.replace(b"0" * 8, crc.encode(), 1))
+    return True
 
 
 def _path(folder: Path, key: str) -> Path:
@@ -136,16 +134,14 @@ def _skip_header(stream: BinaryIO) -> None:
 
 def _free_space(folder: Path, needed: int) -> bool:
     """Remove the least recently used files until `needed` bytes fit into the folder; False if they never fit."""
+    remove_abandoned(folder)
     files = []
     for path in folder.iterdir():
         try:
             stat = path.stat()
         except FileNotFoundError:  # removed by another process
             continue
-        if path.name.endswith(_UNFINISHED):
-            if time.time() - stat.st_mtime > STALE_SECONDS:
-                path.unlink(missing_ok=True)
-        elif path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             files.append((stat.st_mtime, stat.st_size, path))
     used = sum(size for _, size, _ in files)
     if needed > FOLDER_BYTES or needed + RESERVE_BYTES > shutil.disk_usage(folder).free:

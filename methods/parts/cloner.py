@@ -27,9 +27,9 @@ class Cloner(nn.Module):
         """Create the network.
 
         Args:
-            channels: of the teacher's stages.
-            strides: of the teacher's stages, ascending powers of 2.
-            width: channels of all other convolutions; 0 gives each block the channels of its stage.
+            channels: channels of the teacher's stages.
+            strides: strides of the teacher's stages, ascending powers of 2.
+            width: number of channels of all other convolutions; 0 gives each block the channels of its stage.
         """
         super().__init__()
         self.strides = tuple(strides)
@@ -45,11 +45,11 @@ class Cloner(nn.Module):
 
     def forward(self, images: Tensor, activation: Activation = F.relu) -> list[Tensor]:
         """Return the stages; `activation` is applied after each convolution."""
-        maps, stages = images, []
+        features, stages = images, []
         for position, block in enumerate(self.blocks, start=1):
-            maps = block(maps, activation)
+            features = block(features, activation)
             if 2**position in self.strides:
-                stages.append(maps)
+                stages.append(features)
         return stages
 
 
@@ -62,11 +62,11 @@ class Block(nn.Module):
         self.inner = nn.ModuleList(nn.Sequential(_convolution(*pair), nn.BatchNorm2d(pair[1])) for pair in inner)
         self.last = _convolution(*last)
 
-    def forward(self, maps: Tensor, activation: Activation) -> Tensor:
+    def forward(self, features: Tensor, activation: Activation) -> Tensor:
         """Map (b, c, h, w) to (b, c', h / 2, w / 2)."""
         for layer in self.inner:
-            maps = activation(layer(maps))
-        return F.max_pool2d(activation(self.last(maps)), 2)
+            features = activation(layer(features))
+        return F.max_pool2d(activation(self.last(features)), 2)
 
 
 class GuidedReLU(torch.autograd.Function):

@@ -14,7 +14,7 @@ from bench.method import Setup
 M = TypeVar("M", bound=nn.Module)
 
 BACKEND: str | Callable[..., Any] = "inductor"
-"""Of torch.compile."""
+"""Backend of torch.compile."""
 
 
 def with_compiled_methods(network: M, setup: Setup, *names: str) -> M:

@@ -10,8 +10,8 @@ class Decoder(nn.Module):
     """Maps feature maps to images: four stages of two 3 x 3 convolutions without bias and ReLU, then one more to RGB.
 
     The first two stages end with a bilinear upsampling by 2 (align_corners=True); the output is resized to `size`
-    (h, w) if the stride of the features is not 4. Source: AMI-Net's code; that the second convolution of a stage keeps
-    the width of the first is our reading.
+    (h, w) if the stride of the features is not 4. Source: AMI-Net's code, except that the second convolution of a
+    stage keeps the width of the first: our choice.
     """
 
     def __init__(self, channels: int, size: tuple[int, int]) -> None:
@@ -30,20 +30,20 @@ class Decoder(nn.Module):
 
     @staticmethod
     def estimate_training_memory(channels: int, size: tuple[int, int], batch: int) -> int:
-        """Return the estimated bytes in float32 of weights, gradients, both moments and one step on `batch` images."""
+        """Return the estimated bytes in float32 of weights, gradients, Adam moments and one step on `batch` images."""
         n_features, n_weights, n_activations = size[0] * size[1] // 16, 27 * WIDTHS[-1], 0
         for before, after, scale in zip((channels, *WIDTHS[:-1]), WIDTHS, (1, 4, 16, 16), strict=True):
             n_weights += 9 * after * (before + after)
             n_activations += scale * n_features * (before + 3 * after)  # input, both convolutions, and a gradient
         return 4 * (4 * n_weights + batch * n_activations)
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Map (b, c, h / 4, w / 4) to (b, 3, h, w) in the units of the backbone's normalized input."""
         for number, stage in enumerate(self.stages):
-            maps = stage(maps)
+            features = stage(features)
             if number < 2:
-                maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)
-        images: Tensor = self.head(maps)  # (b, 3, h, w)
+                features = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
+        images: Tensor = self.head(features)  # (b, 3, h, w)
         if images.shape[2:] != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", align_corners=True)
         return images

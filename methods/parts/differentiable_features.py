@@ -24,8 +24,9 @@ def differentiable_stages(backbone: Backbone, inputs: Tensor) -> list[Tensor]:
     """Return the stages of the backbone in float32, with gradients for its input but not for its weights.
 
     Args:
-        backbone: frozen.
-        inputs: (b, 3, h, w), normalized as the weights require; the backbone's forward does this itself, this does not.
+        backbone: a frozen backbone.
+        inputs: (b, 3, h, w), normalized as the weights require; the backbone's own forward normalizes its input, this
+            function does not.
     """
     dtype = next(backbone.parameters()).dtype
     stages = backbone.network(inputs.to(dtype, memory_format=torch.channels_last))
@@ -62,9 +63,9 @@ class PooledFeatures:
     """The mean over positions of the last feature map of AlexNet or of a timm network, with gradients for the input.
 
     Attributes:
-        mean, std: (1, 3, 1, 1) of the normalization.
-        channels: of the feature map.
-        identity: determines the features of given images: the key of a cache of them.
+        mean, std: (1, 3, 1, 1) mean and standard deviation of the normalization.
+        channels: number of channels of the features.
+        identity: key of a cache of features; equal keys give equal features of the same images.
     """
 
     def __init__(self, tag: str, stage: int, setup: Setup) -> None:
@@ -72,8 +73,8 @@ class PooledFeatures:
 
         Args:
             tag: "alexnet", or timm's name of architecture and weights.
-            stage: of the timm network, as timm counts them; AlexNet has only one.
-            setup: gives folder of weights, device, seed and precision.
+            stage: stage of the timm network, as timm counts them; AlexNet has only one.
+            setup: setup with folder of weights, device, seed and precision.
         """
         if tag == ALEXNET:
             weights = find_feature_weights(tag, setup.weights)
@@ -88,8 +89,8 @@ class PooledFeatures:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Map normalized images (b, 3, h, w) to (b, channels) in float32."""
-        maps = self._alexnet(inputs) if self._alexnet else differentiable_stages(self._backbone, inputs)[0]
-        return maps.mean(dim=(2, 3))
+        features = self._alexnet(inputs) if self._alexnet else differentiable_stages(self._backbone, inputs)[0]
+        return features.mean(dim=(2, 3))
 
 
 def find_feature_weights(tag: str, folder: Path | None) -> Weights:

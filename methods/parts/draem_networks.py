@@ -32,18 +32,18 @@ class ReconstructionNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the reconstruction; its values are not limited."""
-        maps = self.encode(images)
+        features = self.encode(images)
         for position, block in enumerate(self.decoder):
-            maps = block(_double(maps) if position % 2 == 0 else maps)
-        output: Tensor = self.head(maps)
+            features = block(_double(features) if position % 2 == 0 else features)
+        output: Tensor = self.head(features)
         return output
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the latent map (b, 8 * width, h / 16, w / 16)."""
-        maps = images
+        features = images
         for level, block in enumerate(self.encoder):
-            maps = block(F.max_pool2d(maps, 2) if level else maps)
-        return maps
+            features = block(F.max_pool2d(features, 2) if level else features)
+        return features
 
 
 class SegmentationNetwork(nn.Module):
@@ -66,21 +66,21 @@ class SegmentationNetwork(nn.Module):
         _initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of "good" and "defective" of each pixel."""
-        maps, skips = images, []
+        """Map (b, 6, h, w) to the logits of "normal" and "defect" of each pixel, (b, 2, h, w)."""
+        features, skips = images, []
         for level, block in enumerate(self.encoder):
-            maps = block(F.max_pool2d(maps, 2) if level else maps)
-            skips.append(maps)
+            features = block(F.max_pool2d(features, 2) if level else features)
+            skips.append(features)
         skips.pop()
         for position, block in enumerate(self.decoder):
-            maps = block(_double(maps) if position % 2 == 0 else torch.cat([maps, skips.pop()], dim=1))
-        logits: Tensor = self.head(maps)
+            features = block(_double(features) if position % 2 == 0 else torch.cat([features, skips.pop()], dim=1))
+        logits: Tensor = self.head(features)
         return logits
 
 
-def _double(maps: Tensor) -> Tensor:
+def _double(features: Tensor) -> Tensor:
     """Resize (b, c, h, w) to (b, c, 2 * h, 2 * w)."""
-    return upsample(maps, (2 * maps.shape[2], 2 * maps.shape[3]), align_corners=True)
+    return upsample(features, (2 * features.shape[2], 2 * features.shape[3]), align_corners=True)
 
 
 def _block(*channels: int) -> nn.Sequential:

@@ -18,7 +18,7 @@ EXTRACTION_BATCH = 8
 
 
 def fuse(stages: Sequence[Tensor], *, average_pool: bool = False) -> Tensor:
-    """Concatenate stage maps (b, c_i, h_i, w_i) to (b, sum of c_i, h_0, w_0), channels last in memory.
+    """Concatenate the features of stages (b, c_i, h_i, w_i) to (b, sum of c_i, h_0, w_0), channels last in memory.
 
     Each stage is resized bilinearly to the grid of the first one (align_corners=True). `average_pool` then takes the
     mean of 3 x 3 features including zero padding, so a border is scaled by 2/3 and a corner by 4/9 (AMI-Net's code).
@@ -64,7 +64,7 @@ def _resize_matrix(source: int, target: int, average_pool: bool, device: torch.d
 
 
 class FrozenFeatures:
-    """The stage maps of the training images, computed once and cached as the backbone returned them.
+    """The features of the training images per stage, computed once and cached as the backbone returned them.
 
     They are cached before the resize, when they are smallest: in a file in `setup.cache`, mapped into memory and shared
     by all fits with the same images and backbone; without that folder in memory, if all of them need at most `budget`
@@ -84,11 +84,12 @@ class FrozenFeatures:
         """Store the arguments; features are computed in the first call of `batches`.
 
         Args:
-            extract: maps (b, 3, h, w) on the CPU to the stage maps on the device, without gradients.
+            extract: function from (b, 3, h, w) on the CPU to the features of each stage on the device, without
+                gradients.
             images: the training images.
-            setup: gives the device and the folder of cache files.
-            identity: determines the result of `extract`; "" does not use cache files.
-            budget: bytes of features in memory, or on the GPU.
+            setup: setup with the device and the folder of cache files.
+            identity: key of the result of `extract` in cache files; "" uses no cache files.
+            budget: maximum bytes of features in memory, or on the GPU.
         """
         self._extract, self._images, self._budget = extract, images, budget
         self._device = setup.device
@@ -98,7 +99,7 @@ class FrozenFeatures:
         self._is_loaded = False
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[list[Tensor]]:
-        """Yield the stage maps, each (b, c, h, w) with b <= size, of the images in `order`; None is file order."""
+        """Yield the features of each stage, (b, c, h, w) with b <= size, of the images in `order`; None: file order."""
         if not self._is_loaded:
             self._cached, self._is_loaded = self._load_or_compute(), True
         if self._cached is None:
@@ -109,7 +110,7 @@ class FrozenFeatures:
             yield [stage.index_select(0, batch).to(self._device, non_blocking=True) for stage in self._cached]
 
     def _load_or_compute(self) -> list[Tensor] | None:
-        """Return all stage maps, channels last in memory, or None if they are too large for both caches."""
+        """Return the features of all images, channels last in memory, or None if they are too large for both caches."""
         stages = self._load_or_write_file() if self._folder else None
         if stages is None:
             return self._compute_in_memory()
@@ -118,9 +119,9 @@ class FrozenFeatures:
         return [stage.to(self._device) for stage in stages] if fits else stages
 
     def _load_or_write_file(self) -> list[Tensor] | None:
-        """Return the stage maps, each (n, h, w, c); if there is no file with them, it is written first."""
+        """Return the features of each stage, (n, h, w, c); if there is no file with them, it is written first."""
         assert self._folder is not None
-        key = f"{self._images.digest} {self._identity}"
+        key = f"{self._images.content_hash} {self._identity}"
         cached = load(self._folder, key)
         if cached is None:
             batches = ([stage.permute(0, 2, 3, 1) for stage in stages] for stages in self._extract_all())

@@ -46,18 +46,18 @@ class Flow(nn.Sequential):
 class CouplingBlock2d(nn.Module):
     """One-sided affine coupling of maps (b, channels, h, w), a global affine map per channel, and a permutation.
 
-    The second half of the channels is scaled and shifted by what a small convolutional network computes from the first
+    The second half of the channels is scaled and shifted by the output of a small convolutional network for the first
     half. The permutation is random and fixed; it is stored with the weights.
     """
 
     permutation: Tensor
 
     def __init__(self, channels: int, hidden: int, kernel: int) -> None:
-        """Draw the permutation and the initial weights.
+        """Sample the permutation and the initial weights.
 
         Args:
-            channels: of its maps; the first half has one more if the number is odd.
-            hidden: channels inside the conditioner.
+            channels: number of channels; the first half has one more if it is odd.
+            hidden: number of channels inside the conditioner.
             kernel: odd side of its two convolutions.
         """
         super().__init__()
@@ -71,22 +71,22 @@ class CouplingBlock2d(nn.Module):
         )
         self.register_buffer("permutation", torch.randperm(channels))
 
-    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Map (b, channels, h, w) to the same shape, and return the log-determinant (b,)."""
-        first, second = maps.split(self.sizes, dim=1)
+        first, second = features.split(self.sizes, dim=1)
         log_scale, shift = (CONDITIONER_SCALE * self.conditioner(first).float()).chunk(2, dim=1)
         log_scale = CLAMP_2D * log_scale.tanh()  # (b, channels / 2, h, w)
         scale = CONDITIONER_SCALE * F.softplus(self.global_scale, beta=0.5)  # (channels, 1, 1)
         coupled = torch.cat([first, second * log_scale.exp() + shift], dim=1)
-        log_determinant = log_scale.sum(dim=(1, 2, 3)) + maps.shape[2] * maps.shape[3] * scale.log().sum()
+        log_determinant = log_scale.sum(dim=(1, 2, 3)) + features.shape[2] * features.shape[3] * scale.log().sum()
         return (coupled * scale + self.global_offset)[:, self.permutation], log_determinant
 
 
 class CouplingBlock(nn.Module):
     """A fixed permutation and a two-sided affine coupling of vectors (b, dimensions).
 
-    The first half is scaled and shifted by what a network computes from the second half, then the second half by what
-    another network computes from the result.
+    The first half is scaled and shifted by the output of a network for the second half, then the second half by the
+    output of another network for the result.
     """
 
     permutation: Tensor

@@ -10,7 +10,7 @@ def exclude_from_state(module: nn.Module) -> None:
 
     The module may be a part of another one. It keeps the tensors that it was constructed with.
     """
-    prefixes = [""]  # of the names of its tensors in the state dict that is loaded
+    prefixes = [""]  # prefixes of the names of its tensors in the state dict that is loaded
 
     def remove_tensors(_module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
         for key in [key for key in state if key.startswith(prefix)]:

@@ -13,15 +13,15 @@ class GaussianEstimator:
     The sums are of differences from the running mean (Chan, Golub, LeVeque 1979), so large means cause no cancellation.
 
     Attributes:
-        count: images so far.
-        mean: (n, d).
+        count: number of images so far.
+        mean: (n, d) running mean.
         scatter: (n, d, d) sum over the images of the outer products of the differences from the mean.
     """
 
-    def __init__(self, positions: int, dimensions: int, device: torch.device) -> None:
+    def __init__(self, n_positions: int, dimensions: int, device: torch.device) -> None:
         self.count = 0
-        self.mean = torch.zeros(positions, dimensions, device=device)
-        self.scatter = torch.zeros(positions, dimensions, dimensions, device=device)
+        self.mean = torch.zeros(n_positions, dimensions, device=device)
+        self.scatter = torch.zeros(n_positions, dimensions, dimensions, device=device)
 
     def add(self, features: Tensor) -> None:
         """Add the features (n, b, d) of b images."""
@@ -51,9 +51,9 @@ def whitening(covariance: Tensor, regularization: float) -> Tensor:
     """
     dimensions = covariance.shape[1]
     identity = torch.eye(dimensions, dtype=torch.float64, device=covariance.device)
-    for part in covariance.split(max(1, MAX_ELEMENTS // dimensions**2)):
-        factor = torch.linalg.cholesky(part.double() + regularization * identity)
-        part.copy_(torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False))
+    for chunk in covariance.split(max(1, MAX_ELEMENTS // dimensions**2)):
+        factor = torch.linalg.cholesky(chunk.double() + regularization * identity)
+        chunk.copy_(torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False))
     return covariance
 
 

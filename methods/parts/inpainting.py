@@ -1,9 +1,10 @@
 """AMI-Net's trainable network: two embeddings of the same patches, one to be inpainted, one to be clustered.
 
 Symbols of the paper (Luo et al., arXiv 2412.11802): f1 and f3 are the two embeddings, f_sem is the aggregation, f_in
-the inpainting blocks, f2 the prediction, S the positions, R the discrepancy.
+the inpainting blocks, f2 the prediction, S the position embeddings, R the discrepancy.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -16,26 +17,27 @@ from bench.method import Precision
 
 from .compile import share_parameters
 from .precision import MeanCenteredLinear
-from .transformer import Block, patchify, positions
+from .transformer import Block, patchify, sincos_pos_embed
 
 
 class Restoration(NamedTuple):
     """Results for b images at test time: n patches each, of k * k features with c channels."""
 
-    patches: Tensor  # (b, n, k * k * c) of the frozen features
+    patches: Tensor  # (b, n, k * k * c) frozen features
     restored: Tensor  # (b, n, k * k * c)
-    distances: Tensor  # (b, n) of each token to its nearest center
-    masks: Tensor  # (passes, b, n), True where a pass hides the token
+    distances: Tensor  # (b, n) distance of each token to its nearest center
+    clusters: Tensor  # (b, n) index of that center
+    masks: Tensor  # (passes, b, n), True for the tokens that a pass masks
 
 
 class Inpainter(nn.Module):
-    """Restores all patches of an image from those that are not hidden, and finds the centers of its clusters.
+    """Restores all patches of an image from those that are not masked, and computes the centers of its clusters.
 
     At the paper's size, `Inpainter(28672, (16, 16), width=768, depth=8, heads=12, aggregation_depth=1, clusters=8)`, it
     has 129,891,328 trainable parameters.
     """
 
-    positions: Tensor
+    pos_embed: Tensor
     INFERENCE_METHODS: ClassVar[tuple[str, ...]] = ("embed", "centers", "restore")  # compiled with `--compile`
 
     def __init__(
@@ -56,12 +58,12 @@ class Inpainter(nn.Module):
         Args:
             patch_dim: values per patch: patch * patch * channels.
             grid: rows and columns of patches.
-            width: of a token; must be a multiple of `heads` and of 4.
-            depth: inpainting blocks.
-            heads: of the attention.
-            aggregation_depth: blocks that find the centers.
-            clusters: of an image.
-            learn_mask_token: False keeps the token of a hidden patch at zero.
+            width: embedding dimension; must be a multiple of `heads` and of 4.
+            depth: number of inpainting blocks.
+            heads: number of attention heads.
+            aggregation_depth: number of blocks that compute the centers.
+            clusters: number of clusters of an image.
+            learn_mask_token: False keeps the token of a masked patch at zero.
             final_norm: adds a LayerNorm after each of the two stacks of blocks (authors' code).
 
         Raises:
@@ -70,7 +72,7 @@ class Inpainter(nn.Module):
         super().__init__()
         # f1 above f3: two strided convolutions are one matrix product after the map is cut into patches.
         self.embedding = nn.Linear(patch_dim, 2 * width)
-        self.register_buffer("positions", positions(width, *grid)[None])  # (1, n, width)
+        self.register_buffer("pos_embed", sincos_pos_embed(width, *grid)[None])  # (1, n, width)
         self.cluster_tokens = nn.Parameter(torch.empty(1, clusters, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=learn_mask_token)
         self.aggregation = nn.Sequential(*(Block(width, heads) for _ in range(aggregation_depth)))
@@ -91,14 +93,14 @@ class Inpainter(nn.Module):
         nn.init.normal_(self.cluster_tokens, std=0.02)
 
     def embed(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (b, n, patch_dim) to E1 for inpainting and E2 for clustering, each (b, n, width), without positions."""
+        """Map (b, n, patch_dim) to E1 for inpainting and E2 for clustering, each (b, n, width), without pos_embed."""
         first, second = self.embedding(patches).chunk(2, dim=2)
         return first, second
 
     def centers(self, semantic: Tensor) -> Tensor:
         """Return the cluster centers (b, clusters, width) of E2 (b, n, width), separately for each image."""
         queries = self.cluster_tokens.expand(len(semantic), -1, -1)
-        tokens = torch.cat([queries, semantic + self.positions], dim=1)  # (b, clusters + n, width)
+        tokens = torch.cat([queries, semantic + self.pos_embed], dim=1)  # (b, clusters + n, width)
         *first, last = self.aggregation
         for block in first:
             tokens = block(tokens)
@@ -107,22 +109,22 @@ class Inpainter(nn.Module):
 
     def distances(self, semantic: Tensor, centers: Tensor, *, squared: bool) -> Tensor:
         """Return R of every token E2 + S (b, n, width) to every center (b, clusters, width): (b, n, clusters)."""
-        return discrepancy(semantic + self.positions, centers, squared=squared)
+        return discrepancy(semantic + self.pos_embed, centers, squared=squared)
 
-    def hide(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def mask_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Replace E1 (b, n, width) by the mask token where `mask` (b, n) is True."""
         return torch.where(mask[:, :, None], self.mask_token.to(tokens.dtype), tokens)
 
     def restore(self, tokens: Tensor) -> Tensor:
-        """Map tokens (b, n, width), some of them hidden, to all patches (b, n, patch_dim)."""
-        restored: Tensor = self.prediction(self.norm(self.blocks(tokens + self.positions)))
+        """Map tokens (b, n, width), some of them masked, to all patches (b, n, patch_dim)."""
+        restored: Tensor = self.prediction(self.norm(self.blocks(tokens + self.pos_embed)))
         return restored
 
     def half_precision_copy(self, precision: Precision) -> "Inpainter":
         """Return a copy for predictions under autocast with its matrices cast once; at float32 the network itself.
 
         E2 is about ten times as long as the differences between its tokens, and the adaptive mask compares these
-        differences: if E2 were rounded to bfloat16, several in a hundred tokens would change their mask. So the
+        differences: if E2 were rounded to bfloat16, several percent of the tokens would change their mask. So the
         embedding is a MeanCenteredLinear, and the aggregation stays float32.
         """
         if precision == "float32":
@@ -137,11 +139,11 @@ class Inpainter(nn.Module):
         return half
 
     def estimate_training_memory(self, batch: int) -> int:
-        """Return the estimated bytes in float32 of weights, gradients, both moments and one step on `batch` images."""
+        """Return the estimated bytes in float32 of weights, gradients, Adam moments and one step on `batch` images."""
         n_weights = sum(parameter.numel() for parameter in self.parameters())
-        tokens, width = self.positions.shape[1:]
-        # Per token about 6 copies of its patch (features, output, differences, gradients), and per block 18 widths
-        # (norms, queries, keys, values, sums, and twice the four widths inside the mlp).
+        tokens, width = self.pos_embed.shape[1:]
+        # Each token saves about 6 copies of its patch (features, output, differences, gradients), and 18 * width values
+        # per block: norms, queries, keys, values, sums, and 2 * 4 * width values inside the MLP.
         values = 6 * self.prediction.out_features + 18 * width * (len(self.blocks) + len(self.aggregation))
         return 4 * (4 * n_weights + batch * tokens * values)
 
@@ -184,6 +186,15 @@ def inter_cluster_distance(centers: Tensor, *, squared: bool) -> Tensor:
     return total
 
 
+def mask_statistics(restorations: Iterable[Restoration], n_clusters: int) -> dict[str, float]:
+    """Return the means over images of "clusters_used", the clusters with tokens, and of the "masked_fraction"."""
+    n_used, fractions = [], []
+    for restoration in restorations:
+        n_used.append(F.one_hot(restoration.clusters, n_clusters).amax(dim=1).sum(dim=1).float())  # (b,)
+        fractions.append(restoration.masks[-1].float().mean(dim=1))  # (b,)
+    return {"clusters_used": float(torch.cat(n_used).mean()), "masked_fraction": float(torch.cat(fractions).mean())}
+
+
 def jittered(tokens: Tensor, *, scale: float, generator: Generator | None) -> Tensor:
     """Add Gaussian noise in proportion to the norm of each of the tokens (b, n, width), as in UniAD; 0 adds none."""
     if not scale:
@@ -218,7 +229,7 @@ def released_state(path: Path) -> dict[str, Tensor]:
         ) from error
     tensors["embedding.weight"] = torch.cat([patchify(kernel, kernel.shape[-1])[:, 0] for kernel, _ in embeddings])
     tensors["embedding.bias"] = torch.cat([bias for _, bias in embeddings])
-    names = {"cls_token": "cluster_tokens", "pos_embed": "positions", "auxiliary": "aggregation"}
+    names = {"cls_token": "cluster_tokens", "auxiliary": "aggregation"}
     names |= {"norm_auxi": "aggregation_norm", "inpainting_pred": "prediction"}
     roots = {key: key.split(".")[0] for key in tensors}
     return {names.get(root, root) + key.removeprefix(root): tensors[key] for key, root in roots.items()}

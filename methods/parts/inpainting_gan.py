@@ -1,4 +1,4 @@
-"""SCADN's generator, which restores images of which half is hidden, and the discriminator of its training.
+"""SCADN's generator, which restores images of which half is masked, and the discriminator of its training.
 
 Source: Xudong-Yan/SCADN at 5f25dd9 [C], an EdgeConnect network. Its convolutions before an instance norm have a bias,
 which has no effect; here they have none.
@@ -10,16 +10,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 SLOPE = 0.2
-"""Of the discriminator's leaky ReLUs."""
+"""Negative slope of the discriminator's leaky ReLUs."""
 
 
 class Generator(nn.Module):
     """Maps images (b, 3, h, w) to images in [0, 1]; h and w must be multiples of 8.
 
-    Three convolutions halve the size, dilated residual blocks follow, and three convolutions after nearest neighbour
+    Three convolutions halve the size, dilated residual blocks follow, and three convolutions after nearest neighbor
     upsampling restore it. With width 64 and 8 blocks there are 42,068,355 parameters.
     """
 
@@ -46,8 +47,9 @@ class Generator(nn.Module):
 
     @staticmethod
     def activation_bytes(width: int, blocks: int, size: tuple[int, int]) -> int:
-        """Return the bytes in float32 that a forward pass of one (h, w) image keeps for the gradients."""
-        # In widths per pixel: convolutions and norms of encoder and decoder, upsampled maps, and 6 maps per block.
+        """Return the bytes in float32 that a forward pass of one (h, w) image saves for the backward pass."""
+        # Multiples of the width per pixel: convolutions and norms of encoder and decoder, upsampled features, and 6
+        # activations per block.
         return int(4 * (3.75 + 3.5 + 3.5 + 0.75 * blocks) * width * prod(size))
 
 
@@ -61,17 +63,31 @@ class ResidualBlock(nn.Module):
             *_conv_norm_relu(nn.Conv2d(channels, channels, 3, dilation=2, bias=False)),
             nn.ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=False),
-            nn.InstanceNorm2d(channels),
+            InstanceNorm(),
         )
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Map (b, channels, h, w) to the same shape."""
-        summed: Tensor = maps + self.layers(maps)
+        summed: Tensor = features + self.layers(features)
         return summed
 
 
+class InstanceNorm(nn.Module):
+    """Instance norm without parameters and running statistics."""
+
+    EPSILON: ClassVar[float] = 1e-5
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (b, channels, h, w) to the same shape and layout; mean 0 and variance 1 in each channel."""
+        if features.is_contiguous():
+            return F.instance_norm(features, eps=self.EPSILON)
+        # Channels last: torch's function would copy the tensor to the default layout and back.
+        centered = features - features.mean(dim=(2, 3), keepdim=True)
+        return centered * (centered.square().mean(dim=(2, 3), keepdim=True) + self.EPSILON).rsqrt()
+
+
 class Discriminator(nn.Module):
-    """Maps images (b, 3, h, w) to a logit per overlapping patch: positive if it seems to be original."""
+    """Maps images (b, 3, h, w) to a logit per overlapping patch; positive means classified as original."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -93,7 +109,7 @@ class Discriminator(nn.Module):
 
 @torch.no_grad()
 def initialize(network: nn.Module) -> None:
-    """Draw all convolution weights from N(0, 0.02), and set biases to 0 [C]."""
+    """Sample all convolution weights from N(0, 0.02), and set biases to 0 [C]."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.02)
@@ -102,4 +118,4 @@ def initialize(network: nn.Module) -> None:
 
 
 def _conv_norm_relu(convolution: nn.Conv2d) -> list[nn.Module]:
-    return [convolution, nn.InstanceNorm2d(convolution.out_channels), nn.ReLU(inplace=True)]
+    return [convolution, InstanceNorm(), nn.ReLU(inplace=True)]

@@ -1,6 +1,6 @@
-"""InTra's network: a transformer restores one hidden patch of a window of patches from the others.
+"""InTra's network: a transformer restores one masked patch of a window of patches from the others.
 
-Sources: [M] recollection of the paper, [JH] jhy12/inpainting-transformer at 1dbbbaf, [UZ] uzl/inpainting-transformer at
+Sources: [M] from memory, not verified; [JH] jhy12/inpainting-transformer at 1dbbbaf; [UZ] uzl/inpainting-transformer at
 d98363d.
 """
 
@@ -14,12 +14,12 @@ from bench.errors import BenchError
 
 from .transformer import Attention, Mlp
 
-Skips = Literal["mirrored", "shifted", "none"]
-"""Long skip connections: as in a U-Net [M] [UZ]; with an index that is too large by one [JH]; or none."""
+Skips = Literal["mirrored", "off_by_one", "none"]
+"""Long skip connections: "mirrored" as in a U-Net [M] [UZ]; "off_by_one": source index one too large [JH]; "none"."""
 
 
 class FeatureAttention(nn.Module):
-    """Multi-head self-attention whose queries and keys are computed by MLPs, with half of the width (MFSA)."""
+    """Multi-head feature self-attention (MFSA): queries and keys come from MLPs with output width / 2."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ class FeatureAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (b, n, width) to the same shape."""
         query, key, value = (
-            part(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
-        )  # twice (b, heads, n, width / 2 / heads), and (b, heads, n, width / heads)
-        attended = F.scaled_dot_product_attention(query, key, value)
+            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )  # query and key (b, heads, n, width / 2 / heads), value (b, heads, n, width / heads)
+        attended = F.scaled_dot_product_attention(query, key, value)  # (b, heads, n, width / heads)
         projected: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return projected
 
@@ -57,16 +57,16 @@ class WindowBlock(nn.Module):
 
 
 class InpaintingTransformer(nn.Module):
-    """Restores the hidden patch of each window.
+    """Restores the masked patch of each window.
 
-    At JH's size, `InpaintingTransformer(768, 256, width=512, depth=13, heads=8)`, it has 55,552,768 parameters: those
-    of JH without a block and a table of positions that JH creates and never uses.
+    At JH's size, `InpaintingTransformer(768, 256, width=512, depth=13, heads=8)`, it has 55,552,768 parameters: as
+    JH's network, minus one block and one positional embedding that JH creates but never uses.
     """
 
     def __init__(
         self,
         patch_dim: int,
-        positions: int,
+        n_positions: int,
         *,
         width: int,
         depth: int,
@@ -77,23 +77,23 @@ class InpaintingTransformer(nn.Module):
         """Create the layers with random weights.
 
         Args:
-            patch_dim: values per patch.
-            positions: number of learned position vectors: patches of an image, or of a window.
-            width: of a token; a multiple of `heads`, with feature attention of 2 * heads.
-            depth: blocks.
-            heads: of the attention.
+            patch_dim: number of values per patch.
+            n_positions: number of learned position embeddings: patches of an image, or of a window.
+            width: embedding dimension; must be a multiple of `heads` (of 2 * heads with feature attention).
+            depth: number of blocks.
+            heads: number of attention heads.
             feature_attention: MFSA; False is ordinary self-attention.
             skips: long skip connections.
 
         Raises:
-            BenchError: if `width` does not fit `heads`.
+            BenchError: if `width` is not such a multiple.
         """
         super().__init__()
         multiple = 2 * heads if feature_attention else heads
         if width % multiple:
             raise BenchError(f"width must be a multiple of {multiple}, got {width}. Change width or heads.")
         self.embedding = nn.Linear(patch_dim, width)
-        self.positions = nn.Parameter(torch.randn(positions, width))
+        self.pos_embed = nn.Parameter(torch.randn(n_positions, width))
         self.inpaint_token = nn.Parameter(torch.randn(width))
         self.blocks = nn.ModuleList(
             WindowBlock(width, heads, feature_attention=feature_attention) for _ in range(depth)
@@ -103,7 +103,7 @@ class InpaintingTransformer(nn.Module):
         self._sources = skip_sources(depth, skips)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map the tokens of windows (b, n, width), one of them hidden, to the hidden patches (b, patch_dim)."""
+        """Map the tokens of windows (b, n, width), one of them masked, to the masked patches (b, patch_dim)."""
         outputs: list[Tensor] = []
         for block, source in zip(self.blocks, self._sources, strict=True):
             tokens = block(tokens if source is None else tokens + outputs[source])
@@ -111,21 +111,22 @@ class InpaintingTransformer(nn.Module):
         restored: Tensor = self.prediction(self.norm(tokens).mean(dim=1))
         return restored
 
-    def hide(self, embedded: Tensor, hidden: Tensor, places: Tensor) -> Tensor:
-        """Replace one token of each window by the inpaint token, and add the positions.
+    def mask_tokens(self, tokens: Tensor, masked_index: Tensor, position_index: Tensor) -> Tensor:
+        """Replace one token of each window by the inpaint token, and add the position embeddings.
 
         Args:
-            embedded: (b, n, width) of the patches of each window.
-            hidden: (b,) index of the hidden patch in its window.
-            places: (b, n) index of the position vector of each patch.
+            tokens: (b, n, width) embedded patches of each window.
+            masked_index: (b,) index of the masked patch in its window.
+            position_index: (b, n) index of the position embedding of each patch.
         """
-        is_hidden = torch.arange(embedded.shape[1], device=hidden.device) == hidden[:, None]  # (b, n)
-        tokens = torch.where(is_hidden[:, :, None], self.inpaint_token.to(embedded.dtype), embedded)
-        return tokens + self.positions[places]
+        is_masked = torch.arange(tokens.shape[1], device=masked_index.device) == masked_index[:, None]  # (b, n)
+        tokens = torch.where(is_masked[:, :, None], self.inpaint_token.to(tokens.dtype), tokens)
+        return tokens + self.pos_embed[position_index]
 
     def activation_bytes(self, window: int) -> int:
-        """Return the bytes in float32 that a forward pass of one window of `window` patches keeps for the gradients."""
-        # Per block 23 widths: norms, both MLPs of the queries and keys, values, sums, and twice 4 widths of the mlp.
+        """Return the float32 bytes that a forward pass of a window of `window` patches saves for the backward pass."""
+        # Each block saves 23 * width values per token: norms, MLPs of queries and keys, values, sums, and 2 * 4 * width
+        # values inside the MLP.
         return 4 * window * 23 * self.embedding.out_features * len(self.blocks)
 
 
@@ -137,22 +138,22 @@ def skip_sources(depth: int, skips: Skips) -> list[int | None]:
     return [total - block if block >= first else None for block in range(depth)]
 
 
-def window_corners(count: int, window: int, *, shifted: bool = False) -> Tensor:
-    """Return for each of `count` patches along an axis the first patch of its window, which is centered if possible.
+def window_starts(count: int, window: int, *, shifted: bool = False) -> Tensor:
+    """Return for each of `count` patches along an axis the first patch of its window; windows are centered if possible.
 
     `shifted` moves the windows by one patch to the start, as far as possible [JH].
     """
     return (torch.arange(count) - window // 2 - int(shifted)).clamp(0, count - window)
 
 
-def window_patches(corners: Tensor, window: int, columns: int) -> Tensor:
+def window_patches(top_left: Tensor, window: int, columns: int) -> Tensor:
     """Return the patches of windows, (b, window * window) indices in a grid with `columns`, row-major.
 
     Args:
-        corners: (b, 2) row and column of the first patch of each window.
-        window: side in patches.
-        columns: of the grid.
+        top_left: (b, 2) row and column of the first patch of each window.
+        window: side of a window in patches.
+        columns: number of columns of the patch grid.
     """
-    side = torch.arange(window, device=corners.device)
+    side = torch.arange(window, device=top_left.device)
     offsets = (side[:, None] * columns + side).flatten()
-    return (corners[:, :1] * columns + corners[:, 1:]) + offsets
+    return (top_left[:, :1] * columns + top_left[:, 1:]) + offsets

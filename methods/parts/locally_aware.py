@@ -19,9 +19,11 @@ def locally_aware(
     grid = (stages[0].shape[2], stages[0].shape[3])
     pooled = []
     for stage in stages:
-        part = _pool_channels(_neighborhoods(stage.float(), patch), pretrain_dim)  # (b, pretrain_dim, h_i * w_i)
-        part = part.reshape(len(stage), -1, *stage.shape[2:])  # (b, pretrain_dim, h_i, w_i)
-        pooled.append(upsample(part, grid, align_corners=False).flatten(2))  # (b, pretrain_dim, h * w)
+        pooled_stage = _pool_channels(
+            _neighborhoods(stage.float(), patch), pretrain_dim
+        )  # (b, pretrain_dim, h_i * w_i)
+        pooled_stage = pooled_stage.reshape(len(stage), -1, *stage.shape[2:])  # (b, pretrain_dim, h_i, w_i)
+        pooled.append(upsample(pooled_stage, grid, align_corners=False).flatten(2))  # (b, pretrain_dim, h * w)
     joined = _pool_channels(torch.cat(pooled, dim=1), target_dim)  # (b, target_dim, h * w)
     return joined.transpose(1, 2).flatten(0, 1), grid
 

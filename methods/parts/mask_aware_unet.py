@@ -11,9 +11,9 @@ from .unet import UNet
 
 
 class MaskAwareUNet(nn.Module):
-    """Maps images whose hidden pixels are 0, and the mask, to restored images and predicted masks in [-1, 1].
+    """Maps images whose masked pixels are 0, and the mask, to restored images and predicted masks in [-1, 1].
 
-    Height and width must be multiples of 16. A decoder stage doubles the size by nearest neighbour and a 1 x 1
+    Height and width must be multiples of 16. A decoder stage doubles the size by nearest neighbor and a 1 x 1
     convolution. With width 64 there are 33,296,324 parameters.
 
     Source: MediaBrain-SJTU/SSM at dbf8e0c [C]. Its convolutions before a batch norm have a bias, which has no effect in
@@ -27,7 +27,7 @@ class MaskAwareUNet(nn.Module):
         unet = UNet(width)
         self.down, self.up = unet.down, unet.up
         widths = [8 * width, 8 * width, 4 * width, 2 * width, width]  # after the encoder and each decoder stage
-        # A 1 x 1 convolution and nearest neighbour upsampling commute, so the convolution is applied first.
+        # A 1 x 1 convolution and nearest neighbor upsampling commute, so the convolution is applied first.
         self.upsample = nn.ModuleList(nn.Conv2d(before, after, 1) for before, after in pairwise(widths))
         self.mask_blocks = nn.ModuleList(MaskBlock(channels) for channels in widths)
         self.head = nn.Conv2d(width, 4, 3, padding=1)
@@ -36,27 +36,27 @@ class MaskAwareUNet(nn.Module):
         """Restore images and predict the mask.
 
         Args:
-            images: (b, 3, h, w), 0 where hidden.
-            visible: (b, 1, h, w), 1 where visible, 0 where hidden.
+            images: (b, 3, h, w), 0 for masked pixels.
+            visible: (b, 1, h, w), 1 for visible and 0 for masked pixels.
 
         Returns:
             The restored images (b, 3, h, w) and the predicted `visible` (b, 1, h, w).
         """
-        maps, skips = images, []
+        features, skips = images, []
         for down in self.down:
-            maps = down(maps)
-            skips.append(maps)
-        maps = self.mask_blocks[0](skips.pop(), visible)
+            features = down(features)
+            skips.append(features)
+        features = self.mask_blocks[0](skips.pop(), visible)
         for upsample, up, block in zip(self.upsample, self.up, list(self.mask_blocks)[1:], strict=True):
-            doubled = F.interpolate(upsample(maps), scale_factor=2.0)
-            maps = block(up(torch.cat([doubled, skips.pop()], dim=1)), visible)
-        output = self.head(maps).tanh()
+            doubled = F.interpolate(upsample(features), scale_factor=2.0)
+            features = block(up(torch.cat([doubled, skips.pop()], dim=1)), visible)
+        output = self.head(features).tanh()  # (b, 4, h, w)
         return output[:, :3], output[:, 3:]
 
     @staticmethod
     def activation_bytes(width: int, size: tuple[int, int]) -> int:
-        """Return the bytes in float32 that a forward pass of one (h, w) image keeps for the gradients."""
-        # Per mask block its input, both batch norms with the concatenation, ReLU, and the correction.
+        """Return the bytes in float32 that a forward pass of one (h, w) image saves for the backward pass."""
+        # Activations per mask block: input, both batch norms with the concatenation, ReLU, and the correction.
         levels = enumerate((1, 2, 4, 8, 8))
         blocks: int = sum(4 * 7 * width * factor * prod(size) // 4**level for level, factor in levels)
         return UNet.activation_bytes(width, size) + blocks
@@ -75,8 +75,8 @@ class MaskBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1),
         )
 
-    def forward(self, maps: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, features: Tensor, visible: Tensor) -> Tensor:
         """Map (b, channels, h, w) and the mask (b, 1, H, W) to (b, channels, h, w)."""
-        mask = F.interpolate(visible, maps.shape[2:]).to(maps.dtype)  # (b, 1, h, w), by nearest neighbour
-        corrected: Tensor = maps + mask * self.correction(torch.cat([self.norm(maps), mask], dim=1))
+        mask = F.interpolate(visible, features.shape[2:]).to(features.dtype)  # (b, 1, h, w), by nearest neighbor
+        corrected: Tensor = features + mask * self.correction(torch.cat([self.norm(features), mask], dim=1))
         return corrected

@@ -1,6 +1,6 @@
 """Masks of tokens, cells or pixels: random, complementary, striped, or adaptive to distances from cluster centers.
 
-In all masks True means hidden; what is hidden is restored from the rest.
+In all masks True means masked; the masked tokens, cells or pixels are restored from the others.
 """
 
 import math
@@ -12,14 +12,14 @@ from torch import Generator, Tensor
 from bench.errors import BenchError
 
 Ratio = float | Literal["uniform"]
-"""The fraction that is hidden; "uniform" draws it from U(0, 1) for each image."""
+"""The fraction that is masked; "uniform" samples it from U(0, 1) for each image."""
 
 
 def random_mask(count: int, tokens: int, *, ratio: Ratio, generator: Generator) -> Tensor:
     """Return (count, tokens) on the generator's device: floor(ratio * tokens) True in each row, without replacement."""
     random = torch.rand(count, 1 + tokens, generator=generator, device=generator.device)
-    n_hidden = math.floor(ratio * tokens) if ratio != "uniform" else (random[:, :1] * tokens).floor()
-    return random[:, 1:].argsort(dim=1).argsort(dim=1) < n_hidden
+    n_masked = math.floor(ratio * tokens) if ratio != "uniform" else (random[:, :1] * tokens).floor()
+    return random[:, 1:].argsort(dim=1).argsort(dim=1) < n_masked
 
 
 def complementary_masks(height: int, width: int, *, cell: int, subsets: int, generator: Generator) -> Tensor:
@@ -42,9 +42,9 @@ def complementary_masks(height: int, width: int, *, cell: int, subsets: int, gen
 def stripe_masks(height: int, width: int, scale: int) -> Tensor:
     """Return (4, height, width): columns of stripes, their complement, rows of stripes, their complement.
 
-    A stripe is width / 2^(scale + 1) pixels wide or height / 2^(scale + 1) pixels high. The first mask hides the first,
-    third, ... column of stripes, the third mask the first, third, ... row. Source: the code of Yan et al., SCADN, AAAI
-    2021.
+    A stripe is width / 2^(scale + 1) pixels wide or height / 2^(scale + 1) pixels high. The first mask covers the
+    first, third, ... column of stripes, the third mask the first, third, ... row. Source: the code of Yan et al.,
+    SCADN, AAAI 2021.
     """
     stripes = 2 ** (scale + 1)
     if scale < 0 or stripes > min(height, width):
@@ -53,12 +53,12 @@ def stripe_masks(height: int, width: int, scale: int) -> Tensor:
             f"{height} x {width} pixels. Use other scales or larger images."
         )
     rows, columns = (torch.arange(side) * stripes // side % 2 == 0 for side in (height, width))
-    hidden = columns.expand(height, width), rows[:, None].expand(height, width)
-    return torch.stack([hidden[0], ~hidden[0], hidden[1], ~hidden[1]])
+    columns, rows = columns.expand(height, width), rows[:, None].expand(height, width)
+    return torch.stack([columns, ~columns, rows, ~rows])
 
 
 def fixed_masks(
-    kind: Literal["none", "random", "complementary"],
+    mask_type: Literal["none", "random", "complementary"],
     grid: tuple[int, int],
     *,
     ratio: float,
@@ -69,16 +69,16 @@ def fixed_masks(
     """Return masks (passes, rows * columns) of a grid of tokens that are the same for every image and on every device.
 
     Args:
-        kind: "none" hides no token, "random" a fraction of them, "complementary" each token in one of the passes.
-        grid: rows and columns.
-        ratio: fraction that "random" hides.
-        cell: side of a cell of "complementary".
-        subsets: passes of "complementary".
-        seed: of the random masks.
+        mask_type: "none" masks no token, "random" a fraction of them, "complementary" each token in one of the passes.
+        grid: rows and columns of tokens.
+        ratio: fraction that "random" masks.
+        cell: side of a cell of "complementary" in tokens.
+        subsets: number of passes of "complementary".
+        seed: seed of the random masks.
     """
     rows, columns = grid
     generator = Generator().manual_seed(seed)
-    match kind:
+    match mask_type:
         case "none":
             return torch.zeros(1, rows * columns, dtype=torch.bool)
         case "random":
@@ -88,20 +88,20 @@ def fixed_masks(
 
 
 def adaptive_mask(distances: Tensor, clusters: Tensor, *, count: int, lambda_: float) -> Tensor:
-    """Hide the tokens that are far from the center of their cluster: AMI-Net's adaptive mask.
+    """Mask the tokens that are far from the center of their cluster: AMI-Net's adaptive mask.
 
-    A cluster hides the members whose distance is at least mean + lambda_ * std of its members' distances (std with
-    Bessel's correction). A single member is never hidden; members with equal distances are all hidden, because of `>=`
+    A token is masked if its distance is at least mean + lambda_ * std of the distances in its cluster (std with
+    Bessel's correction). A single member is never masked; members with equal distances are all masked, because of `>=`
     (authors' code).
 
     Args:
-        distances: (b, n) of each token to the center of its cluster.
+        distances: (b, n) distance of each token to the center of its cluster.
         clusters: (b, n) integers in [0, count), the cluster of each token.
-        count: clusters.
+        count: number of clusters.
         lambda_: lambda in the paper.
 
     Returns:
-        (b, n). The computation never waits for the device.
+        (b, n), True for masked tokens. The computation never waits for the device.
     """
     members = clusters[:, :, None] == torch.arange(count, device=clusters.device)  # (b, n, count)
     by_cluster = distances[:, :, None].expand_as(members)
@@ -112,5 +112,5 @@ def adaptive_mask(distances: Tensor, clusters: Tensor, *, count: int, lambda_: f
     means = excess.sum(dim=1) / sizes.clamp(min=1)
     squares = ((excess - means[:, None]) * members).square().sum(dim=1)
     limits = means + lambda_ * (squares / (sizes - 1).clamp(min=1)).sqrt()
-    hidden = excess.sum(dim=2) >= limits.gather(1, clusters)
-    return hidden & (sizes.gather(1, clusters) > 1)
+    is_masked = excess.sum(dim=2) >= limits.gather(1, clusters)
+    return is_masked & (sizes.gather(1, clusters) > 1)

@@ -15,8 +15,8 @@ MAX_EXPONENT = 5
 def perlin_noise(size: tuple[int, int], draws: Tensor) -> Tensor:
     """Return Perlin noise (h, w) with values in about [-1, 1], float32.
 
-    Unit vectors at the corners of a grid of cells are interpolated by 6 t^5 - 15 t^4 + 10 t^3. The size need not be a
-    multiple of the number of cells.
+    Unit vectors at the corners of a grid of cells are interpolated by 6 t^5 - 15 t^4 + 10 t^3. The size may be any
+    number, not only a multiple of the number of cells.
 
     Args:
         size: h and w.
@@ -39,11 +39,11 @@ def perlin_noise(size: tuple[int, int], draws: Tensor) -> Tensor:
 
 
 def random_perlin_noise(size: tuple[int, int], generator: Generator, *, max_degrees: float = 90.0) -> Tensor:
-    """Return noise (h, w) of random frequencies, rotated by a random angle; corners that are turned in are 0.
+    """Return noise (h, w) of random frequencies, rotated by a random angle; corners from outside are 0.
 
     Args:
         size: h and w.
-        generator: on the CPU.
+        generator: random generator on the CPU.
         max_degrees: bound of the absolute angle.
     """
     draws = torch.rand(*(2 ** _random_exponent(side, generator) + 1 for side in size), generator=generator)

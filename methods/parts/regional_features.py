@@ -29,7 +29,7 @@ class ReflectedVGG(nn.Module):
 
         Args:
             layers: convolutions, ReLUs and max pools in order; each pool begins the next block.
-            blocks: that return their outputs, counted from 0.
+            blocks: indices of the blocks whose outputs are returned, from 0.
         """
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -45,7 +45,7 @@ class ReflectedVGG(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map normalized images (b, 3, h, w) to one map (b, c, h_i, w_i) per ReLU."""
-        x, taps = _pad(images), []
+        x, outputs = _pad(images), []
         for index, layer in enumerate(self.layers):
             if isinstance(layer, nn.Conv2d):
                 x = F.conv2d(x, layer.weight, layer.bias)  # without the layer's own padding
@@ -54,8 +54,8 @@ class ReflectedVGG(nn.Module):
                 if index + 1 < len(self.layers) and isinstance(self.layers[index + 1], nn.Conv2d):
                     x = _pad(x)
             if index in self._returned:
-                taps.append(x)
-        return taps
+                outputs.append(x)
+        return outputs
 
 
 def _pad(x: Tensor) -> Tensor:
@@ -73,14 +73,14 @@ def tapped_backbone(tag: str, stages: Sequence[int], setup: Setup) -> Backbone:
     return backbone
 
 
-def regional_features(taps: Sequence[Tensor], size: tuple[int, int], cell: int) -> Tensor:
+def regional_features(outputs: Sequence[Tensor], size: tuple[int, int], cell: int) -> Tensor:
     """Map taps (b, c_i, h_i, w_i) to (b, sum of c_i, height / cell, width / cell) in float32.
 
     Each tap is resized bilinearly to the size (align_corners=True) and averaged over cells of cell x cell. Both are
     linear and separable, so they are two small matrix products, and the resized map is never stored.
     """
     parts = []
-    for tap in taps:
+    for tap in outputs:
         by_rows, by_columns = (
             _cell_matrix(n, target, cell, tap.device) for n, target in zip(tap.shape[2:], size, strict=True)
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BlockKind = Literal["bottleneck", "basic"]
+BlockType = Literal["bottleneck", "basic"]
 """Residual block: "basic" has two 3 x 3 convolutions, "bottleneck" one 3 x 3 between two 1 x 1 of fewer channels."""
 
 
@@ -21,7 +21,7 @@ class Residual(nn.Module):
 
     def __init__(
         self,
-        kind: BlockKind,
+        block_type: BlockType,
         inputs: int,
         outputs: int,
         divisor: int,
@@ -31,7 +31,7 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         self.signed = signed
-        if kind == "basic":
+        if block_type == "basic":
             layers = [_resampling(inputs, outputs, resample), _conv(outputs, outputs, 3)]
         else:
             width = outputs // divisor
@@ -55,12 +55,12 @@ class Residual(nn.Module):
 class Bottleneck(nn.Module):
     """Joins three stages at the resolution of the deepest one and compresses them: "OCBE" in the paper."""
 
-    def __init__(self, channels: Sequence[int], kind: BlockKind, blocks: int, divisor: int) -> None:
+    def __init__(self, channels: Sequence[int], block_type: BlockType, blocks: int, divisor: int) -> None:
         super().__init__()
         first, second, third = channels
-        joined, outputs = 3 * third, 2 * third
-        rest = [Residual(kind, outputs, outputs, divisor) for _ in range(blocks - 1)]
-        self.compress = nn.Sequential(Residual(kind, joined, outputs, divisor, "down"), *rest)
+        concatenated, outputs = 3 * third, 2 * third
+        rest = [Residual(block_type, outputs, outputs, divisor) for _ in range(blocks - 1)]
+        self.compress = nn.Sequential(Residual(block_type, concatenated, outputs, divisor, "down"), *rest)
         self.down1 = nn.Sequential(_conv(first, second, 3, stride=2), nn.ReLU(), _conv(second, third, 3, stride=2))
         self.down2 = _conv(second, third, 3, stride=2)
 
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
     """Restores three stages from the embedding, the deepest one first."""
 
     def __init__(
-        self, channels: Sequence[int], kind: BlockKind, blocks: Sequence[int], divisor: int, *, signed: bool
+        self, channels: Sequence[int], block_type: BlockType, blocks: Sequence[int], divisor: int, *, signed: bool
     ) -> None:
         super().__init__()
         self.signed = signed
@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         for (inputs, outputs), count in zip(pairwise(widths), blocks, strict=True):
             layers = [
                 Residual(
-                    kind,
+                    block_type,
                     outputs if i else inputs,
                     outputs,
                     divisor,
@@ -105,12 +105,12 @@ class Decoder(nn.Module):
 
 
 class ReverseDistillationNet(nn.Module):
-    """Bottleneck and decoder: restores the stages that it is given."""
+    """Bottleneck and decoder: restores the stages of its input."""
 
     def __init__(
         self,
         channels: Sequence[int],
-        kind: BlockKind,
+        block_type: BlockType,
         bottleneck_blocks: int,
         decoder_blocks: Sequence[int],
         divisor: int,
@@ -120,16 +120,16 @@ class ReverseDistillationNet(nn.Module):
         """Create the networks; convolutions have Kaiming-normal weights (fan_out), transposed ones PyTorch's default.
 
         Args:
-            channels: of the teacher's three stages.
-            kind: of the residual blocks.
-            bottleneck_blocks: their number in the bottleneck.
-            decoder_blocks: their number in each stage of the decoder, the deepest one first.
-            divisor: of the channels in a block of kind "bottleneck".
+            channels: channels of the teacher's three stages.
+            block_type: type of the residual blocks.
+            bottleneck_blocks: number of residual blocks in the bottleneck.
+            decoder_blocks: number of residual blocks in each stage of the decoder, the deepest one first.
+            divisor: divisor of the channels in a block of type "bottleneck".
             signed: whether restored features can be negative; False ends each stage with a ReLU, as a ResNet does.
         """
         super().__init__()
-        self.bottleneck = Bottleneck(channels, kind, bottleneck_blocks, divisor)
-        self.decoder = Decoder(channels, kind, decoder_blocks, divisor, signed=signed)
+        self.bottleneck = Bottleneck(channels, block_type, bottleneck_blocks, divisor)
+        self.decoder = Decoder(channels, block_type, decoder_blocks, divisor, signed=signed)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -40,14 +40,14 @@ class SiameseTransformer(nn.Module):
         """Create the layers with random weights.
 
         Args:
-            patch_dim: values per patch.
-            tokens: patches per image, an even number.
-            width: of a token in the encoder.
-            depth: blocks of the encoder.
-            heads: of its attention; must divide `width`.
-            decoder_width: of a token in the decoder.
-            decoder_depth: blocks of the decoder.
-            decoder_heads: of its attention; must divide `decoder_width`.
+            patch_dim: number of values per patch.
+            tokens: number of patches per image, even.
+            width: embedding dimension of the encoder.
+            depth: number of blocks of the encoder.
+            heads: number of heads of its attention; must divide `width`.
+            decoder_width: embedding dimension of the decoder.
+            decoder_depth: number of blocks of the decoder.
+            decoder_heads: number of heads of its attention; must divide `decoder_width`.
             joint: the decoder's attention covers both halves; False decodes them separately.
             slot_order: slots stay in their order instead of being moved to their positions (re-implementation).
             shared_norm: the blocks of each stack share one LayerNorm (re-implementation).
@@ -58,7 +58,7 @@ class SiameseTransformer(nn.Module):
         super().__init__()
         self.joint, self.slot_order = joint, slot_order
         self.embedding = nn.Linear(patch_dim, width)
-        self.positions = nn.Parameter(torch.randn(tokens, width))
+        self.pos_embed = nn.Parameter(torch.randn(tokens, width))
         self.token_norm = nn.LayerNorm(width)
         self.encoder = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.decoder_embedding = nn.Linear(width, decoder_width)
@@ -80,29 +80,29 @@ class SiameseTransformer(nn.Module):
 
     def embed(self, patches: Tensor) -> Tensor:
         """Map (b, n, patch_dim) to tokens with positions (b, n, width)."""
-        tokens: Tensor = self.token_norm(self.embedding(patches) + self.positions)
+        tokens: Tensor = self.token_norm(self.embedding(patches) + self.pos_embed)
         return tokens
 
     def encode(self, tokens: Tensor, halves: Tensor) -> Tensor:
         """Map tokens (b, n, width) to the latents of both halves (b, 2, n / 2, width), each half separately."""
         index = halves.flatten(1)[:, :, None].expand_as(tokens)  # (b, n, width)
         parts = tokens.gather(1, index).view(-1, halves.shape[2], tokens.shape[2])  # (2 * b, n / 2, width)
-        latents: Tensor = self.encoder(parts)
+        latents: Tensor = self.encoder(parts)  # (2 * b, n / 2, width)
         return latents.view(*halves.shape, -1)
 
     def decode(self, latents: Tensor, halves: Tensor) -> Tensor:
         """Map latents (b, 2, n / 2, width) to the decoder's output by slot, (b, n, decoder_width)."""
-        transitioned = latents.flip(1) + self.positions[halves]  # (b, 2, n / 2, width)
+        transitioned = latents.flip(1) + self.pos_embed[halves]  # (b, 2, n / 2, width)
         tokens = transitioned.flatten(1, 2) if self.joint else transitioned.flatten(0, 1)
         decoded: Tensor = self.decoder(self.decoder_embedding(tokens))
         return decoded.view(len(halves), -1, decoded.shape[2])
 
     def estimate_training_memory(self, batch: int) -> int:
-        """Return the estimated bytes in float32 of weights, gradients, both moments and one step on `batch` images."""
+        """Return the estimated bytes in float32 of weights, gradients, Adam moments and one step on `batch` images."""
         n_weights = sum(parameter.numel() for parameter in self.parameters())
-        # Per token about 6 copies of its patch, and per block 18 widths: as in AMI-Net's network.
+        # Each token saves about 6 copies of its patch, and 18 * width values per block, as in AMI-Net's network.
         widths = self.embedding.out_features * len(self.encoder) + self.prediction.in_features * len(self.decoder)
-        return 4 * (4 * n_weights + batch * len(self.positions) * (6 * self.prediction.out_features + 18 * widths))
+        return 4 * (4 * n_weights + batch * len(self.pos_embed) * (6 * self.prediction.out_features + 18 * widths))
 
 
 def random_halves(count: int, tokens: int, generator: Generator) -> Tensor:
@@ -116,7 +116,7 @@ def halves_of(mask: Tensor) -> Tensor:
 
 
 def _to_positions(decoded: Tensor, halves: Tensor) -> Tensor:
-    slots = halves.flatten(1).argsort(dim=1)  # of each position, (b, n)
+    slots = halves.flatten(1).argsort(dim=1)  # slot of each position, (b, n)
     return decoded.gather(1, slots[:, :, None].expand_as(decoded))
 
 

@@ -14,23 +14,24 @@ from torch.nn import functional as F
 from .maps import Border, gaussian_kernel, median_filter, separable_filter, upsample
 
 WINDOW = gaussian_kernel(1.5, 5)  # 11 x 11 pixels
-LUMINANCE, CONTRAST = 0.01**2, 0.03**2  # C1 and C2 for values that span 1
 GRADIENT = 0.0026  # c of GMS for values that span 1: 170 for 8-bit pixels, over 255^2
 MEAN, DIFFERENCE = (1 / 3,) * 3, (1.0, 0.0, -1.0)  # along and across an edge: Prewitt's kernel over 3
 EPSILON = 1e-12  # under the root, whose slope at 0 is infinite
 
 
-def ssim(first: Tensor, second: Tensor, border: Border = "reflect") -> Tensor:
+def ssim(first: Tensor, second: Tensor, border: Border = "reflect", value_range: float | Tensor = 1.0) -> Tensor:
     """Return structural similarity with an 11 x 11 Gaussian window (sigma 1.5), by channel: (b, c, h, w) in [-1, 1].
 
+    `value_range` is the difference of the largest and the smallest possible value.
     Source: Wang, Bovik, Sheikh, Simoncelli: Image quality assessment, IEEE TIP 2004, eq. 13.
     """
     moments = torch.cat([first, second, first * first, second * second, first * second])
     mean1, mean2, square1, square2, product = separable_filter(moments, WINDOW, WINDOW, border).chunk(5)
     means = mean1 * mean2
     squares = mean1 * mean1 + mean2 * mean2
-    luminance = (2 * means + LUMINANCE) / (squares + LUMINANCE)
-    structure = (2 * (product - means) + CONTRAST) / (square1 + square2 - squares + CONTRAST)
+    c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
+    luminance = (2 * means + c1) / (squares + c1)
+    structure = (2 * (product - means) + c2) / (square1 + square2 - squares + c2)
     return luminance * structure
 
 

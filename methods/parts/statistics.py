@@ -10,18 +10,18 @@ from bench.errors import BenchError
 
 @torch.no_grad()
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean and population standard deviation (c,) over all positions of maps (b, c, h, w), in one iteration.
+    """Return mean and population standard deviation (c,) over all positions of features (b, c, h, w), in one iteration.
 
     Moments are computed relative to the mean of the first batch and summed in float64, so there is no cancellation.
     """
     offset, count = None, 0
     first = second = torch.zeros(())
-    for maps in batches:
-        offset = maps.mean(dim=(0, 2, 3)) if offset is None else offset  # (c,)
-        centered = maps - offset[:, None, None]
-        first = first.to(maps.device) + centered.sum(dim=(0, 2, 3), dtype=torch.float64)
-        second = second.to(maps.device) + centered.square().sum(dim=(0, 2, 3), dtype=torch.float64)
-        count += maps.shape[0] * maps.shape[2] * maps.shape[3]
+    for features in batches:
+        offset = features.mean(dim=(0, 2, 3)) if offset is None else offset  # (c,)
+        centered = features - offset[:, None, None]
+        first = first.to(features.device) + centered.sum(dim=(0, 2, 3), dtype=torch.float64)
+        second = second.to(features.device) + centered.square().sum(dim=(0, 2, 3), dtype=torch.float64)
+        count += features.shape[0] * features.shape[2] * features.shape[3]
     if offset is None:
         raise BenchError("Statistics need at least one image, got none. Add images to the training folder.")
     mean = first / count

@@ -1,6 +1,6 @@
 """A U-Net of Swin transformer blocks, with blocks and patch merging of timm.
 
-Source: recollection of Cao et al., Swin-Unet, 2021 (https://arxiv.org/abs/2105.05537), to be verified.
+Source: from memory of Cao et al., Swin-Unet, 2021 (https://arxiv.org/abs/2105.05537), not verified.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ class SwinUNet(nn.Module):
         Args:
             size: height and width of the images in pixels.
             patch: side of a patch in pixels.
-            width: channels of the first stage; each stage has twice as many as the one before.
-            depths: blocks of each stage of the encoder; the decoder has the same, without the last stage.
-            heads: of the attention in each stage.
+            width: number of channels of the first stage; each stage has twice as many as the one before.
+            depths: number of blocks of each stage of the encoder; the decoder has the same, without the last stage.
+            heads: number of attention heads in each stage.
             window: side of an attention window in patches; every second block shifts it by one half.
 
         Raises:
@@ -78,23 +78,24 @@ class SwinUNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (b, 3, h, w) to the same shape."""
-        maps = self.embedding_norm(self.embedding(images).permute(0, 2, 3, 1))  # (b, h / patch, w / patch, width)
+        features = self.embedding_norm(self.embedding(images).permute(0, 2, 3, 1))  # (b, h / patch, w / patch, width)
         skips: list[Tensor] = []
         for blocks, merge in zip(self.encoder, self.merging, strict=False):
-            maps = blocks(maps)
-            skips.append(maps)
-            maps = merge(maps)
-        maps = self.encoder[-1](maps)
+            features = blocks(features)
+            skips.append(features)
+            features = merge(features)
+        features = self.encoder[-1](features)
         for expand, reduce, blocks in zip(self.expanding, self.reduction, self.decoder, strict=True):
-            maps = blocks(reduce(torch.cat([expand(maps), skips.pop()], dim=3)))
-        output: Tensor = self.head(self.final_expanding(self.norm(maps)))  # (b, h, w, 3)
+            features = blocks(reduce(torch.cat([expand(features), skips.pop()], dim=3)))
+        output: Tensor = self.head(self.final_expanding(self.norm(features)))  # (b, h, w, 3)
         return output.permute(0, 3, 1, 2)
 
     @staticmethod
     def activation_bytes(size: tuple[int, int], patch: int, width: int, depths: Sequence[int]) -> int:
-        """Return the bytes in float32 that a forward pass of one image keeps for the gradients."""
+        """Return the bytes in float32 that a forward pass of one image saves for the backward pass."""
         pixels = size[0] * size[1]
-        # Per block 18 widths as in other transformers; a stage has 1 / 2^stage of the values of the first one.
+        # Each block saves 18 * width values per token, as in other transformers; a stage has 1 / 2^stage of the values
+        # of the first one.
         blocks = sum(
             18 * depth * (2 if stage < len(depths) - 1 else 1) / 2**stage for stage, depth in enumerate(depths)
         )
@@ -110,8 +111,8 @@ class PatchExpanding(nn.Module):
         self.expand = nn.Linear(before, factor**2 * after, bias=False)
         self.norm = nn.LayerNorm(after)
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Expand each position to factor x factor positions."""
-        expanded = unpatchify(self.expand(maps).flatten(1, 2), self.factor, maps.shape[1])  # (b, after, H, W)
+        expanded = unpatchify(self.expand(features).flatten(1, 2), self.factor, features.shape[1])  # (b, after, H, W)
         normalized: Tensor = self.norm(expanded.permute(0, 2, 3, 1))
         return normalized

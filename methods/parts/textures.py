@@ -1,10 +1,9 @@
-"""Textures for simulated defects: random images of a folder, or drawn ones; and random changes of their colors.
+"""Textures for simulated defects: random images of a folder, or generated ones; and random changes of their colors.
 
-The ten changes are those of DRAEM's code [C], with the default ranges of imgaug 0.4, which it uses [M]; here they are
-Pillow's and torch's.
+The ten changes are those of DRAEM's code [C], with the default ranges of imgaug 0.4, which it uses (from memory, not
+verified); here they are Pillow's and torch's.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,12 +13,10 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from bench.errors import BenchError
 from bench.method import Images
 
+from .image_folder import hash_files, list_files, load_rgb
 from .perlin import perlin_octaves
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 N_CHANGES = 3
 """Different changes per texture."""
@@ -30,33 +27,22 @@ class TextureFolder:
 
     def __init__(self, folder: Path) -> None:
         """List the files. Raises BenchError if there is no image below the folder."""
-        self._files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not self._files:
-            raise BenchError(
-                f"--set textures=DIR must be a folder with images, got {folder} with none. Use the folder 'images' of "
-                "the Describable Textures Dataset, or --set textures=drawn."
-            )
+        hint = "Use the folder 'images' of the Describable Textures Dataset, or --set textures=generated."
+        self._files = list_files(folder, "textures", hint)
 
     def sha256(self) -> str:
         """Return a hash of the contents of all files, in the order of their names."""
-        digest = hashlib.sha256()
-        for file in self._files:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return hash_files(self._files)
 
     def load(self, count: int, size: tuple[int, int], generator: Generator) -> Tensor:
         """Return random images as (count, 3, h, w) in [0, 1], both sides resized."""
-        chosen = torch.randint(len(self._files), (count,), generator=generator)
-        textures = []
-        for index in chosen.tolist():
-            with Image.open(self._files[index]) as image:
-                textures.append(_from_pillow(image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)))
-        return torch.stack(textures)
+        file_indices = torch.randint(len(self._files), (count,), generator=generator)
+        images = (load_rgb(self._files[index]) for index in file_indices.tolist())
+        return torch.stack([_from_pillow(image.resize(size[::-1], Image.Resampling.BILINEAR)) for image in images])
 
 
 def draw_textures(sources: Tensor, generator: Generator) -> Tensor:
-    """Return one drawn texture per image of (b, 3, h, w) in [0, 1] [I].
+    """Return one generated texture per image of (b, 3, h, w) in [0, 1] [I].
 
     One half of them are random crops of the images, enlarged up to 4 times, with shuffled color channels. The others
     are sums of waves and Perlin noise in two random colors.
@@ -84,7 +70,7 @@ def change_colors(textures: Tensor, generator: Generator) -> Tensor:
 
 
 def random_images(images: Images, batch: int, generator: Generator) -> Iterator[Tensor]:
-    """Yield as many images as there are, drawn with replacement, in batches (b, 3, h, w)."""
+    """Yield as many images as there are, sampled with replacement, in batches (b, 3, h, w)."""
     yield from images.batches(batch, torch.randint(len(images), (len(images),), generator=generator))
 
 

@@ -28,7 +28,7 @@ class Attention(nn.Module):
             weight, bias = self.qkv.weight, self.qkv.bias
             (query,) = self._split_heads(F.linear(tokens[:, :n_queries], weight[:width], bias[:width]), 1)
             key, value = self._split_heads(F.linear(tokens, weight[width:], bias[width:]), 2)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value)  # (b, heads, queries, width / heads)
         projected: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return projected
 
@@ -73,8 +73,8 @@ class Block(nn.Module):
         return tokens  # noqa: RET504 - both halves in the same form
 
 
-def positions(width: int, rows: int, columns: int) -> Tensor:
-    """Return the fixed 2-D sine and cosine table, (rows * columns, width), tokens in row-major order.
+def sincos_pos_embed(width: int, rows: int, columns: int) -> Tensor:
+    """Return the fixed 2-D sine and cosine position embeddings, (rows * columns, width), tokens in row-major order.
 
     The first half of a row encodes the column index, the second half the row index; each half is
     [sin(p w_i), cos(p w_i)] with w_i = 10000^(-i / (width / 4)). Source: the code of He et al., Masked Autoencoders,
@@ -84,7 +84,9 @@ def positions(width: int, rows: int, columns: int) -> Tensor:
         BenchError: if `width` is not a multiple of 4.
     """
     if width % 4:
-        raise BenchError(f"width must be a multiple of 4 for 2-D positions, got {width}. Use {width // 4 * 4 + 4}.")
+        raise BenchError(
+            f"width must be a multiple of 4 for 2-D position embeddings, got {width}. Use {width // 4 * 4 + 4}."
+        )
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]  # 2 times (rows * columns, width / 4)

@@ -40,23 +40,23 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (b, 3, h, w) to the same shape."""
-        maps, skips = images, []
+        features, skips = images, []
         for down in self.down:
-            maps = down(maps)
-            skips.append(maps)
+            features = down(features)
+            skips.append(features)
         skips.pop()
         for upsample, up in zip(self.upsample, self.up, strict=True):
-            maps = up(torch.cat([upsample(maps), skips.pop()], dim=1))
-        output: Tensor = self.head(maps).tanh()
+            features = up(torch.cat([upsample(features), skips.pop()], dim=1))
+        output: Tensor = self.head(features).tanh()  # (b, 3, h, w)
         return output
 
     @staticmethod
     def activation_bytes(width: int, size: tuple[int, int]) -> int:
-        """Return the bytes in float32 that a forward pass of one (h, w) image keeps for the gradients.
+        """Return the bytes in float32 that a forward pass of one (h, w) image saves for the backward pass.
 
         Without gradients the peak is about a third of that.
         """
-        # Per convolution the outputs of batch norm and ReLU; in the decoder also the concatenation.
+        # Activations per convolution: the outputs of batch norm and ReLU; in the decoder also the concatenation.
         levels = enumerate((1, 2, 4, 8, 8))
         return sum(4 * (4 if level == 4 else 11) * width * factor * prod(size) // 4**level for level, factor in levels)
 

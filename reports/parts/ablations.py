@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, by_benchmark, title_with_selection
+from bench.evaluation.group_names import by_benchmark, title_with_selection
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group
 from bench.identity import sweep_key
-from bench.report import Block, Section, Table, TableCell
+from bench.report_format import Block, Section, Table, TableCell
 
 from .published import TABLES
 from .tables import rank_cells, value_cell
@@ -69,9 +70,9 @@ def _fixed_key(group: Group, setting: str) -> str:
     run = group.first.run
     backbone = run.settings.get("backbone") if setting == "backbone" else None
     weights = {name: value for name, value in run.file_hashes.items() if name != backbone}
-    shared = sweep_key(replace(run, sweep_keys=[setting]))  # everything except seed, name, weights and this setting
+    shared_key = sweep_key(replace(run, sweep_keys=[setting]))  # everything except seed, name, weights and this setting
     random = "random" in run.file_hashes.values()
-    return json.dumps([shared, weights, random, group.dataset, group.selection, group.categories], sort_keys=True)
+    return json.dumps([shared_key, weights, random, group.dataset, group.selection, group.categories], sort_keys=True)
 
 
 def _fixed_values(ablation: Ablation, ablations: Sequence[Ablation]) -> str:

@@ -1,4 +1,4 @@
-"""Figures that compare methods: speed, k-shot, categories, mean ranks and ablations."""
+"""Figures that compare methods: speed, categories, mean ranks and ablations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,17 +8,17 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from bench.evaluation.statistics import Ranking, rank, summarize_seeds
-from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, MeanStd, groups_by_unique_name, timed_devices
-from bench.report import Figure
+from bench.evaluation.group_names import groups_by_unique_name
+from bench.evaluation.statistics import Ranking, rank
+from bench.evaluation.summary import LATENCY, MEAN, METRICS, Group, MeanStd, timed_devices
+from bench.report_format import Figure
 
 from .ablations import find_ablations
-from .published import published_few_shot, published_timings
+from .published import TABLES, PublishedTiming
 from .statistics_tables import METRIC, comparable_groups, values_by_category
 from .style import (
     BLACK,
     GRAY,
-    MARKERS,
     WARNING_COLOR,
     MethodStyle,
     finish_figure,
@@ -34,14 +34,24 @@ from .style import (
     wrapped,
 )
 
+STD_BARS = "Bars: standard deviation over seeds."
+PUBLISHED_OTHER_DATA = (
+    "Hollow: published for MVTec AD on an RTX 4090. The images and the machine of the measured values are others, so "
+    "the two are not comparable."
+)
 _AXIS_LABEL = f"{METRICS[METRIC]} (%)"
 
 
 # --- Speed -----------------------------------------------------------------------------------------------------------
 
 
-def speed_figure(benchmark: str, members: Sequence[Group], styles: Mapping[str, MethodStyle]) -> Figure:
-    """Draw Fig. 8: latency of one image against image AUROC."""
+def speed_figure(
+    benchmark: str,
+    members: Sequence[Group],
+    styles: Mapping[str, MethodStyle],
+    published: Sequence[PublishedTiming] = (),
+) -> Figure:
+    """Draw Fig. 8: latency of one image against image AUROC, with the published points."""
     title = "Speed against image AUROC"
     points = [
         (name, group, latency, auroc)
@@ -52,11 +62,10 @@ def speed_figure(benchmark: str, members: Sequence[Group], styles: Mapping[str, 
         reason = "No method has both a latency and an image AUROC for all its categories. Run "
         return missing_figure("speed", benchmark, title, reason + rerun_command(members[0].first, "--time", "--force"))
     devices = {timed_devices(group) for _, group, _, _ in points}
-    run = members[0].first.run
-    published = published_timings() if (run.dataset, run.protocol) == ("mvtec", "one-for-one") else []
+    is_other_data = published and not TABLES["1"].has_protocol_of(members[0].first.run)
     with theme():
         figure, (axes,) = new_figure(7.2, 4.2)
-        for name, _, latency, auroc in points:
+        for name, _, latency, auroc in sorted(points, key=lambda point: point[2].mean):  # the order of the legend
             _speed_point(axes, name, styles[name], latency, auroc)
         for index, timing in enumerate(published):
             style = styles.get(timing.method, MethodStyle(BLACK, "s" if index else "o", "-"))
@@ -73,15 +82,18 @@ def speed_figure(benchmark: str, members: Sequence[Group], styles: Mapping[str, 
         limit_to_percent(axes)
         axes.set(xlabel="latency of one image (ms, log scale)", ylabel=_AXIS_LABEL)
         legend(figure, [axes])
+        has_bars = any(latency.std or auroc.std for _, _, latency, auroc in points)
         several = "Latencies on different machines are not comparable, so there is no Pareto front. "
         caption = (
             "Filled: measured, with the standard deviation over seeds if there are several. "
-            + ("Hollow: published (RTX 4090, batch size not stated). " if published else "")
-            + f"Measured on {'; '.join(sorted(devices))}: batch 1, network to map and score. "
+            + ("Hollow: published (MVTec AD, RTX 4090, batch size not stated). " if published else "")
+            + f"Measured on {'; '.join(sorted(devices))}: batch size 1, network to map and score. "
             + (several if len(devices) > 1 else "")
             + "Upper left is better."
         )
-        return finish_figure("speed", benchmark, title, caption, figure, groups=[group for _, group, _, _ in points])
+        groups = [group for _, group, _, _ in points]
+        key = " ".join([STD_BARS] * has_bars + [PUBLISHED_OTHER_DATA] * bool(is_other_data))
+        return finish_figure("speed", benchmark, title, caption, figure, groups=groups, key=key)
 
 
 def _speed_point(axes: Axes, name: str, style: MethodStyle, latency: MeanStd, auroc: MeanStd) -> None:
@@ -107,66 +119,6 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
         if not front or point[1] > front[-1][1]:
             front.append(point)
     return front
-
-
-# --- k-shot ----------------------------------------------------------------------------------------------------------
-
-
-def kshot_figure(dataset: str, members: Sequence[Group], styles: Mapping[str, MethodStyle]) -> Figure:
-    """Draw image AUROC over k of all k-shot groups of a data set, with the 95 % interval of the mean over seeds."""
-    title = "Training images per category against image AUROC"
-    lines = _groups_by_name_over_k(members)
-    if not lines:
-        reason = (
-            f"A method with at least two values of k is required. Run {rerun_command(members[0].first, '--k', '2,4,8')}"
-        )
-        return missing_figure("k", dataset, title, reason)
-    ks = sorted({group.first.run.k for groups in lines.values() for group in groups})
-    published = published_few_shot() if members[0].first.run.dataset == "mvtec" else {}
-    single_seed = False
-    with theme():
-        figure, (axes,) = new_figure(7.2, 4.2)
-        for index, (name, groups) in enumerate(lines.items()):
-            shift = 1 + 0.015 * (index - len(lines) / 2)  # so that error bars do not cover each other
-            summaries = [summarize_seeds(group.seed_means(group.categories, METRIC)) for group in groups]
-            means = np.array([100 * summary.mean for summary in summaries])
-            half = [
-                100 * (summary.interval.high - summary.mean) if summary.interval else np.nan for summary in summaries
-            ]
-            single_seed = single_seed or any(summary.interval is None for summary in summaries)
-            x, style = [group.first.run.k * shift for group in groups], styles[name]
-            line: dict[str, Any] = {"ls": style.dash, "color": style.color, "capsize": 3, "label": label(name)}
-            axes.errorbar(x, means, yerr=half, fmt=style.marker, **line)
-        for index, (name, points) in enumerate(published.items()):
-            style = styles.get(name, MethodStyle(GRAY, MARKERS[-1 - index], ":"))
-            hollow: dict[str, Any] = {"ls": ":", "marker": style.marker, "color": style.color, "mfc": "none"}
-            axes.plot(*zip(*points, strict=True), **hollow, label=label(f"{name}, published"))
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ks, list(map(str, ks)))
-        limit_to_percent(axes)
-        axes.set(xlabel="k, training images per category (log scale)", ylabel=f"{_AXIS_LABEL}, mean over categories")
-        legend(figure, [axes])
-        caption = (
-            "Methods with several values of k. Bars: 95 % interval of the mean over seeds (Student's t, limited to "
-            "100); each seed is a draw of the images and a training run. "
-            + ("Points without a bar have one seed, so their variation is unknown. " if single_seed else "")
-            + ("Hollow and dotted: published in Table IV, one draw. " if published else "")
-        )
-        drawn = [group for groups in lines.values() for group in groups]
-        return finish_figure("k", dataset, title, caption, figure, groups=drawn)
-
-
-def _groups_by_name_over_k(members: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the groups of each method with values for at least two k, sorted by k."""
-    by_k: dict[int, list[Group]] = {}
-    for group in members:
-        by_k.setdefault(group.first.run.k, []).append(group)
-    lines: dict[str, list[Group]] = {}
-    for _, groups in sorted(by_k.items()):
-        for name, group in groups_by_unique_name(groups).items():
-            if group.mean_std(MEAN, METRIC):
-                lines.setdefault(name, []).append(group)
-    return {name: groups for name, groups in lines.items() if len(groups) > 1}
 
 
 # --- Categories ------------------------------------------------------------------------------------------------------
@@ -228,7 +180,8 @@ def critical_difference_diagram(benchmark: str, members: Sequence[Group]) -> Fig
     count, n_groups = len(ranking.methods), len(ranking.groups)
     n_left = -(-count // 2)
     with theme():
-        figure, (axes,) = new_figure(7.2, 1.7 + 0.24 * (n_left + n_groups))
+        n_lines = max(_rank_label(name, 0).count("\n") + 1 for name in ranking.methods)
+        figure, (axes,) = new_figure(7.2, 1.7 + 0.24 * (n_left * n_lines + n_groups))
         axes.set(xlim=(0.4, count + 0.6), ylim=(0.35 + 0.3 * n_groups + 0.5 * n_left + 0.4, -1.5))
         axes.axis("off")
         _rank_axis(axes, count)
@@ -261,7 +214,11 @@ def _rank_labels(axes: Axes, ranking: Ranking) -> None:
         axes.plot(mean, 0, "o", ms=4, color=BLACK)
         alignment = "right" if is_left else "left"
         x = edge + (-0.05 if is_left else 0.05)
-        axes.text(x, height, label(f"{name} ({mean:.2f})"), ha=alignment, va="center", fontsize=8)
+        axes.text(x, height, _rank_label(name, mean), ha=alignment, va="center", fontsize=8)
+
+
+def _rank_label(name: str, mean: float) -> str:
+    return wrapped(f"{name} ({mean:.2f})", 30)
 
 
 def _rank_bars(axes: Axes, ranking: Ranking) -> None:
@@ -300,7 +257,8 @@ def ablation_figure(benchmark: str, members: Sequence[Group]) -> Figure:
             "deviation over seeds if there are several. The y axes of the panels differ."
         )
         groups = list({id(group): group for ablation in ablations for _, group in ablation.points}.values())
-        return finish_figure("ablation", benchmark, title, caption, figure, groups=groups)
+        key = STD_BARS if any(len(group.seeds) > 1 for group in groups) else ""
+        return finish_figure("ablation", benchmark, title, caption, figure, groups=groups, key=key)
 
 
 def _ablation_panel(axes: Axes, points: Sequence[tuple[Any, Group]]) -> None:

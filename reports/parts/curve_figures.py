@@ -8,10 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from bench.evaluation.curves import Floats
-from bench.evaluation.summary import Group, groups_by_unique_name
+from bench.evaluation.group_names import groups_by_unique_name
+from bench.evaluation.summary import Group, format_significant
 from bench.record import Record
-from bench.report import Figure
+from bench.report_format import Figure
 
+from .benchmark_tables import reached_rate
 from .prediction_data import MAX_FPR, FigureData, FigureDataByKey, figure_key, first_seed_records
 from .style import (
     BLACK,
@@ -64,27 +66,27 @@ def epochs_figure(benchmark: str, members: Sequence[Group]) -> Figure:
         command = rerun_command(members[0].first, "--method", "aminet", "--selection", "both")
         return missing_figure("epochs", benchmark, title, f"A method that trains in epochs is required. Run {command}")
     ordered = sorted(fits, key=lambda name: not any(record.metrics_by_epoch for record in fits[name]))
-    shown = {name: fits[name] for name in ordered[:MAX_COLUMNS]}  # methods evaluated over epochs first
-    categories = sorted({record.category for records in shown.values() for record in records})
+    plotted_fits = {name: fits[name] for name in ordered[:MAX_COLUMNS]}  # methods evaluated over epochs first
+    categories = sorted({record.category for records in plotted_fits.values() for record in records})
     styles = method_styles(categories) if len(categories) <= MAX_COLORS else {}
     with theme():
-        figure, axes = new_figure(2.9 * len(shown) + 1.8, 4.6, 2, len(shown), sharex="col")
-        for column, (name, records) in enumerate(shown.items()):
-            auroc_axes, loss_axes = axes[column], axes[len(shown) + column]
+        figure, axes = new_figure(2.9 * len(plotted_fits) + 1.8, 4.6, 2, len(plotted_fits), sharex="col")
+        for column, (name, records) in enumerate(plotted_fits.items()):
+            auroc_axes, loss_axes = axes[column], axes[len(plotted_fits) + column]
             for record in records:
                 _plot_fit(auroc_axes, loss_axes, record, styles.get(record.category))
             _format_epoch_axes(auroc_axes, loss_axes, records)
-            auroc_axes.set_title(wrapped(name, 32))
+            auroc_axes.set_title(wrapped(name, 28))
         axes[0].set_ylabel("image AUROC (%)")
-        axes[len(shown)].set_ylabel("loss, mean of the epoch")
+        axes[len(plotted_fits)].set_ylabel("loss, mean of the epoch")
         legend(figure, axes)
         caption = (
             f"{_LOWEST_SEED} Filled dot: last epoch, the reported value. Star: epoch chosen by the oracle, with the "
             "best sum of image and pixel AUROC on the test set; such a choice is not possible in practice. "
             + ("" if styles else f"Each gray line is one of {len(categories)} categories. ")
-            + (f"{len(shown)} of {len(fits)} methods. " if len(fits) > len(shown) else "")
+            + (f"{len(plotted_fits)} of {len(fits)} methods. " if len(fits) > len(plotted_fits) else "")
         )
-        groups = [groups_by_name[name] for name in shown]
+        groups = [groups_by_name[name] for name in plotted_fits]
         return finish_figure("epochs", benchmark, title, caption, figure, groups=groups)
 
 
@@ -97,9 +99,11 @@ def _plot_fit(auroc_axes: Axes, loss_axes: Axes, record: Record, style: MethodSt
         return
     x, y = [epoch for epoch, _ in points], [100 * point["image_auroc"] for _, point in points]
     auroc_axes.plot(x, y, ls=dash, color=color, lw=1.3, label=name)
-    best = best_epoch_index([point for _, point in points])
+    oracle_index = best_epoch_index([point for _, point in points])
     auroc_axes.plot(x[-1], y[-1], "o", ms=5, color=color, mec=BLACK, mew=0.6, label="last epoch")
-    auroc_axes.plot(x[best], y[best], "*", ms=11, color="white", mec=BLACK, mew=0.9, label="oracle, on the test set")
+    auroc_axes.plot(
+        x[oracle_index], y[oracle_index], "*", ms=11, color="white", mec=BLACK, mew=0.9, label="oracle, on the test set"
+    )
 
 
 def _format_epoch_axes(auroc_axes: Axes, loss_axes: Axes, records: Sequence[Record]) -> None:
@@ -147,7 +151,7 @@ def roc_figure(
 def pro_figure(
     benchmark: str, members: Sequence[Group], data: FigureDataByKey, styles: Mapping[str, MethodStyle]
 ) -> Figure:
-    """Draw the mean detected share of a defect region over the pixel false positive rate; its area is AUPRO."""
+    """Draw the mean detected fraction of a defect region over the pixel false positive rate; its area is AUPRO."""
     return _curve_figure(
         ("pro", "Per-region overlap (PRO) curves"),
         benchmark,
@@ -198,7 +202,7 @@ def _curve_figure(
             panel.set_title(wrapped(category, 24), fontsize=8.5)
         xticks = [0, max_rate / 2, max_rate]
         axes[0].set(xlim=(-0.02 * max_rate, max_rate), ylim=(0, 1.03), yticks=[0, 0.5, 1], xticks=xticks)
-        first_of_row[0].set_ylabel("true positive rate" if max_rate == 1 else "detected share of a region")
+        first_of_row[0].set_ylabel("true positive rate" if max_rate == 1 else "detected fraction of a region")
         first_of_row[-1].set_xlabel("false positive rate")
         legend(figure, axes)
         groups = [group for name, group in groups_by_name.items() if any(name == line_name for line_name, _ in lines)]
@@ -233,22 +237,24 @@ def score_histogram(name: str, benchmark: str, group: Group, data: FigureDataByK
     categories, selection_note = hardest_categories([group], list(by_category))
     rows, columns = grid_shape(len(categories))
     with theme():
-        figure, (axes,) = new_figure(2.1 * columns + LEGEND_WIDTH, 1.5 * rows + 0.6)
+        figure, (axes,) = new_figure(2.1 * columns + LEGEND_WIDTH, 1.5 * rows + 0.75)
         for index, category in enumerate(categories):
             _histogram_panel(axes, by_category[category], 1.12 * (index % columns), -1.5 * (index // columns))
-        axes.set(xlim=(-0.02, 1.12 * columns - 0.1), ylim=(-1.5 * rows + 1.25, 1.25))
+        axes.set(xlim=(-0.02, 1.12 * columns - 0.1), ylim=(-1.5 * rows + 1.25, 1.4))
         axes.set_axis_off()
         legend(figure, [axes])
         caption = (
             f"{_LOWEST_SEED} Number of test images by score, from the lowest to the highest score of the category: "
-            f"good images filled, defective images as outline. The less they overlap, the better. {selection_note}"
+            f"good images filled, defective images as outline. The less they overlap, the better. A dashed line is the "
+            f"calibrated threshold, with the reached and the target false positive rate (FPR). {selection_note}"
         )
         return finish_figure("scores", benchmark, title, caption, figure, groups=[group], method=name)
 
 
 def _histogram_panel(axes: Axes, data: FigureData, left: float, bottom: float) -> None:
     """Draw a panel of width and height 1 into shared axes, which is ten times faster than separate axes."""
-    edges = np.histogram_bin_edges(data.scores, 24)
+    threshold = data.record.threshold
+    edges = np.histogram_bin_edges(data.scores if threshold is None else np.append(data.scores, threshold), 24)
     masks = (~data.is_anomalous, data.is_anomalous)
     good, defective = (np.histogram(data.scores[mask], edges)[0] for mask in masks)
     highest, x = max(good.max(), defective.max()), left + np.linspace(0, 1, edges.size)
@@ -256,8 +262,16 @@ def _histogram_panel(axes: Axes, data: FigureData, left: float, bottom: float) -
     axes.stairs(bottom + good / highest, x, baseline=bottom, label="good", **filled)
     axes.stairs(bottom + defective / highest, x, baseline=bottom, color="#b34700", lw=1.4, label="defective")
     axes.plot([left, left + 1], [bottom, bottom], color=GRAY, lw=0.8)
+    if threshold is not None:
+        position = left + (threshold - edges[0]) / (edges[-1] - edges[0])
+        axes.plot([position] * 2, [bottom, bottom + 1], color=BLACK, ls=(0, (3, 2)), lw=1, label="calibrated threshold")
+        rate = reached_rate(data.record)
+        text = f"FPR {100 * rate.n_above / rate.n_good:.1f} %, target {100 * rate.target:g} %" if rate else ""
+        axes.text(left + 0.5, bottom - 0.05, text, fontsize=6.5, ha="center", va="top")
     value = data.record.metrics.get("image_auroc")
     title = data.record.category + (f", AUROC {100 * value:.1f}" if value is not None else "")
-    axes.text(left, bottom + 1.06, label(title), fontsize=8, fontweight="bold")
+    axes.text(left, bottom + 1.06, wrapped(title, 26), fontsize=8, fontweight="bold", va="bottom", linespacing=1)
     for end, alignment in ((0, "left"), (1, "right")):
-        axes.text(left + end, bottom - 0.05, f"{edges[-end]:.3g}", fontsize=6.5, ha=alignment, va="top")
+        axes.text(
+            left + end, bottom - 0.05, format_significant(float(edges[-end]), 4), fontsize=6.5, ha=alignment, va="top"
+        )

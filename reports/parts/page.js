@@ -113,7 +113,10 @@ document.addEventListener("input", (event) => {
   if (block) filter(block);
   else if (event.target.id === "example-filter") filterExamples(event.target.value);
 });
-addEventListener("hashchange", () => reveal(document.getElementById(decodeURIComponent(location.hash.slice(1)))));
+function revealHash() {
+  if (location.hash.length > 1 && !location.hash.startsWith("#case=")) reveal(document.getElementById(location.hash.slice(1)));
+}
+addEventListener("hashchange", revealHash);
 for (const row of document.querySelectorAll("#results tbody tr")) row.tabIndex = 0;
 for (const block of document.querySelectorAll(".table-block:has(.filter)")) filter(block);
-if (location.hash) reveal(document.getElementById(decodeURIComponent(location.hash.slice(1))));
+revealHash();

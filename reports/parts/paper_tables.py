@@ -1,40 +1,53 @@
 """Tables in the form of the paper: one row per category or k, one column per method, image and pixel AUROC together.
 
-A published table is followed by the results of this store, their differences, and the commands for missing runs.
+A published table is followed by the results of this store, their differences, and the commands for missing runs. Fig. 8
+is a table of the published points and the measured methods, also of another dataset.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from bench.evaluation.group_names import benchmark_name, groups_by_unique_name, name_suffix
 from bench.evaluation.summary import (
+    LATENCY,
+    MEAN,
     Group,
     MeanStd,
     caveats,
+    format_latency,
     format_percent,
-    groups_by_unique_name,
+    latency_note,
     missing_reasons,
     missing_summary,
-    name_suffix,
+    timed_devices,
 )
 from bench.record import Selection
-from bench.report import Table, TableCell, TextRun
+from bench.report_format import Block, Section, Table, TableCell, TextRun
 
 from .published import (
     AVERAGES,
     LEVELS,
+    SELECTED_ON_TEST_SET,
+    TABLES,
     PublishedTable,
     averaged_categories,
     known_errata,
     printed_values,
     published_name,
+    published_timings,
     row_names,
 )
-from .tables import FAILED, MISSING, NO_VALUE, rank_cells
+from .style import rerun_command
+from .tables import FAILED, MISSING, NO_VALUE, rank_cells, rank_comparable, ranking_key
 
 COLUMN_GROUPS: dict[Selection, str] = {
     "last": "measured, last epoch",
     "oracle": "measured, best epoch on the test set (oracle)",
 }
+
+_PUBLISHED_REFERENCE = "AMI-Net‡"
+_REFERENCES = (_PUBLISHED_REFERENCE, "AMI-Net")
+"""Published names of the method that latencies are relative to, in order of preference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +75,8 @@ class MethodColumn:
         title: unique name of the method, with the selection rule.
         heading: unique name without the selection rule, for a table that states the rule above the column.
         selection: "last" or "oracle".
-        groups: its groups by k.
-        published: its name in the paper, or "".
+        groups: groups of the method by k.
+        published: name of the method in the paper, or "".
     """
 
     title: str
@@ -97,7 +110,7 @@ class MethodColumn:
 
 
 def method_columns(groups: Iterable[Group]) -> list[MethodColumn]:
-    """Return the groups of one data set and protocol as columns; a method with several k is one column."""
+    """Return the groups of one dataset and protocol as columns; a method with several k is one column."""
     by_k: dict[int, list[Group]] = {}
     for group in groups:
         by_k.setdefault(group.first.run.k, []).append(group)
@@ -122,7 +135,7 @@ def published_table_rows(published: PublishedTable) -> list[TableRow]:
 
 
 def dataset_rows(groups: Sequence[Group], textures: Sequence[str] = ()) -> list[TableRow]:
-    """Return the same rows for any data set: its categories and their average, with the textures first if known."""
+    """Return the same rows for any dataset: its categories and their average, with the textures first if known."""
     names = sorted({category for group in groups for category in group.categories})
     k = groups[0].first.run.k
     texture_names = [name for name in names if name in textures]
@@ -142,29 +155,132 @@ def build_table(
     names = tuple(dict.fromkeys(method for method, _, _ in printed_values(published.file))) if published else ()
     column_groups = [(f"published ({published.number})", len(names))] if published else []
     first = "category" if rows[0].title == rows[0].category.replace("_", " ") else ""
-    header: list[str | TableCell] = [first, *names]
-    parts = [[[_published_cell(published, name, row) for name in names] for row in rows]] if published else []
+    notes = {name: [note] for name, note in SELECTED_ON_TEST_SET.items()}
+    header: list[str | TableCell] = [first, *(TableCell.from_text(name, *notes.get(name, [])) for name in names)]
+    parts: list[list[list[TableCell]]] = []
+    if published:
+        parts.append([rank_cells([_published_cell(published, name, row) for name in names]) for row in rows])
     for selection, group_title in COLUMN_GROUPS.items():
         members = [column for column in columns if column.selection == selection]
         if members:
             column_groups.append((group_title, len(members)))
             header += [column.heading for column in members]
-            parts.append([[column.cell(row) for column in members] for row in rows])
+            parts.append([_ranked_row(members, row) for row in rows])
     cells = [
-        [TableCell.from_text(row.title), *(cell for part in parts for cell in rank_cells(part[i]))]
-        for i, row in enumerate(rows)
+        [TableCell.from_text(row.title), *(cell for part in parts for cell in part[i])] for i, row in enumerate(rows)
     ]
     averages = [i for i, row in enumerate(rows) if row.category in AVERAGES]
     rules = {*averages, *(i - 1 for i in averages if i)} if len(averages) < len(rows) else set()
     remark = (
         "Image AUROC/pixel AUROC in percent, measured values ± standard deviation over seeds. Best and second best are "
-        "marked within each group of columns, not across groups."
+        "marked within each group of columns, not across groups, and among comparable methods only."
     )
     remarks = [remark, *(published.remarks if published else ())]
     return Table.from_rows(title, header, cells, column_groups=column_groups, rules_after=rules, remarks=remarks)
 
 
+def _ranked_row(columns: Sequence[MethodColumn], row: TableRow) -> list[TableCell]:
+    """Return the cells of one row, ranked among methods with the same images, limit, calibration and resolution."""
+    groups = [column.groups.get(row.k) for column in columns]
+    keys = [ranking_key(group, row.averaged) if group else None for group in groups]
+    return rank_comparable([column.cell(row) for column in columns], keys)
+
+
 def _published_cell(published: PublishedTable, method: str, row: TableRow) -> TableCell:
-    printed = printed_values(published.file).get((method, row.k, row.category), {})
+    published_values = printed_values(published.file).get((method, row.k, row.category), {})
     notes = tuple(known_errata(published.number, method, row.category))
-    return TableCell(tuple(TextRun(printed.get(level) or NO_VALUE) for level in LEVELS), notes)
+    return TableCell(tuple(TextRun(published_values.get(level) or NO_VALUE) for level in LEVELS), notes)
+
+
+# --- Fig. 8 -----------------------------------------------------------------------------------------------------------
+
+
+def figure8_section(groups: Iterable[Group]) -> Section:
+    """Return the two points that the text of the paper gives for Fig. 8, with the measured methods.
+
+    groups: groups of MVTec AD, one model per category, or of another dataset or protocol, which the section then names.
+    """
+    published = TABLES["1"]
+    members = [group for group in groups if group.records]
+    is_paper = all(published.contains(group.first.run) for group in members)
+    references = [
+        group
+        for name in _REFERENCES
+        for group in members
+        if published_name(group.first.run) == name and group.selection == "last"
+    ]
+    reference = references[0] if references else None
+    source = "measured" if is_paper else f"measured, {benchmark_name(members[0])}"
+    names = groups_by_unique_name(members)
+    ordered = names.items() if is_paper else sorted(names.items(), key=lambda item: _latency_or_infinity(item[1]))
+    rows = _published_rows()
+    n_published = len(rows)
+    rows += [_measured_row(name, source, group, reference, members) for name, group in ordered]
+    remarks = ["Times on different machines are not comparable; the ratio of two methods on one machine is."]
+    if not is_paper:
+        remarks.insert(0, _other_dataset_remark(members))
+    reference_name = published_name(reference.first.run) if reference else _PUBLISHED_REFERENCE
+    notes = [] if reference_name == _PUBLISHED_REFERENCE else [f"published: {_PUBLISHED_REFERENCE}"]
+    header = (
+        "method",
+        "source",
+        "latency",
+        TableCell.from_text(f"relative to {reference_name}", *notes),
+        "image AUROC",
+    )
+    table = Table.from_rows("", header, rows, rules_after=[n_published - 1], remarks=remarks)
+    hint = "Missing runs. Add the `--data` and `--runs` of your other commands to this: `bench run figure8`"
+    title = "MVTec AD" if is_paper else f"{benchmark_name(members[0])} instead of MVTec AD"
+    blocks: list[Block] = [table]
+    if not is_paper or not members:
+        blocks.append(hint)
+    untimed = [group for group in members if not group.mean_std(MEAN, LATENCY)]
+    if untimed:
+        command = rerun_command(untimed[0].first, "--time", "--force")
+        blocks.append(f"Latencies are missing. This command measures that of {untimed[0].first.run.title}: {command}")
+    return Section(f"Fig. 8: speed against image AUROC, {title}", tuple(blocks))
+
+
+def _published_rows() -> list[Sequence[str | TableCell]]:
+    timings = published_timings()
+    fastest = min(timing.latency_ms for timing in timings)
+    rows: list[Sequence[str | TableCell]] = []
+    for timing in timings:
+        note = f"{timing.conditions}; the authors' script times the network only, untrained, on a random image."
+        latency = TableCell.from_text(f"{timing.latency_ms:.2f} ms", note)
+        ratio = f"{timing.latency_ms / fastest:.1f}"
+        rows.append((timing.method, "published", latency, ratio, f"{timing.image_auroc:.1f}"))
+    return rows
+
+
+def _other_dataset_remark(members: Sequence[Group]) -> str:
+    profiles = sorted({group.first.run.profile for group in members})
+    data = "synthetic images" if any(group.first.run.synthetic for group in members) else "images"
+    plural = "s" if len(profiles) > 1 else ""
+    return (
+        f"There are no records of MVTec AD with one model per category. The measured values are of {data} of "
+        f"{benchmark_name(members[0])}, profile{plural} {', '.join(profiles)}: neither their latencies nor their "
+        "AUROCs are comparable with the published values."
+    )
+
+
+def _latency_or_infinity(group: Group) -> float:
+    latency = group.mean_std(MEAN, LATENCY)
+    return latency.mean if latency else float("inf")
+
+
+def _measured_row(
+    name: str, source: str, group: Group, reference: Group | None, members: Sequence[Group]
+) -> Sequence[str | TableCell]:
+    latency = group.mean_std(MEAN, LATENCY)
+    reference_latency = reference.mean_std(MEAN, LATENCY) if reference else None
+    ratio = NO_VALUE
+    if latency and reference and reference_latency and timed_devices(reference) == timed_devices(group):
+        ratio = f"{latency.mean / reference_latency.mean:.1f}"
+    categories: Sequence[str] = averaged_categories("average_all", TABLES["1"].file)
+    if not TABLES["1"].contains(group.first.run):
+        categories = sorted({category for member in members for category in member.categories})
+    auroc = group.mean_std_over(categories, "image_auroc")
+    reasons = [] if auroc else missing_summary(group, categories, "image_auroc")
+    latency_cell = TableCell.from_text(format_latency(latency), *caveats(group), latency_note(group))
+    return name, source, latency_cell, ratio, TableCell.from_text(format_percent(auroc), *reasons)

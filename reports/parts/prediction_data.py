@@ -38,7 +38,7 @@ SAMPLE_PIXELS = 200_000
 """Number of normal pixels from which the threshold of the dotted contours is estimated."""
 
 CONTOUR_FPR = 0.01
-"""Share of the normal pixels of a category that lie above the threshold of the dotted contours."""
+"""Fraction of the normal pixels of a category that lie above the threshold of the dotted contours."""
 
 N_READERS = min(4, os.cpu_count() or 1)
 """Number of predictions that are read at the same time; each needs memory."""
@@ -70,7 +70,7 @@ class ExampleImage:
         file: `Sample.id` of the image.
         defect: defect type.
         score: anomaly score.
-        rank: of the score among all test images of the category; 1 is the highest.
+        rank: rank of the score among all test images of the category; 1 is the highest.
         n_images: number of test images of the category.
         map: (h, w) anomaly map, or None if maps are not stored.
         mask: (h, w), or None if the image has no pixel labels.
@@ -88,17 +88,18 @@ class ExampleImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FigureData:
-    """What figures show of the last epoch of one method, category and seed.
+    """The data that figures show of the last epoch of one method, category and seed.
 
     Attributes:
         record: the record.
         scores: (n,) anomaly scores.
         is_anomalous: (n,) labels.
         roc: (false positive rate, true positive rate) over images; None if a class is empty.
-        pro: (false positive rate over pixels, mean detected share of a defect region); None without maps.
+        pro: (false positive rate over pixels, mean detected fraction of a defect region); None without maps.
         examples: the example images.
         color_range: map values at the ends of the color scale.
-        contour_threshold: map value that `CONTOUR_FPR` of the normal pixels exceed.
+        contour_threshold: the calibrated pixel threshold, or the value that `CONTOUR_FPR` of the normal pixels
+            exceed.
     """
 
     record: Record
@@ -132,7 +133,7 @@ def first_seed_records(group: Group) -> list[Record]:
 def collect_figure_data(members: Sequence[Group], store: Store) -> dict[tuple[str, str, str, str], FigureData]:
     """Compute the figure data of the last epoch and the lowest seed of each group and category.
 
-    Oracle records have no example images, and their curves would only show what their caveat warns of.
+    Oracle records have no example images, and their curves would only show the bias that their caveat states.
     """
     keys_and_records = [
         (figure_key(group, record.category), record)
@@ -156,13 +157,14 @@ def _figure_data(record: Record, predictions: Predictions | None) -> FigureData 
     roc = None
     if is_anomalous.any() and not is_anomalous.all():
         curve = image_curve(predictions.scores, is_anomalous)
-        roc = _polyline(curve, curve.region_share)
+        roc = _polyline(curve, curve.region_fraction)
     pro, threshold = None, 0.0
     if predictions.maps is not None and labeled.size:
         maps, masks = [predictions.maps[i] for i in labeled], [predictions.masks[i] for i in labeled]
         pixels = pixel_curve(maps, masks, N_THRESHOLDS)
-        pro = _resampled(_polyline(pixels, pixels.region_share)) if pixels.tp.size and pixels.n_negatives else None
-        threshold = _contour_threshold(maps, masks)
+        pro = _resampled(_polyline(pixels, pixels.region_fraction)) if pixels.tp.size and pixels.n_negatives else None
+        calibrated = record.pixel_threshold
+        threshold = _contour_threshold(maps, masks) if calibrated is None else calibrated
     examples = _example_images(record, predictions)
     maps_shown = [example.map for example in examples if example.map is not None]
     color_range = (float(np.median(maps_shown)), float(np.max(maps_shown))) if maps_shown else (0.0, 1.0)
@@ -179,7 +181,7 @@ def _contour_threshold(maps: Sequence[Array], masks: Sequence[Bools]) -> float:
 
 def _example_images(record: Record, predictions: Predictions) -> tuple[ExampleImage, ...]:
     ranks = np.argsort(np.argsort(-predictions.scores, kind="stable"), kind="stable") + 1
-    files: dict[str, str] = record.artifacts.get("views", {})
+    files: dict[str, str] = record.artifacts.get("pictures", {})
     examples = []
     for name in (name for name in EXAMPLES if files.get(name) in predictions.files):
         index = predictions.files.index(files[name])
@@ -199,12 +201,12 @@ def _example_images(record: Record, predictions: Predictions) -> tuple[ExampleIm
 
 
 def _polyline(curve: Curve, weights: Array) -> tuple[Floats, Floats]:
-    """Return false positive rate and detected share from (0, 0) to (1, 1); ties are straight segments."""
+    """Return false positive rate and detected fraction from (0, 0) to (1, 1); ties are straight segments."""
     after = np.cumsum(weights)
     start, stop = curve.fp / curve.n_negatives, (curve.fp + curve.tied_negatives) / curve.n_negatives
     rates = np.concatenate([[0.0], np.column_stack([start, stop]).ravel(), [1.0]])
-    shares = np.concatenate([[0.0], np.column_stack([after - weights, after]).ravel(), [1.0]])
-    return rates, shares
+    fractions = np.concatenate([[0.0], np.column_stack([after - weights, after]).ravel(), [1.0]])
+    return rates, fractions
 
 
 def _resampled(line: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
@@ -236,7 +238,7 @@ def bootstrap_by_category(group: Group, store: Store, *, pixels: bool = True) ->
 
 def _cached_samples(record: Record, store: Store, *, pixels: bool) -> BootstrapSamples | None:
     cache = _SAMPLES.setdefault(store, {})
-    path = store.path(record.run, record.data_digest, record.category, record.selection)
+    path = store.path(record.run, record.data_hash, record.category, record.selection)
     key = path, record.artifacts.get("sha256"), pixels
     if key not in cache:
         cache[key] = _bootstrap_samples(record, store, pixels=pixels)
@@ -258,5 +260,5 @@ def _bootstrap_samples(record: Record, store: Store, *, pixels: bool) -> Bootstr
         masks,
         has_pixel_labels=predictions.has_pixel_labels,
         threshold=record.threshold,
-        seed=[BOOTSTRAP_SEED, crc32(record.category.encode())],
+        seed=[BOOTSTRAP_SEED, crc32(record.category.encode(errors="surrogateescape"))],
     )

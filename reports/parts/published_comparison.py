@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.evaluation.summary import METRICS, Group
-from bench.report import Block, Section, Table, TableCell, TextRun
+from bench.report_format import Block, Section, Table, TableCell, TextRun
 
 from .paper_tables import MethodColumn, TableRow, build_table, method_columns, published_table_rows
 from .published import (
@@ -37,13 +37,13 @@ class Check:
     """An expected value and the measured value, in percent.
 
     Attributes:
-        table: published table, or data set and protocol.
+        table: published table, or dataset and protocol.
         method: title of the method.
         category: title of the row.
         metric: name of the metric.
         expected: the published value, or the value of an earlier run.
-        measured: None if there is none.
-        tolerance: in percentage points; None if there is no basis for one.
+        measured: the measured value, or None.
+        tolerance: tolerance in percentage points; None if there is no basis for one.
         reason: why the value is not verified; "" if it is.
     """
 
@@ -69,18 +69,20 @@ class Check:
         return abs(self.difference) <= self.tolerance + 1e-9
 
 
-def published_checks(published: PublishedTable, columns: Iterable[MethodColumn]) -> Iterator[Check]:
-    """Yield a check of every published value of the methods in these columns."""
+def published_checks(
+    published: PublishedTable, rows: Sequence[TableRow], columns: Iterable[MethodColumn]
+) -> Iterator[Check]:
+    """Yield a check of every published value in these rows of the methods in these columns."""
     for column in columns:
         if column.published:
-            for row in published_table_rows(published):
+            for row in rows:
                 for level in LEVELS:
                     yield from _published_check(published, column, row, level)
 
 
 def _published_check(published: PublishedTable, column: MethodColumn, row: TableRow, level: str) -> Iterator[Check]:
-    printed = printed_values(published.file).get((column.published, row.k, row.category), {}).get(level)
-    if not printed:
+    published_value = printed_values(published.file).get((column.published, row.k, row.category), {}).get(level)
+    if not published_value:
         return
     value, group = column.value(row, level), column.groups.get(row.k)
     tolerance = find_tolerance(column.published, published.name, column.selection)
@@ -89,7 +91,7 @@ def _published_check(published: PublishedTable, column: MethodColumn, row: Table
         method=column.title,
         category=row.title,
         metric=LEVELS[level],
-        expected=float(printed),
+        expected=float(published_value),
         measured=round(100 * value.mean, 1) if value else None,
         tolerance=round(tolerance.for_mean_over(len(row.averaged)), 2) if tolerance else None,
         reason=_reason(published, column, tolerance, group, level) if value else "missing",
@@ -108,7 +110,7 @@ def _reason(
     reasons = (
         (reduced, "reduced settings, limited images, synthetic data or random weights do not reproduce the paper"),
         (no_auroc, "the published value is not an AUROC"),
-        (released, "the released checkpoint is from another run than the table and is compared in a separate table"),
+        (released, "the released checkpoint is not from the run of the table and is compared in a separate table"),
         (tolerance, ""),
         (
             last_epoch,
@@ -181,7 +183,7 @@ def _format(value: float) -> str:
 def compare_with_published(published: PublishedTable, groups: Iterable[Group]) -> Section:
     """Build the section of a published table: its values, the measured ones, differences and missing runs.
 
-    groups: of any data set and protocol; those that belong to the table are used.
+    groups: groups of any dataset and protocol; those that belong to the table are used.
     """
     members = [group for group in groups if published.contains(group.first.run)]
     columns = method_columns(members)
@@ -198,7 +200,7 @@ def compare_with_published(published: PublishedTable, groups: Iterable[Group]) -
 def _difference_table(published: PublishedTable, column: MethodColumn) -> Table | None:
     """Return a method next to its published values, for the rows that have both; None if there is no such row."""
     by_row: dict[str, dict[str, Check]] = {}
-    for check in published_checks(published, [column]):
+    for check in published_checks(published, published_table_rows(published), [column]):
         if check.measured is not None:
             by_row.setdefault(check.category, {})[check.metric] = check
     rows = []

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.evaluation.bootstrap import BootstrapSamples, Interval, differences, intervals, mean_over_categories
+from bench.evaluation.group_names import groups_by_unique_name
 from bench.evaluation.statistics import SeedSummary, compare, conclude, conclude_ranking, rank, summarize_seeds
-from bench.evaluation.summary import HEADINGS, MEAN, METRICS, Group, format_percent, groups_by_unique_name
+from bench.evaluation.summary import HEADINGS, MEAN, METRICS, Group, format_percent
 from bench.identity import comparison_key
 from bench.record import Record
-from bench.report import Block, Section, Table
+from bench.report_format import Block, Section, Table
 
-from .tables import NO_VALUE, format_points
+from .tables import NO_VALUE, format_points, select_columns
 
 METRIC = "image_auroc"
-HEADLINES = {METRIC: METRICS[METRIC], "pixel_auroc": METRICS["pixel_auroc"]}
+MAIN_METRICS = {METRIC: METRICS[METRIC], "pixel_auroc": METRICS["pixel_auroc"]}
 """The metrics whose conclusions are stated in sentences; the oracle maximizes their sum."""
 
 Samples = Mapping[str, BootstrapSamples]
@@ -44,13 +45,14 @@ def comparable_groups(groups_by_name: Mapping[str, Group]) -> list[dict[str, Gro
     sets: dict[tuple[object, ...], dict[str, Group]] = {}
     for name, group in groups_by_name.items():
         if group.records:
-            sets.setdefault(_comparison_key(group), {})[name] = group
+            sets.setdefault(images_key(group), {})[name] = group
     return list(sets.values())
 
 
-def _comparison_key(group: Group) -> tuple[object, ...]:
+def images_key(group: Group) -> tuple[object, ...]:
+    """Return what must be equal for a comparison: protocol, categories, seeds, images, evaluation and selection."""
     images = tuple(
-        (key, record.data_digest, *record.train_files, "", *record.test_files)
+        (key, record.data_hash, *record.train_files, "", *record.test_files)
         for key, record in sorted(group.records.items())
     )
     return comparison_key(group.first.run), group.dataset, group.selection, images
@@ -91,7 +93,7 @@ def interval_table(group: Group, samples: Samples) -> list[Table]:
     if not samples:
         return []
     by_row = {category: intervals(category_samples) for category, category_samples in samples.items()}
-    if samples.keys() == set(group.categories):
+    if len(samples) > 1 and samples.keys() == set(group.categories):
         by_row[MEAN] = intervals(mean_over_categories(list(samples.values())))
     metrics = [metric for metric in HEADINGS if any(metric in row_intervals for row_intervals in by_row.values())]
     rows = [
@@ -189,8 +191,9 @@ def _means_table(comparisons: Mapping[str, _MetricComparison], n_seeds: int) -> 
 
 
 def _pair_tables(comparisons: Mapping[str, _MetricComparison], n_seeds: int) -> list[Block]:
-    """Return one table per pair of methods, and the conclusions from the headline metrics."""
+    """Return one table per pair of methods, and the conclusions from the main metrics."""
     header = ("metric", "difference", "95 % over test images", "higher", "lower", "p (Wilcoxon)", "p (Holm)")
+    is_tested = max(len(comparison.categories) for comparison in comparisons.values()) > 1
     rows: dict[str, list[tuple[str, ...]]] = {}
     sentences = []
     for metric, comparison in comparisons.items():
@@ -201,11 +204,15 @@ def _pair_tables(comparisons: Mapping[str, _MetricComparison], n_seeds: int) -> 
             test = (str(pair.wins), str(pair.losses), f"{pair.p:.2g}", f"{pair.p_holm:.2g}")
             row = (METRICS[metric], format_points(pair.difference), text, *test)
             rows.setdefault(f"{pair.first} − {pair.second}", []).append(row)
-            if metric in HEADLINES:
+            if metric in MAIN_METRICS and is_tested:
                 sentences.append(f"{METRICS[metric]}: {conclude(pair, images=interval, seeds=n_seeds)}")
+    tables = [Table.from_rows(title, header, pair_rows) for title, pair_rows in rows.items()]
+    if not is_tested:  # a test over one category has no meaning
+        untested = "Differences are in percentage points. Methods are tested over at least two categories."
+        return [*(select_columns(table, (1, 2)) for table in tables), untested]
     sentences.append("Differences are in percentage points; higher and lower count categories.")
     sentences.append("Holm's correction accounts for the number of pairs of one metric, not for the number of metrics.")
-    return [*(Table.from_rows(title, header, pair_rows) for title, pair_rows in rows.items()), tuple(sentences)]
+    return [*tables, tuple(sentences)]
 
 
 def _ranking(comparisons: Mapping[str, _MetricComparison]) -> list[Block]:
@@ -226,7 +233,9 @@ def _ranking(comparisons: Mapping[str, _MetricComparison]) -> list[Block]:
     table = Table.from_rows(title, header, rows, rules_after=[len(rows) - 2])
     return [
         table,
-        tuple(f"{METRICS[metric]}: {conclude_ranking(rankings[metric])}" for metric in HEADLINES if metric in rankings),
+        tuple(
+            f"{METRICS[metric]}: {conclude_ranking(rankings[metric])}" for metric in MAIN_METRICS if metric in rankings
+        ),
     ]
 
 
@@ -265,14 +274,14 @@ def _gap_blocks(name: str, last: Group, oracle: Group) -> list[Block]:
         "category",
         "last epoch",
         "best epoch",
-        *(f"{heading}: last, best, gap" for heading in HEADLINES.values()),
+        *(f"{heading}: last, best, gap" for heading in MAIN_METRICS.values()),
     )
     rows = []
     for category, pairs in fits.items():
         epochs = [", ".join(str(pair[side].epoch) for pair in pairs) for side in (0, 1)]
-        rows.append((category, *epochs, *(_format_gap(_last_and_best(pairs, metric)) for metric in HEADLINES)))
+        rows.append((category, *epochs, *(_format_gap(_last_and_best(pairs, metric)) for metric in MAIN_METRICS)))
     means = []
-    for metric in HEADLINES:
+    for metric in MAIN_METRICS:
         values = [pair for pairs in fits.values() if (pair := _last_and_best(pairs, metric))]
         means.append(_format_gap(_mean_pair(values) if len(values) == len(fits) else None))
     rows.append((MEAN, "", "", *means))
@@ -306,6 +315,6 @@ def _metrics_by_epoch(record: Record) -> str:
     """Return the metrics at each evaluated epoch in one line; "" without any."""
     points = []
     for point in record.metrics_by_epoch:
-        values = [f"{100 * point[metric]:.1f}" if metric in point else NO_VALUE for metric in HEADLINES]
+        values = [f"{100 * point[metric]:.1f}" if metric in point else NO_VALUE for metric in MAIN_METRICS]
         points.append(f"{point['epoch']:.0f}: {' / '.join(values)}")
     return f"{record.category}, seed {record.run.seed}: {', '.join(points)}" if points else ""

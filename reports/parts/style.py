@@ -20,13 +20,20 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
-from bench.evaluation.summary import Group, caveats, title_with_selection
+from bench.evaluation.group_names import groups_by_unique_name, title_with_selection
+from bench.evaluation.reproduction import without_options
+from bench.evaluation.summary import Group, caveats, format_significant
 from bench.record import Record
-from bench.report import Figure
+from bench.report_format import Figure
 
 DPI = 160
+GRID_COLOR = "#e6e6e6"
+_PAINTS = ("fill", "stroke")
+_DARK_AREAS = {"#ffffff": "#1b2026", "#f2f2f2": "#2a3138"}
+"""Colors of the background and of empty axes, and what replaces them in dark mode."""
+
 BLACK, GRAY, WARNING_COLOR = "#222222", "#8a8a8a", "#a33b00"
 PALETTE = sns.color_palette("colorblind").as_hex()
 """Ten colors that remain distinguishable with color blindness."""
@@ -51,7 +58,7 @@ _THEME: Any = {
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": "#e6e6e6",
+    "grid.color": GRID_COLOR,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "legend.fontsize": 8,
@@ -61,6 +68,7 @@ _THEME: Any = {
     "ytick.minor.pad": 4.9,
     "xtick.color": BLACK,
     "ytick.color": BLACK,
+    "image.composite_image": False,  # pictures keep their own pixels in SVG and PDF
     "lines.markersize": 6,
     "text.color": BLACK,
     "text.parse_math": False,  # a dollar sign in a name is not a formula
@@ -73,8 +81,14 @@ _THEME: Any = {
 _METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """Metadata by file format: no date, so that the same figure gives the same bytes."""
 
+PERCENT_MARGIN = 0.05
+"""Fraction of the range of a percent axis that is added beyond 0 and 100."""
+
 LEGEND_WIDTH = 1.6
 """Inches reserved for a legend on the right of the panels."""
+
+LEGEND_PADDING = 0.3
+"""Inches above, below and between the legend and the notes of a figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +135,15 @@ def slug(text: str) -> str:
 
 
 def shared_and_other_caveats(groups: Sequence[Group]) -> list[str]:
-    """Return the caveats that all groups share in one line, then the others by the title of the method."""
+    """Return the caveats that all groups share in one line, then the others by the name of the method."""
+    names = {id(group): name for name, group in groups_by_unique_name(groups).items()}
     by_group = [caveats(group) for group in groups]
-    shared = [note for note in (by_group[0] if by_group else []) if all(note in notes for notes in by_group)]
-    lines = ["; ".join(shared)] if shared else []
+    shared_notes = [note for note in (by_group[0] if by_group else []) if all(note in notes for notes in by_group)]
+    lines = ["; ".join(shared_notes)] if shared_notes else []
     for group, notes in zip(groups, by_group, strict=True):
-        rest = [note for note in notes if note not in shared]
-        title = title_with_selection(group.first.run.title, group.selection)
-        lines += [f"{title}: {'; '.join(rest)}"] if rest else []
+        other_notes = [note for note in notes if note not in shared_notes]
+        title = names.get(id(group)) or title_with_selection(group.first.run.title, group.selection)
+        lines += [f"{title}: {'; '.join(other_notes)}"] if other_notes else []
     return list(dict.fromkeys(lines))
 
 
@@ -139,21 +154,15 @@ def rerun_command(record: Record, *options: str) -> str:
         words = shlex.split(record.command)
     except ValueError:  # unbalanced quotes
         words = []
-    words = words or ["bench", "run", "--method", run.name, "--dataset", run.dataset]
-    takes_value = {
+    if words[:2] != ["bench", "run"]:  # of Python, of `bench time`, or unreadable
+        protocol = ["--protocol", run.protocol, *(["--k", str(run.k)] if run.k else [])]
+        words = ["bench", "run", "--method", run.name, "--dataset", run.dataset, *protocol, "--seed", str(run.seed)]
+    has_value = {
         word: index + 1 < len(options) and not options[index + 1].startswith("--")
         for index, word in enumerate(options)
         if word.startswith("--")
     }
-    remaining: list[str] = []
-    iterator = iter(words)
-    for word in iterator:
-        option, equals, _ = word.partition("=")
-        if option not in takes_value:
-            remaining.append(word)
-        elif takes_value[option] and not equals:
-            next(iterator, None)  # skip its value
-    return f"`{shlex.join([*remaining, *options])}`"
+    return f"`{shlex.join([*without_options(words, has_value), *options])}`"
 
 
 # --- Axes ------------------------------------------------------------------------------------------------------------
@@ -197,19 +206,21 @@ class _MinorFormatter(LogFormatter):
     """Label minor ticks if there are few major ones, as 0.2 instead of 2e-01."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:g}" if super().__call__(x, pos) else ""
+        return format_significant(x) if super().__call__(x, pos) else ""
 
 
 def plain_ticks(axis: Axis) -> None:
     """Label the ticks of a logarithmic axis with plain numbers instead of powers of ten."""
-    axis.set_major_formatter("{x:g}")
+    axis.set_major_formatter(FuncFormatter(lambda x, _: format_significant(x)))
     axis.set_minor_formatter(_MinorFormatter(minor_thresholds=(2, 1)))
 
 
 def limit_to_percent(axes: Axes) -> None:
-    """Limit a y axis in percent to 0..100."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0), min(high, 100.9))
+    """Limit a y axis in percent to 0..100, with a margin that shows markers at the ends as a whole."""
+    low, high = (min(max(value, 0.0), 100.0) for value in axes.get_ylim())
+    margin = PERCENT_MARGIN * max(high - low, 1.0)
+    axes.set_ylim(low - margin if low == 0 else low, high + margin if high == 100 else high)
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
 
 
 def legend(figure: Canvas, axes: Sequence[Axes]) -> None:
@@ -247,6 +258,16 @@ class RenderedFigure(Mapping[str, bytes]):
         return len(_METADATA)
 
 
+def with_dark_mode(svg: bytes) -> bytes:
+    """Return the SVG with a style that replaces white, black and gray if the reader prefers dark colors."""
+    text = {BLACK: "#e4e8ec", GRAY: "#8d97a1", WARNING_COLOR: "#f0c27a", GRID_COLOR: "#39414a", "#cfcfcf": "#4a535c"}
+    rules = [f'[style*="{kind}: {old}"]{{{kind}:{new}!important}}' for old, new in text.items() for kind in _PAINTS]
+    rules += [f'[id^="patch_"]>[style*="fill: {old}"]{{fill:{new}!important}}' for old, new in _DARK_AREAS.items()]
+    style = f"<style>@media (prefers-color-scheme: dark){{{''.join(rules)}}}</style>"
+    start, end, rest = svg.partition(b"<defs>")  # the first element of matplotlib's files
+    return start + style.encode() + end + rest if end else svg
+
+
 def finish_figure(
     kind: str,
     benchmark: str,
@@ -256,12 +277,14 @@ def finish_figure(
     *,
     groups: Sequence[Group],
     method: str = "",
+    key: str = "",
 ) -> Figure:
     """Return the figure with its title and the caveats of the groups; call it inside `theme`.
 
-    method: the method that is shown, if a benchmark has several figures of this kind.
+    method: the method that is shown, if a benchmark has several figures of this kind. key: what a reader of the figure
+    alone needs, such as the meaning of the error bars.
     """
-    files = render_files(canvas, f"{title}: {benchmark}", shared_and_other_caveats(groups))
+    files = render_files(canvas, f"{title}: {benchmark}", [*([key] if key else []), *shared_and_other_caveats(groups)])
     return Figure(slug(f"{kind} {benchmark} {method}"), kind, benchmark, title, caption.strip(), files)
 
 
@@ -271,13 +294,16 @@ def missing_figure(kind: str, benchmark: str, title: str, reason: str) -> Figure
 
 
 def render_files(canvas: Canvas, title: str, notes: Sequence[str]) -> RenderedFigure:
-    """Add title and notes to the figure, and fix its layout; call it inside `theme`."""
+    """Add title and notes to the figure, make it as high as its legend, and fix its layout; call it inside `theme`."""
     width = canvas.get_figwidth()
     legend_width = sum(box.get_window_extent().width / canvas.dpi for box in canvas.legends)
     canvas.suptitle(wrapped(title, (width - legend_width) * 10), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    height = max((box.get_window_extent().height / canvas.dpi for box in canvas.legends), default=0.0)
     if notes:
         lines = "\n".join(wrapped(note, width * 17) for note in notes)
-        canvas.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=WARNING_COLOR)
+        text = canvas.supxlabel(label_lines(lines), x=0.01, ha="left", fontsize=7, color=WARNING_COLOR)
+        height += text.get_window_extent().height / canvas.dpi
+    canvas.set_figheight(max(canvas.get_figheight(), height + LEGEND_PADDING))
     engine = canvas.get_layout_engine()
     if engine is not None:
         engine.execute(canvas)

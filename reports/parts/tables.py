@@ -1,10 +1,11 @@
 """Fill table cells with values, rank them, and divide wide tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bench.evaluation.summary import LATENCY, MEAN, Group, caveats, format_latency, format_percent, missing_reasons
-from bench.report import Table, TableCell, TextRun
+from bench.identity import comparison_key
+from bench.report_format import Table, TableCell, TextRun
 
 NO_VALUE = "–"
 """Text of a cell whose value does not exist."""
@@ -40,13 +41,33 @@ def format_points(fraction: float) -> str:
     return "0.00" if float(text) == 0 else text
 
 
+def divide_caveats(caveats_by_name: Mapping[str, Sequence[str]]) -> tuple[list[str], dict[str, list[str]]]:
+    """Divide the caveats of several methods into remarks about all of them and notes on single methods.
+
+    Returns:
+        The remarks: one sentence of the caveats that all methods share, or none. The notes of each method, which name
+        all methods with the same caveat.
+    """
+    all_caveats = list(caveats_by_name.values())
+    shared = [note for note in (all_caveats[0] if all_caveats else ()) if all(note in notes for notes in all_caveats)]
+    names_by_note: dict[str, list[str]] = {}
+    for name, notes in caveats_by_name.items():
+        for note in notes:
+            names_by_note.setdefault(note, []).append(name)
+    notes_by_name = {
+        name: [f"{'; '.join(names_by_note[note])}: {note}" for note in notes if note not in shared]
+        for name, notes in caveats_by_name.items()
+    }
+    return (["; ".join(shared).capitalize() + "."] if shared else []), notes_by_name
+
+
 # --- Rank ------------------------------------------------------------------------------------------------------------
 
 
 def rank_cells(cells: Sequence[TableCell], *, lowest: bool = False) -> list[TableCell]:
     """Return comparable cells with the best value bold and the second best underlined, for each text run.
 
-    The best is the highest value, or the lowest. Values that are printed alike have the same rank; fewer than two
+    The best is the highest value, or the lowest. Values with the same printed text have the same rank; fewer than two
     values are not ranked.
     """
     longest = max((len(cell.runs) for cell in cells), default=0)
@@ -55,6 +76,23 @@ def rank_cells(cells: Sequence[TableCell], *, lowest: bool = False) -> list[Tabl
     return [
         replace(cell, runs=tuple(columns[i][index] for i in range(len(cell.runs)))) for index, cell in enumerate(cells)
     ]
+
+
+def rank_comparable(cells: Sequence[TableCell], keys: Sequence[Hashable], *, lowest: bool = False) -> list[TableCell]:
+    """Return cells that are ranked as `rank_cells` does, each among those with the same key."""
+    ranked = list(cells)
+    for key in dict.fromkeys(keys):
+        indices = [index for index, each in enumerate(keys) if each == key]
+        for index, cell in zip(indices, rank_cells([cells[i] for i in indices], lowest=lowest), strict=True):
+            ranked[index] = cell
+    return ranked
+
+
+def ranking_key(group: Group, categories: Sequence[str]) -> Hashable:
+    """Return what must be equal for a ranking over these categories: protocol, evaluation, images and selection."""
+    fingerprints = group.first.run.data_fingerprints
+    images = tuple((category, fingerprints.get(category)) for category in categories)
+    return comparison_key(group.first.run), group.dataset, group.selection, images
 
 
 def _rank_texts(texts: Sequence[str], *, lowest: bool) -> list[TextRun]:
@@ -100,7 +138,7 @@ def select_columns(table: Table, columns: Iterable[int]) -> Table:
 
 
 def columns_per_line(widths: Sequence[int], max_width: int) -> list[range]:
-    """Divide the columns after the first into as few parts as possible that fit a line, of about equal size.
+    """Divide the columns after the first into as few parts of about equal size as possible, each fitting a line.
 
     widths: characters of each column, the first one included, which every part repeats.
     """

@@ -1,15 +1,21 @@
 """Verification: measured values against published values, or against an earlier CSV report, row by row."""
 
+import csv
+import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from bench.evaluation.summary import METRICS, Group, by_benchmark, groups, title_with_selection
+from bench.errors import BenchError
+from bench.evaluation.group_names import by_benchmark, title_with_selection
+from bench.evaluation.reproduction import RERUN_TOLERANCE
+from bench.evaluation.summary import METRICS, Group, groups
 from bench.record import Record
-from bench.report import Block, Report, Section
+from bench.report_format import Block, Report, Section, escape_formula
+from bench.store import to_row
 
-from .csv_rows import KEY_COLUMNS, escape_formula, flatten, read_rows
-from .paper_tables import method_columns
+from .paper_tables import method_columns, published_table_rows
 from .published import SAME_WEIGHTS, TABLES, TOLERANCES, get_table, records_for_table, tables_of_runs
 from .published_comparison import (
     STATUS,
@@ -21,26 +27,32 @@ from .published_comparison import (
     released_checks,
 )
 
-RERUN_TOLERANCE = 0.5
-"""Percentage points that a metric of the same run may differ: settings, images and seed are the same, but training on
-another machine rounds differently, with the same effect as another seed (see `published.TOLERANCES`)."""
-
 _TITLE = "maskbench: verification"
 
+_WITHOUT_VALUES = {"fig8", "fig9"}
+"""Figures of the paper that print no values."""
 
-def verification(records: Sequence[Record], table: str, against: Path | None) -> tuple[Report, bool | None]:
+_KEY_COLUMNS = ("dataset", "protocol", "k", "name", "group_hash", "data_hash", "selection", "seed", "category")
+"""The columns that identify a row: method, settings, images, selection rule and seed."""
+
+
+def verification(
+    records: Sequence[Record], table: str, against: Path | None, criteria: Mapping[str, Sequence[str]]
+) -> tuple[Report, bool | None]:
     """Build the verification; also return whether all verified values agree, None if none could be verified.
 
     Args:
-        records: all records of the store.
-        table: only this table of the paper; "" for all.
+        records: the records of the store that match the criteria.
+        table: name of a table of the paper; "" for all.
         against: an earlier CSV report to compare with instead of the published values.
+        criteria: criteria, as for `select_records`; published rows of other categories and k are not missing, and are
+            left out.
     """
-    if table in {"fig8", "fig9"}:
+    if table in _WITHOUT_VALUES:
         section = Section("", (f"The paper prints no values for {table}, so there is nothing to verify.",))
         return Report("verification", _TITLE, (section,), tuple(records)), None
     selected = records_for_table(records, table)
-    checks = list(_rerun_checks(selected, against) if against else _all_published_checks(selected, table))
+    checks = _checks(records, table, against, criteria)
     counts = Counter(STATUS[check.agrees] for check in checks)
     summary = ", ".join(f"{status}: {counts[status]}" for status in STATUS.values())
     blocks: list[Block] = [*check_tables(checks), *([f"Result of {len(checks)} rows: {summary}."] if checks else [])]
@@ -53,36 +65,79 @@ def verification(records: Sequence[Record], table: str, against: Path | None) ->
     return Report("verification", _TITLE, (Section("", tuple(blocks)),), tuple(selected)), all_agree(checks)
 
 
-def _all_published_checks(records: Sequence[Record], table: str) -> Iterator[Check]:
+def verification_values(
+    records: Sequence[Record], table: str, against: Path | None, criteria: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Return the numbers of `verification` as plain values: "agrees", as it returns it, and the rows, "checks"."""
+    checks = [] if table in _WITHOUT_VALUES else _checks(records, table, against, criteria)
+    rows = [
+        {
+            "table": check.table,
+            "method": check.method,
+            "category": check.category,
+            "metric": check.metric,
+            "expected_percent": check.expected,
+            "measured_percent": check.measured,
+            "difference_points": check.difference,
+            "tolerance_points": check.tolerance,
+            "agrees": check.agrees,
+            "reason": check.reason,
+        }
+        for check in checks
+    ]
+    return {"agrees": all_agree(checks), "checks": rows}
+
+
+def _checks(
+    records: Sequence[Record], table: str, against: Path | None, criteria: Mapping[str, Sequence[str]]
+) -> list[Check]:
+    selected = records_for_table(records, table)
+    return list(_rerun_checks(selected, against) if against else _all_published_checks(selected, table, criteria))
+
+
+def _all_published_checks(
+    records: Sequence[Record], table: str, criteria: Mapping[str, Sequence[str]]
+) -> Iterator[Check]:
     members = groups(records)
+    categories, ks = criteria.get("category", ()), criteria.get("k", ())
     for published in [get_table(table)] if table else TABLES.values():
-        yield from published_checks(
-            published, method_columns(group for group in members if published.contains(group.first.run))
-        )
+        columns = method_columns(group for group in members if published.contains(group.first.run))
+        rows = [
+            row
+            for row in published_table_rows(published)
+            if (not categories or {*row.averaged} <= {*categories}) and (not ks or str(row.k) in ks)
+        ]
+        yield from published_checks(published, rows, columns)
     if table in {"", "1"}:
         yield from released_checks(members)
 
 
 def _rerun_checks(records: Sequence[Record], file: Path) -> Iterator[Check]:
     """Compare each metric of each row of an earlier CSV report with the record of the same run."""
-    by_key = {tuple(str(escape_formula(flatten(record)[name])) for name in KEY_COLUMNS): record for record in records}
-    for row in read_rows(file):
-        record = by_key.get(tuple(row[name] for name in KEY_COLUMNS))
+    by_key = {_key(record): record for record in records}
+    for row in _read_rows(file):
+        record = by_key.get(tuple(row[name] for name in _KEY_COLUMNS))
         k = f" k={row['k']}" if row["k"] != "0" else ""
         for metric in METRICS:
-            earlier = row.get(f"metrics.{metric}")
-            if earlier:
+            previous_value = row.get(f"metrics.{metric}")
+            if previous_value:
                 value = record.metrics.get(metric) if record else None
                 yield Check(
                     table=f"{row['dataset']} {row['protocol']}{k}",
                     method=title_with_selection(row.get("title", row["name"]), row["selection"]),
                     category=f"{row['category']}, seed {row['seed']}",
                     metric=metric,
-                    expected=round(100 * float(earlier), 2),
+                    expected=round(100 * float(previous_value), 2),
                     measured=None if value is None else round(100 * value, 2),
                     tolerance=RERUN_TOLERANCE,
                     reason=_rerun_reason(record, metric),
                 )
+
+
+def _key(record: Record) -> tuple[str, ...]:
+    """Return the values of the key columns of a CSV report."""
+    values = to_row(record)
+    return tuple(str(escape_formula(values[name])) for name in _KEY_COLUMNS)
 
 
 def _rerun_reason(record: Record | None, metric: str) -> str:
@@ -121,3 +176,39 @@ def _unverified(records: Sequence[Record], table: str) -> list[Block]:
     ]
     sentences += [f"There are no published values for {', '.join(without)}."] if without else []
     return [tuple(sentences)] if sentences else []
+
+
+def _read_rows(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV report. Raises BenchError if the file is not a CSV report."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"--against must be an earlier CSV report; {file} cannot be read ({error}).") from error
+    csv.field_size_limit(2**31 - 1)  # lists of losses are longer than the default limit
+    rows = list(csv.DictReader(io.StringIO(text)))
+    missing = [name for name in _KEY_COLUMNS if not rows or name not in rows[0]]
+    if missing:
+        problem = f"lacks {', '.join(missing)}" if rows else "has no rows"
+        raise BenchError(
+            f"--against must be an earlier CSV report with the columns {', '.join(_KEY_COLUMNS)}; {file} {problem}. "
+            "Make one with `bench report --format csv --out DIR`."
+        )
+    for row in rows:
+        for name, value in row.items():
+            if _is_metric(name) and value:
+                _check_number(file, name, value)
+    return rows
+
+
+def _is_metric(name: str | None) -> bool:
+    return name is not None and name.startswith("metrics.")  # DictReader names surplus cells None
+
+
+def _check_number(file: Path, name: str, value: str) -> None:
+    try:
+        float(value)
+    except ValueError as error:
+        raise BenchError(
+            f"Metrics of the CSV report for --against must be numbers; {file} has '{value}' as {name}. "
+            "Write it as 0.98, or use the original file of `bench report`."
+        ) from error

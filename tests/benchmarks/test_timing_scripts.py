@@ -50,7 +50,7 @@ def test_the_gpu_script_reports_times_lower_bounds_and_targets(
     result = module.main(["--small", "--json", str(path), "--device", "cpu"])
     assert json.loads(path.read_text()) == result
     assert result["results"].keys() == module.TARGETS.keys()
-    assert result["what"].startswith("small")
+    assert result["description"].startswith("small")
     assert result["epochs"] == 2
     assert result["images"] == {"count": 9, "source": "synthetic, 90 x 90"}
     for row in result["results"].values():

@@ -38,6 +38,7 @@ class Result:
 
     code: int
     text: str
+    stdout: str
 
 
 @pytest.fixture
@@ -49,12 +50,12 @@ def bench(parts: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> Itera
     Path("bench.toml").write_text(f'[paths]\nmethods = ["{PLUGINS}"]\n', "utf-8")
 
     def call(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+        monkeypatch.setattr(sys, "argv", ["bench", "--trust", *arguments])
         caplog.clear()
         with pytest.raises(SystemExit) as exit_info:
             app.main()
         output = capsys.readouterr()
-        return Result(int(exit_info.value.code or 0), "\n".join([output.out, output.err, *caplog.messages]))
+        return Result(int(exit_info.value.code or 0), "\n".join([output.out, output.err, *caplog.messages]), output.out)
 
     with caplog.at_level(logging.WARNING):
         yield call
@@ -103,14 +104,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-@pytest.mark.parametrize("place", ["train/good/000.png", "test/spot/001.png"])
-def test_an_unreadable_image_fails_its_category_only(bench, parts: Path, how: str, place: str) -> None:
-    DAMAGE[how](parts / "bolt" / place)
+@pytest.mark.parametrize("image_path", ["train/good/000.png", "test/spot/001.png"])
+def test_an_unreadable_image_fails_its_category_only(bench, parts: Path, how: str, image_path: str) -> None:
+    DAMAGE[how](parts / "bolt" / image_path)
     result = bench(*RUN, "--method", "meanmap")
     assert result.code == 2
     (line,) = lines(result, "failed: ")
-    assert line.startswith("Mean map (floor) bolt, seed 0 failed: An image must be complete and readable; ")
-    assert place in line
+    assert line.startswith("Mean map (baseline) bolt, seed 0 failed: An image must be complete and readable; ")
+    assert image_path in line
     assert line.endswith("Fix or remove it.")
     assert succeeded() == {("meanmap", "plate")}
 
@@ -127,8 +128,8 @@ FORMATS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("how", FORMATS)
 def test_images_of_all_formats_are_read(bench, parts: Path, how: str) -> None:
-    for place in ("train/good/000.png", "test/good/001.png"):
-        FORMATS[how](parts / "bolt" / place)
+    for file in ("train/good/000.png", "test/good/001.png"):
+        FORMATS[how](parts / "bolt" / file)
     result = bench(*RUN, "--method", "meanmap")
     assert result.code == 0, result.text
     assert succeeded() == {("meanmap", "bolt"), ("meanmap", "plate")}
@@ -205,7 +206,7 @@ def _remove(parts: Path) -> None:
      (_replace_by_file, "is a file"), (_remove, "does not exist")],
     ids=["two files of a stem", "two categories of a name", "a file", "missing"],
 )  # fmt: skip
-def test_an_invalid_data_set_is_an_error_in_one_line(
+def test_an_invalid_dataset_is_an_error_in_one_line(
     bench, parts: Path, change: Callable[[Path], None], message: str
 ) -> None:
     change(parts)
@@ -256,6 +257,9 @@ def test_links_to_a_parent_folder_are_harmless(bench, parts: Path) -> None:
         (("--set", "smoothing=wide"), "smoothing (--set) must be"),
         (("--category", "blot"), "'blot' is not a category of folder. Did you mean 'bolt'?"),
         (("--timeout", "-3"), "timeout must be >= 0; --timeout gives -3.0."),
+        (("--seed", "18446744073709551616"), "--seed must be an integer of 64 bits, got one of 65 bits. Change it."),
+        (("--limit", "-9223372036854775808"), "--limit must be an integer of 64 bits, got one of 64 bits. Change it."),
+        (("--calibrate", "1e-320"), "A false positive rate must be >= 1e-09 and < 1, got 1e-320."),
         (("--executor", "slurm"), "--executor must be one of local, process, ray"),
         (
             ("--gpus-per-task", "0"),
@@ -264,7 +268,8 @@ def test_links_to_a_parent_folder_are_harmless(bench, parts: Path) -> None:
     ],
 )
 def test_an_invalid_argument_is_an_error_in_one_line(bench, arguments: tuple[str, ...], message: str) -> None:
-    result = bench(*RUN, "--method", "meanmap", *arguments)
+    run = RUN[:-2] if "--protocol" in arguments else RUN  # an option must be given once
+    result = bench(*run, "--method", "meanmap", *arguments)
     assert result.code == 2
     (line,) = result.text.strip().splitlines()
     assert line.startswith(message)
@@ -318,6 +323,12 @@ def test_a_method_may_print(bench) -> None:
     assert succeeded() == {("faulty", "bolt"), ("faulty", "plate")}
 
 
+def test_what_a_method_prints_does_not_mix_with_json(bench) -> None:
+    result = bench(*RUN, "--method", "faulty", "--set", "fault=prints", "--category", "bolt", "--json")
+    assert json.loads(result.stdout)[0]["category"] == "bolt"
+    assert "printed by the method" in result.text  # on stderr
+
+
 def test_a_plug_in_with_a_syntax_error_is_skipped(bench) -> None:
     Path("my-methods").mkdir()
     Path("my-methods/broken.py").write_text("def fit(:\n", "utf-8")
@@ -342,7 +353,7 @@ def test_a_damaged_file_in_the_store_is_skipped(bench, suffix: str, how: str) ->
     result = bench("report")
     assert result.code == 0, result.text
     assert "Traceback" not in result.text
-    assert "Mean map (floor)" in result.text
+    assert "Mean map (baseline)" in result.text
     if suffix == "json":
         (line,) = lines(result, f"{path.name} is skipped: ")
         assert str(path) in line

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import pytest
 from PIL import Image
 
 from bench.cli import app
+from bench.config.trust import trust
 
 
 @pytest.fixture
 def folder(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the tiny data set parts/."""
+    """A working folder with the tiny dataset parts/."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "160")
@@ -59,13 +61,28 @@ def test_a_run_prints_a_table_the_folder_of_the_records_and_the_next_command(ben
     for text in (*headings, "bolt", "plate", "mean", "±"):
         assert text in result.stdout
     assert "Records: 4, in runs" in result.stdout
+    (line,) = (line for line in result.stdout.splitlines() if "bolt, seed 1: " in line)
+    assert line.endswith(" s")  # the whole record in one line
     assert "bench report" in result.stdout
     assert "demo profile: reduced" in result.stdout
     repeated = bench(*RUN, "--method", "meanmap", "--seed", "0,1")
-    assert "4 records found in the store" in repeated.stdout
+    assert "4 records exist in the store" in repeated.stdout
     assert "100.0" in repeated.stdout
     retried = bench(*RUN, "--method", "meanmap", "--seed", "0,1", "--retry-failed")
     assert "No run of this plan has failed" in retried.stdout
+
+
+@pytest.mark.parametrize("form", ["--runs=~/results", "~/results"])
+def test_the_home_folder_is_replaced_in_every_argument(
+    bench, folder: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    (folder / "home" / "results").mkdir(parents=True)
+    for command in (("list", "runs"), ("report",), ("compare", "a", "b"), ("track", "--to", "tensorboard")):
+        result = bench(*command, form) if form.startswith("--") else bench(*command, "--runs", form)
+        assert "does not exist" not in result.stderr
+    missing = bench("check", "~/missing.py")
+    assert missing.stderr == f"bench check needs a method's name or file; {folder}/home/missing.py is not a file.\n"
 
 
 def test_a_sweep_gives_one_table_with_a_row_per_variant(bench, folder: Path) -> None:
@@ -75,6 +92,20 @@ def test_a_sweep_gives_one_table_with_a_row_per_variant(bench, folder: Path) -> 
         "smoothing=1.0", "smoothing=4.0"
     ]  # fmt: skip
     assert "sweep:" not in result.stdout  # the first column has the settings
+
+
+def test_a_dry_run_needs_neither_data_nor_weights(bench, folder: Path) -> None:
+    result = bench("run", "--method", "patchcore", "--profile", "code", "--dataset", "mvtec", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"patchcore.n_starting_points +\S+ 10 ", result.stdout)  # piped: the name is not shortened
+    assert "It cannot run yet: " in result.stdout
+
+
+def test_a_dry_run_prints_settings_if_all_records_exist(bench, folder: Path) -> None:
+    bench(*RUN, "--method", "meanmap", "--category", "bolt")
+    result = bench(*RUN, "--method", "meanmap", "--category", "bolt", "--dry-run")
+    assert "Fits: 0; existing records: 1." in result.stdout
+    assert "meanmap.smoothing" in result.stdout
 
 
 def test_a_dry_run_prints_every_value_with_its_origin_and_runs_nothing(bench, folder: Path) -> None:
@@ -89,6 +120,11 @@ def test_a_dry_run_prints_every_value_with_its_origin_and_runs_nothing(bench, fo
 
 
 def test_a_report_shows_the_records_of_the_store(bench, folder: Path) -> None:
+    missing = bench("report")
+    assert (missing.returncode, missing.stderr) == (
+        2, "runs must be a folder of records; it does not exist. `bench run` creates it.\n"
+    )  # fmt: skip
+    (folder / "runs").mkdir()
     assert "no records" in bench("report").stdout
     bench(*RUN, "--method", "meanmap")
     assert "100.0" in bench("report").stdout
@@ -109,7 +145,7 @@ def test_a_report_shows_the_records_of_the_store(bench, folder: Path) -> None:
         (("run", "--limit", "many"), "--limit"),
         (("run", "--dataset", "mvtec", "--data", "nowhere"), "nowhere"),
         (("run", "--device", "cuda:77", "--method", "meanmap"), "cuda:77"),
-        (("report", "--format", "pdf"), "markdown"),
+        (("report", "--format", "pdf", "--runs", "."), "markdown"),
     ],
 )
 def test_bad_input_is_a_short_message_and_exit_code_2(
@@ -131,9 +167,10 @@ def test_a_failed_run_does_not_stop_the_others_and_sets_the_exit_code(bench, fol
     assert "1 failed" in bench("list", "runs").stdout
 
 
-@pytest.mark.parametrize("kind", ["methods", "datasets", "protocols", "profiles", "campaigns", "runs"])
-def test_every_kind_can_be_listed(bench, folder: Path, kind: str) -> None:
-    result = bench("list", kind)
+@pytest.mark.parametrize("list_kind", ["methods", "datasets", "protocols", "profiles", "campaigns", "runs"])
+def test_every_kind_can_be_listed(bench, folder: Path, list_kind: str) -> None:
+    (folder / "runs").mkdir()
+    result = bench("list", list_kind)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
 
@@ -143,7 +180,7 @@ def test_check_reports_on_the_installation_and_on_a_method(bench, folder: Path) 
     assert installation.returncode == 0, installation.stderr
     assert "torch" in installation.stdout
     assert re.search(r"ok +--executor ray: ray \d|missing +--executor ray\n .*'maskbench\[ray\]'", installation.stdout)
-    assert re.search(r"missing +data set mvtec", installation.stdout)
+    assert re.search(r"missing +dataset mvtec", installation.stdout)
     assert bench("check", "meanmap").returncode == 0
     text = "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Settings: ...\n"
     (folder / "incomplete.py").write_text(text)
@@ -152,7 +189,7 @@ def test_check_reports_on_the_installation_and_on_a_method(bench, folder: Path) 
     assert "lacks METHOD" in incomplete.stderr
 
 
-def test_check_accepts_the_name_or_the_folder_of_a_data_set(bench, folder: Path) -> None:
+def test_check_accepts_the_name_or_the_folder_of_a_dataset(bench, folder: Path) -> None:
     for arguments in (("parts",), ("folder", "--data", "parts")):
         result = bench("check", *arguments)
         assert result.returncode == 0, result.stdout + result.stderr
@@ -164,7 +201,7 @@ def test_check_accepts_the_name_or_the_folder_of_a_data_set(bench, folder: Path)
     assert "Every image can be read." not in leak.stdout
 
 
-def test_check_detects_the_layout_of_a_published_data_set(bench, folder: Path) -> None:
+def test_check_detects_the_layout_of_a_published_dataset(bench, folder: Path) -> None:
     for split in ("train", "test"):
         (folder / "surface" / split).mkdir(parents=True)
         for name in ("10000", "10001_GT", "10001"):
@@ -173,7 +210,7 @@ def test_check_detects_the_layout_of_a_published_data_set(bench, folder: Path) -
     assert "KolektorSDD2: 4 images in 1 category" in bench("check", "surface").stdout
 
 
-def test_with_json_stdout_holds_json_only(bench, folder: Path) -> None:
+def test_with_json_stdout_contains_json_only(bench, folder: Path) -> None:
     def parsed(*arguments: str) -> Any:
         result = bench(*arguments, "--json")
         assert result.returncode == 0, result.stderr
@@ -189,9 +226,44 @@ def test_with_json_stdout_holds_json_only(bench, folder: Path) -> None:
     ]  # fmt: skip
     assert records[0]["metrics"]["image_auroc"] == 1.0
     assert {row["category"] for row in parsed("report")} == {"bolt", "plate", "mean"}
-    assert [row["name"] for row in parsed("list", "runs")] == ["folder-parts/one-for-one/meanmap"]
+    (row,) = parsed("list", "runs")
+    assert (row["name"], row["title"]) == ("folder-parts/one-for-one/meanmap", "Mean map (baseline)")
+    assert (row["limit"], row["n_records"], row["n_models"], row["image_auroc"]) == (0, 4, 0, 1.0)
     assert "meanmap" in [row["name"] for row in parsed("list", "methods")]
     assert not any(result["problem"] for result in parsed("check", "parts"))
+
+
+def test_the_list_of_runs_gives_what_other_commands_take(bench, folder: Path) -> None:
+    for limit in ("0", "2"):
+        command = (*RUN, "--method", "meanmap", "--limit", limit, "--keep-model", "--quiet")
+        assert bench(*command).returncode == 0
+    lines = bench("list", "runs").stdout.splitlines()
+    cells = [line.split() for line in lines[-2:]]
+    name = "folder-parts/one-for-one/meanmap"
+    today = datetime.now(UTC).date().isoformat()
+    assert sorted([cell[:1] + cell[2:6] for cell in cells]) == [
+        [name, today, "2", "2", "2"],
+        [name, today, "–", "2", "2"],
+    ]
+    predict = ("predict", f"{name}/{cells[0][1]}", "parts/bolt/test/spot", "--json")
+    assert len(json.loads(bench(*predict, "--category", "bolt").stdout)) == 3
+    assert len(json.loads(bench("predict", f"{name}/{cells[0][1]}/bolt", *predict[2:]).stdout)) == 3
+    several = bench(*predict)
+    assert several.returncode == 2
+    assert "matches 2" in " ".join(several.stderr.split())
+    assert bench("predict", f"{name}/{'0' * 12}", *predict[2:]).returncode == 2
+    values = json.loads(bench("compare", *(f"{name}/{cell[1]}" for cell in cells), "--json").stdout)
+    assert [run["hash"] for run in values["runs"]] == [cell[1] for cell in cells]
+    assert values["settings"]["options.tasks.limit"] in ([0, 2], [2, 0])
+    assert {(row["category"], row["metric"]) for row in values["metrics"]} >= {("bolt", "image_auroc")}
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "report", "compare", "list", "check", "time", "predict", "export", "merge", "track"]
+)
+def test_every_command_has_json_quiet_and_verbose(bench, command: str) -> None:
+    text = bench(command, "--help").stdout
+    assert all(option in text for option in ("--json", "--quiet", "-q", "--verbose", "-v"))
 
 
 def test_quiet_prints_the_table_and_failures_only(bench, folder: Path) -> None:
@@ -225,6 +297,8 @@ def test_colors_are_for_terminals_only(folder: Path) -> None:
         ("bash", ("run", "--selection", "or"), "oracle"),
         ("bash", ("run", "--profile", "co"), "code"),
         ("bash", ("time", "--method", "my_"), "my_method"),
+        ("bash", ("compare", "demo/k"), "demo/kshot-4/mean"),
+        ("bash", ("predict", "demo/k"), "demo/kshot-4/mean/gear"),
     ],
 )
 def test_shells_complete_commands_names_and_choices(
@@ -232,7 +306,11 @@ def test_shells_complete_commands_names_and_choices(
 ) -> None:
     (folder / "methods").mkdir()
     (folder / "methods" / "my_method.py").touch()
+    model = folder / "runs" / "demo" / "kshot-4" / "mean" / "0123456789ab" / "seed0" / "gear.safetensors"
+    model.parent.mkdir(parents=True)
+    model.touch()
     (folder / "bench.toml").write_text('[paths]\nmethods = ["methods"]\n')
+    trust([folder / "methods"])
     line = " ".join(["bench", *arguments])
     variables = {"COMP_WORDS": line, "COMP_CWORD": str(len(arguments)), "_TYPER_COMPLETE_ARGS": line}
     variables |= {"_BENCH_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
@@ -270,14 +348,14 @@ def test_the_help_of_every_command_has_an_example(bench, command: str) -> None:
     assert f"bench {command}" in bench(command, "--help").stdout.split("Example", 1)[1]
 
 
-@pytest.mark.parametrize("kind", ["methods", "datasets", "protocols", "profiles", "campaigns"])
-def test_help_and_lists_import_neither_torch_nor_numpy(folder: Path, kind: str) -> None:
+@pytest.mark.parametrize("list_kind", ["methods", "datasets", "protocols", "profiles", "campaigns"])
+def test_help_and_lists_import_neither_torch_nor_numpy(folder: Path, list_kind: str) -> None:
     code = (
         "import sys; from bench.cli.app import app\n"
         "for arguments in (['run', '--help'], ['list', sys.argv[1]]): app(arguments, standalone_mode=False)\n"
         "assert not {'torch', 'numpy'} & {*sys.modules}, [name for name in ('torch', 'numpy') if name in sys.modules]"
     )
-    result = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", code, list_kind], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 

@@ -21,7 +21,7 @@ def bench(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "160")
     profile = timing.profile
-    monkeypatch.setattr(timing, "profile", lambda *args: profile(*args, passes=3, budget=0.2, largest=2))
+    monkeypatch.setattr(timing, "profile", lambda *args: profile(*args, passes=3, budget=0.2, max_batch_size=2))
 
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["bench", *arguments])
@@ -37,7 +37,7 @@ def test_all_times_are_printed_with_what_they_include(bench: Any) -> None:
     code, output = bench("time", *DATA, "--method", "meanmap,patchcore")
     assert code == 0, output
     for text in (
-        "Mean map (floor)", "PatchCore", "network", "loader", "end to end", "images/s", "peak host memory", "FLOPs",
+        "Mean map (baseline)", "PatchCore", "network", "loader", "end to end", "images/s", "peak host memory", "FLOPs",
         "parameters", "1 thread;", "float32", "file -> map and score in main memory",
     ):  # fmt: skip
         assert text in output
@@ -49,7 +49,7 @@ def test_the_record_has_all_times_and_the_median_latency(bench: Any) -> None:
     assert code == 0, output
     (record,) = Store(Path("runs")).records()
     assert record.category == "plate"
-    assert json.loads(output) == [{"title": "Mean map (floor)", "category": "plate", **record.latency}]
+    assert json.loads(output) == [{"title": "Mean map (baseline)", "category": "plate", **record.latency}]
     assert record.latency["median_ms"] == record.latency["network"]["median_ms"]
     assert record.latency["environment"]["threads"] == 1
     (group,) = summary.groups([record])
@@ -89,6 +89,8 @@ def test_a_saved_model_is_timed_without_a_fit(bench: Any, monkeypatch: pytest.Mo
         "flops",
         "environment",
     }
+    assert before.warnings  # of the narrow levels of the images
+    assert after.warnings == before.warnings
     assert (after.metrics, after.seconds, after.artifacts, after.started) == (
         before.metrics, before.seconds, before.artifacts, before.started,
     )  # fmt: skip

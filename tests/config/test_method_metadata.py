@@ -58,15 +58,15 @@ def test_the_constants_are_read_without_importing_the_file(write: Callable[..., 
     assert (metadata.title, metadata.family, metadata.year, metadata.needs) == ("Flow ‡", "flow", 2021, ("a GPU",))
     assert metadata.paper == "Somebody: A flow, https://example.org"
     assert metadata.profiles["demo"] == {"lr": 0.002, "stages": [1, 2]}
-    assert metadata.place == "plugins/flow.py"
-    assert not metadata.is_hosted
+    assert metadata.path == "plugins/flow.py"
+    assert not metadata.is_external
 
 
 def test_a_file_without_constants_and_a_name_without_a_file_have_empty_metadata(write: Callable[..., None]) -> None:
     write("X = 1\n")
     assert method_metadata("flow").title == ""
     assert method_metadata("flow").profiles == {}
-    assert method_metadata("nothing").place == ""
+    assert method_metadata("nothing").path == ""
     write("def fit(:\n")  # a syntax error is reported when the file is imported
     assert method_metadata("flow").title == ""
 
@@ -89,7 +89,7 @@ def test_a_modified_file_is_read_again(write: Callable[..., None]) -> None:
         ("PROFILES = {'demo': 3}\n", r"PROFILES\.demo"),
         ("ALIASES = {'a': {'titel': 'x'}}\n", "titel"),
         ("ALIASES = {'../a': {'title': 'x'}}\n", r"name of an alias must consist of .* got '\.\./a'"),
-        ('FAMILY = "hosted"\nTITLE = "Library"\n', r'TITLE must contain "\{model\}" if and only if'),
+        ('FAMILY = "external"\nTITLE = "Library"\n', r'TITLE must contain "\{model\}" if and only if'),
         ('TITLE = "{model} (library)"\n', r'TITLE must contain "\{model\}" if and only if'),
     ],
 )

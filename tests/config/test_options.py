@@ -6,7 +6,7 @@ from types import MappingProxyType
 import pytest
 
 from bench.config import options, plan
-from bench.config.options import GROUPS, OPTIONS, EvaluationOptions
+from bench.config.options import OPTION_GROUPS, OPTIONS, EvaluationOptions
 from bench.data.protocol import PROTOCOLS
 from bench.execution import planned_method
 from bench.execution.schedule import make_schedule
@@ -33,7 +33,7 @@ def test_a_run_has_all_options_that_decide_numbers_and_no_other(plan_parts) -> N
     call = {"limit": 3, "calibrate": 0.6, "resolution": "original", "precision": "bfloat16"}
     (job,) = make_schedule(plan_parts(category="bolt", **call)).jobs
     values = {name: value for group in job.run.options.values() for name, value in group.items()}
-    assert values.keys() == {name for name, option in OPTIONS.items() if option.decides_numbers}
+    assert values.keys() == {name for name, option in OPTIONS.items() if option.affects_metrics}
     assert values == call | {"compile": False}
     for group, members in job.run.options.items():
         assert {OPTIONS[name].group for name in members} == {group}
@@ -46,9 +46,9 @@ def trial_option(monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = {**calibrate.metadata, "help": "An option of this test.", "minimum": 1, "below": None}
     trial = ("trial", int, field(default=1, metadata=metadata))
     group = make_dataclass("TrialOptions", [trial], bases=(EvaluationOptions,), frozen=True, slots=True, kw_only=True)
-    groups = MappingProxyType({**GROUPS, "evaluation": group})
+    groups = MappingProxyType({**OPTION_GROUPS, "evaluation": group})
     for module in (options, plan, planned_method):
-        monkeypatch.setattr(module, "GROUPS", groups)
+        monkeypatch.setattr(module, "OPTION_GROUPS", groups)
     names = MappingProxyType({option.name: option for option in options.options()})
     for module in (options, plan):
         monkeypatch.setattr(module, "OPTIONS", names)

@@ -17,7 +17,7 @@ from bench.config.plan import Plan, make_plan
 from bench.errors import BenchError
 from bench.registry import names
 
-METHODS = ("floor", "inpaint", "memory")
+METHODS = ("baseline", "inpaint", "memory")
 
 TABLES: dict[str, Any] = {
     "paths": {"runs": "results", "data": {"real": "~/real"}, "methods": ["mine", "~/ours"], "reports": "layouts"},
@@ -53,8 +53,8 @@ class Memory:
 
 
 def plan_call(tables: dict[str, Any] = TABLES, *, settings: Mapping[str, str] | None = None, **call: Any) -> Plan:
-    """Return the plan of a call; a keyword is an option, a profile, a campaign, or `paths`."""
-    arguments = {key: call.pop(key) for key in ("profile", "campaign", "paths") if key in call}
+    """Return the plan of a call; a keyword is an option, a profile, a campaign, a sweep, or `paths`."""
+    arguments = {key: call.pop(key) for key in ("profile", "campaign", "paths", "sweep") if key in call}
     return make_plan(Config(tables), METHODS, options={"method": "inpaint"} | call, settings=settings, **arguments)
 
 
@@ -64,12 +64,12 @@ def plan_call(tables: dict[str, Any] = TABLES, *, settings: Mapping[str, str] | 
 def test_an_option_of_the_call_overrides_the_campaign_the_profile_and_the_default() -> None:
     assert plan_call().tasks.k == (4,)
     assert plan_call(campaign="table").tasks.k == (2, 4)
-    assert plan_call(campaign="table", k="8").tasks.k == (8,)
+    assert plan_call(campaign="table", k="8", protocol="kshot").tasks.k == (8,)
     assert plan_call(profile="paper").tasks.k == OPTIONS["k"].default
 
 
 def test_a_plan_gives_the_value_of_an_option_by_name_or_by_group() -> None:
-    plan = plan_call(seed="1,2", eval_every="3", precision="float16", timeout="7")
+    plan = plan_call(seed="1,2", selection="both", eval_every="3", precision="float16", timeout="7")
     assert (plan.tasks.seed, plan.evaluation.eval_every) == ((1, 2), 3)
     assert (plan.compute.precision, plan.execution.timeout) == ("float16", 7.0)
     assert [plan.option(name) for name in ("seed", "eval_every", "precision", "timeout")] == [(1, 2), 3, "float16", 7.0]
@@ -109,24 +109,24 @@ def test_settings_are_merged_from_profile_campaign_alias_category_and_call() -> 
     assert plan_call(profile="paper").method_specs[0].resolve(Inpaint, "tile")[0] == Inpaint(2.0, width=768, depth=8)
 
 
-def test_settings_of_the_categories_of_another_data_set_are_not_used() -> None:
+def test_settings_of_the_categories_of_another_dataset_are_not_used() -> None:
     (spec,) = plan_call(method="jittered").method_specs
     assert spec.by_category == {}
 
 
 def test_an_alias_has_the_title_of_its_table_and_a_file_without_title_its_name() -> None:
-    alias, file = plan_call(method="jittered,floor").method_specs
+    alias, file = plan_call(method="jittered,baseline").method_specs
     assert (alias.name, alias.method, alias.title) == ("jittered", "inpaint", "Inpaint‡")
-    assert (file.name, file.method, file.title) == ("floor", "floor", "floor")
+    assert (file.name, file.method, file.title) == ("baseline", "baseline", "baseline")
 
 
 def test_all_is_every_file_and_every_alias_once() -> None:
-    assert [spec.name for spec in plan_call(method="all").method_specs] == ["floor", "inpaint", "jittered", "memory"]
+    assert [spec.name for spec in plan_call(method="all").method_specs] == ["baseline", "inpaint", "jittered", "memory"]
 
 
 def test_a_repeated_value_counts_once() -> None:
-    tasks = plan_call(method="floor,floor,memory", seed="1,0,1", k="4,4").tasks
-    assert (tasks.method, tasks.seed, tasks.k) == (("floor", "memory"), (1, 0), (4,))
+    tasks = plan_call(method="baseline,baseline,memory", seed="1,0,1", k="4,4", protocol="kshot").tasks
+    assert (tasks.method, tasks.seed, tasks.k) == (("baseline", "memory"), (1, 0), (4,))
 
 
 # ---- --set
@@ -179,17 +179,17 @@ def test_the_error_for_a_wrong_value_states_its_origin() -> None:
     [
         ({"profil": {}}, r"'profil' is not a table of bench\.toml\. Did you mean 'profile'"),
         ({"paths": {"run": "x"}}, r"'run' is not a key of \[paths\]\. Did you mean 'runs'"),
-        ({"paths": {"runs": 3}}, r"paths\.runs must be text, got 3"),
-        ({"paths": {"methods": [3]}}, r"paths\.methods must be text, got 3"),
+        ({"paths": {"runs": 3}}, r"paths\.runs must be a string, got 3"),
+        ({"paths": {"methods": [3]}}, r"paths\.methods must be a string, got 3"),
         ({"paths": {"data": "x"}}, r"\[paths\.data\] must be a table of bench\.toml, got 'x'"),
         ({"profile": {"mine": {"seeds": [0]}}}, r"'seeds' is not a key of \[profile\.mine\]\. Did you mean 'seed'"),
         ({"profile": {"mine": {"about": "x"}}}, r"'about' is not a key of \[profile\.mine\]"),
         ({"profile": {"mine": 3}}, r"\[profile\.mine\] must be a table"),
-        ({"profile": {"mine": {"note": 3}}}, r"profile\.mine\.note must be text"),
+        ({"profile": {"mine": {"note": 3}}}, r"profile\.mine\.note must be a string"),
         ({"profile": {"mine": {"set": {"inpaint": 3}}}}, r"\[profile\.mine\.set\.inpaint\] must be a table"),
         ({"campaign": {"mine": {"note": "x"}}}, r"'note' is not a key of \[campaign\.mine\]"),
         ({"campaign": {"mine": {"over": {}}}}, r"'over' is not a key of \[campaign\.mine\]"),
-        ({"campaign": {"mine": {"profile": ["demo"]}}}, r"campaign\.mine\.profile must be text"),
+        ({"campaign": {"mine": {"profile": ["demo"]}}}, r"campaign\.mine\.profile must be a string"),
         ({"alias": {"mine": {"name": "x"}}}, r"'name' is not a key of \[alias\.mine\]"),
         ({"alias": {"mine": {"set": []}}}, r"\[alias\.mine\.set\] must be a table"),
         ({"alias": {"../mine": {"method": "inpaint"}}}, r"The name of an alias must .* got '\.\./mine'"),
@@ -212,8 +212,8 @@ def test_an_unknown_table_key_or_type_is_an_error_with_its_place(changes: dict[s
         ({"seeds": "0"}, r"'seeds' is not an option\. Did you mean 'seed'"),
         ({"seed": "one"}, "--seed must be an integer, got 'one'"),
         ({"selection": "best"}, "--selection must be one of last, oracle, both; got 'best'"),
-        ({"keep_model": "perhaps"}, "--keep-model must be yes or no"),
-        ({"batch": "0"}, "batch must be >= 1; --batch gives 0"),
+        ({"keep_model": "perhaps"}, "--keep-model must be true or false"),
+        ({"batch_size": "0"}, "batch_size must be >= 1; --batch-size gives 0"),
         ({"eval_every": 0}, "eval_every must be >= 1; --eval-every gives 0"),
         ({"limit": -1}, "limit must be >= 0; --limit gives -1"),
         ({"threads": -1}, "threads must be >= 0"),
@@ -234,11 +234,10 @@ def test_an_unknown_name_or_a_value_out_of_range_is_an_error(call: dict[str, Any
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
-        ({"batch": 2.5}, r"batch \(profile mine\) must be an integer, got 2\.5"),
-        ({"batch": 0}, "batch must be >= 1; profile mine gives 0"),
+        ({"batch_size": 2.5}, r"batch_size \(profile mine\) must be an integer, got 2\.5"),
+        ({"batch_size": 0}, "batch_size must be >= 1; profile mine gives 0"),
         ({"k": []}, "k must not be empty; profile mine gives no value"),
-        ({"set": {"inpant": {}}}, r"'inpant' is not a file in methods/, .*profile mine sets\. Did you mean 'inpaint'"),
-        ({"set": {"jittered": {}}}, "'jittered' is not a file in methods/"),
+        ({"set": {"inpant": {}}}, r"'inpant' is not a method, .*profile mine sets\. Did you mean 'inpaint'"),
     ],
 )
 def test_the_error_for_a_wrong_value_in_a_profile_names_the_profile(profile: dict[str, Any], message: str) -> None:
@@ -248,7 +247,7 @@ def test_the_error_for_a_wrong_value_in_a_profile_names_the_profile(profile: dic
 
 def test_a_category_table_with_an_unknown_method_is_an_error() -> None:
     tables = TABLES | {"category": {"drawn": {"bolt": {"inpant": {"depth": 3}}}}}
-    with pytest.raises(BenchError, match=r"'inpant' is not a file .*\[category\.drawn\.bolt\] sets"):
+    with pytest.raises(BenchError, match=r"'inpant' is not a method.*\[category\.drawn\.bolt\] sets"):
         plan_call(tables)
 
 
@@ -279,9 +278,9 @@ def test_any_tables_and_options_give_a_plan_or_a_bench_error(
     campaign: str | None,
 ) -> None:
     tables: dict[str, Any] = deepcopy(TABLES)
-    for place, key, value in changes:
+    for path, key, value in changes:
         table = tables
-        for step in place:
+        for step in path:
             table = table.get(step) if isinstance(table, dict) else None
         if isinstance(table, dict):
             table[key] = value
@@ -297,7 +296,7 @@ def test_any_tables_and_options_give_a_plan_or_a_bench_error(
     except BenchError:
         return
     assert plan.method_specs
-    assert plan.compute.batch >= 1
+    assert plan.compute.batch_size >= 1
     assert all(isinstance(spec.merged("all"), dict) for spec in plan.method_specs)
     assert plan.origin.keys() >= OPTIONS.keys()
 
@@ -323,6 +322,11 @@ def test_folders_come_from_the_call_then_from_paths_then_from_the_defaults(
 def test_a_path_of_an_unknown_user_is_an_error() -> None:
     with pytest.raises(BenchError, match="there is none for ~nobody-of-this-name/x"):
         plan_call(paths={"data": Path("~nobody-of-this-name/x")})
+
+
+def test_a_path_with_a_nul_character_is_an_error() -> None:
+    with pytest.raises(BenchError, match="no NUL character"):
+        plan_call(paths={"runs": Path("a\0b")})
 
 
 def test_plug_in_folders_of_each_kind_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,3 +399,67 @@ def test_a_file_with_an_unknown_key_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text("[profile.demo]\nepochs = 3\n", "utf-8")
     with pytest.raises(BenchError, match=r"'epochs' is not a key of \[profile\.demo\]"):
         load_config(tmp_path)
+
+
+# ---- options without effect
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": "8"}, r"--k needs --protocol kshot; this command has one-for-one \(default\), and would ignore it"),
+        ({"eval_every": "5"}, "--eval-every needs --selection oracle or both; this command has last"),
+        ({"address": "auto"}, "--address needs --executor ray; this command has local"),
+        ({"ship_data": "true", "executor": "process"}, "--ship-data needs --executor ray; this command has process"),
+        ({"gpus_per_task": "0.5"}, "--gpus-per-task needs --executor ray"),
+        ({"one_at_a_time": "true"}, "--one-at-a-time needs a sweep"),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_be_ignored_is_an_error(options: dict[str, str], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        plan_call(**options)
+
+
+def test_a_value_of_a_profile_that_has_no_effect_is_allowed() -> None:
+    assert plan_call(protocol="one-for-one").tasks.k == (4,)  # the demo profile has k = 4
+
+
+def test_all_does_not_hide_an_unknown_name() -> None:
+    with pytest.raises(BenchError, match=r"'inpait' is not a method. Did you mean 'inpaint'?"):
+        plan_call(method="all,inpait")
+
+
+# ---- settings of a file and of its aliases
+
+
+def test_a_setting_of_a_file_reaches_its_aliases_unless_the_alias_is_named() -> None:
+    plan = plan_call(method="inpaint,jittered,memory", settings={"inpaint.epochs": "4", "memory.epochs": "5"})
+    assert [spec.merged("")["epochs"][0] for spec in plan.method_specs] == ["4", "4", "5"]
+    plan = plan_call(method="jittered,inpaint", settings={"jittered.epochs": "6", "inpaint.epochs": "4"})
+    assert [spec.merged("")["epochs"][0] for spec in plan.method_specs] == ["6", "4"]
+    assert plan_call(method="jittered", settings={"inpaint.epochs": "4"}).method_specs[0].merged("")["epochs"][0] == "4"
+
+
+def test_a_sweep_of_a_file_reaches_its_aliases_unless_the_alias_is_named() -> None:
+    sweep = {"inpaint.depth": "1,2", "jittered.depth": "3"}
+    plan = plan_call(method="inpaint,jittered,memory", sweep=sweep)
+    assert [list(spec.sweep) for spec in plan.method_specs] == [
+        ["inpaint.depth"], ["inpaint.depth", "jittered.depth"], []
+    ]  # fmt: skip
+
+
+def test_a_table_of_a_file_reaches_its_aliases_unless_the_alias_is_named() -> None:
+    sets = {"inpaint": {"width": 4, "depth": 5}, "jittered": {"width": 6}}
+    category = {"real": {"bolt": {"inpaint": {"lr": 3}, "jittered": {"lr": 4}}}}
+    tables = TABLES | {"profile": {"mine": {"dataset": "real", "set": sets}}, "category": category}
+    plan = plan_call(tables, profile="mine", method="inpaint,jittered")
+    values = [spec.resolve(Inpaint, "bolt")[0] for spec in plan.method_specs]
+    assert values == [Inpaint(3.0, 4, 5), Inpaint(4.0, 6, 2, jitter=True)]
+
+
+def test_weights_auto_uses_no_folder_even_if_bench_toml_names_one() -> None:
+    tables = TABLES | {"paths": {"weights": "/weights"}}
+    plans = [plan_call(tables, paths={"weights": weights}) for weights in (None, Path("other"), Path("auto"))]
+    assert [plan.weights for plan in plans] == [Path("/weights"), Path("other"), None]
+    assert plans[2].origin["weights"] == "--weights"

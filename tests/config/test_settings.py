@@ -90,10 +90,10 @@ def test_a_value_is_converted_to_the_declared_type(key: str, value: Any, expecte
         ("lr", 10**400, "lr must be a finite number"),
         ("lr", False, "lr must be a finite number"),
         ("lr", {}, "lr must be a finite number"),
-        ("jitter", "maybe", "jitter must be yes or no, got 'maybe'"),
-        ("jitter", 2, "jitter must be yes or no"),
-        ("backbone", 50, "backbone must be text, got 50"),
-        ("backbone", ["a"], "backbone must be text"),
+        ("jitter", "maybe", "jitter must be true or false, got 'maybe'"),
+        ("jitter", 2, "jitter must be true or false"),
+        ("backbone", 50, "backbone must be a string, got 50"),
+        ("backbone", ["a"], "backbone must be a string"),
         ("distance", "sqared", r"one of euclidean, squared; got 'sqared'\. Did you mean 'squared'"),
         ("distance", 3, "distance must be one of euclidean, squared; got '3'"),
         ("stages", "1,x", "stages must be an integer, got 'x'"),
@@ -112,17 +112,17 @@ def test_the_error_for_a_wrong_value_states_the_value(key: str, value: Any, mess
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "expected"),
+    ("hint", "value", "expected"),
     [(bool | int, 1, 1), (int | bool, True, True), (int | float, 2.0, 2.0), (float | int, 2, 2)],
 )
-def test_a_union_keeps_a_value_that_has_one_of_its_types(kind: Any, value: Any, expected: Any) -> None:
-    assert type(parse("key", value, kind)) is type(expected)
+def test_a_union_keeps_a_value_that_has_one_of_its_types(hint: Any, value: Any, expected: Any) -> None:
+    assert type(parse("key", value, hint)) is type(expected)
 
 
-@pytest.mark.parametrize("kind", [list[int], dict[str, int], complex, Any, tuple])
-def test_a_type_that_settings_cannot_have_is_an_error(kind: Any) -> None:
+@pytest.mark.parametrize("hint", [list[int], dict[str, int], complex, Any, tuple])
+def test_a_type_that_settings_cannot_have_is_an_error(hint: Any) -> None:
     with pytest.raises(BenchError, match=r"key must be declared as .* Change the declaration"):
-        parse("key", "1", kind)
+        parse("key", "1", hint)
 
 
 ANY_TOML = st.recursive(
@@ -172,11 +172,11 @@ def test_an_error_of_post_init_is_part_of_the_message() -> None:
                 raise ValueError("width must be even")
 
     assert resolve(EvenWidth, {"width": ("6", "")}, "even")[0].width == 6
-    with pytest.raises(BenchError, match=r"The settings of even are not valid: width must be even\."):
+    with pytest.raises(BenchError, match=r"The settings of even are invalid: width must be even\."):
         resolve(EvenWidth, {"width": ("5", "")}, "even")
 
 
-def test_settings_without_default_or_that_are_no_dataclass_are_an_error() -> None:
+def test_settings_without_default_or_that_are_not_a_dataclass_are_an_error() -> None:
     @dataclass(frozen=True)
     class WithoutDefault:
         width: int
@@ -192,7 +192,7 @@ def test_validate_checks_keys_types_and_nested_tables() -> None:
     validate({"name": "x", "free": {"a": [1, {}]}, "numbers": {"b": 1}}, shape, "a file")
     for value, message in [
         ({"nam": "x"}, r"'nam' is not a table of a file\. Did you mean 'name'"),
-        ({"name": 3}, "name must be text, got 3"),
+        ({"name": 3}, "name must be a string, got 3"),
         ({"numbers": {"b": "x"}}, r"numbers\.b must be an integer, got 'x'"),
         ({"numbers": 3}, r"\[numbers\] must be a table of a file, got 3"),
     ]:

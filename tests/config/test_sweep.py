@@ -13,7 +13,8 @@ from bench.config.method_specs import MethodSpec, check_setting_names
 from bench.config.plan import make_plan
 from bench.config.sweep import for_method, grid_points, parse_values
 from bench.errors import BenchError
-from bench.evaluation.summary import groups, groups_by_unique_name, table_notes
+from bench.evaluation.group_names import groups_by_unique_name
+from bench.evaluation.summary import groups, table_notes
 from bench.execution.schedule import make_schedule
 from bench.store import Store
 
@@ -39,10 +40,12 @@ def specs(method: str = "inpaint", **call: Any) -> tuple[MethodSpec, ...]:
     return make_plan(Config(tables), METHODS, options={"method": method}, **call).method_specs
 
 
-def points(spec: MethodSpec, *, one_at_a_time: bool = False, kind: type = Inpaint) -> list[tuple[Any, tuple[str, ...]]]:
+def points(
+    spec: MethodSpec, *, one_at_a_time: bool = False, settings_class: type = Inpaint
+) -> list[tuple[Any, tuple[str, ...]]]:
     """Return the settings and the sweep keys of each variant."""
-    variants = spec.variants(kind, one_at_a_time=one_at_a_time)
-    return [(variant.resolve(kind, "")[0], variant.sweep_keys) for variant in variants]
+    variants = spec.variants(settings_class, one_at_a_time=one_at_a_time)
+    return [(variant.resolve(settings_class, "")[0], variant.sweep_keys) for variant in variants]
 
 
 # ---- values
@@ -57,7 +60,7 @@ def test_values_are_separated_by_semicolons_if_there_are_any_else_by_commas() ->
 
 @pytest.mark.parametrize(("key", "values"), [("depth", ""), ("depth", []), ("depth", "2,,4"), ("", "2")])
 def test_a_sweep_without_a_value_or_a_key_is_an_error(key: str, values: object) -> None:
-    with pytest.raises(BenchError, match="A sweep must give values to a setting, as --sweep clusters=2,4,8"):
+    with pytest.raises(BenchError, match="A sweep must have values for a setting, for example --sweep clusters=2,4,8"):
         parse_values(key, values)
 
 
@@ -115,7 +118,7 @@ def test_without_a_sweep_the_method_is_its_only_variant() -> None:
 def test_a_plain_key_varies_the_methods_that_have_it_and_the_others_run_once() -> None:
     inpaint, memory = specs("inpaint,memory", sweep={"clusters": "2,4", "memory.width": "1,2,3"})
     assert len(points(inpaint)) == 2
-    assert [settings.width for settings, _ in points(memory, kind=Memory)] == [1, 2, 3]
+    assert [settings.width for settings, _ in points(memory, settings_class=Memory)] == [1, 2, 3]
     check_setting_names([inpaint, memory], {"inpaint": Inpaint, "memory": Memory})
 
 
@@ -149,7 +152,7 @@ def test_a_key_in_both_set_and_sweep_is_an_error() -> None:
     with pytest.raises(BenchError, match="--set and --sweep must name different settings; both name depth"):
         specs(settings={"depth": "3"}, sweep={"depth": "2,4"})
     sweep = {"depth": (("2",), "--sweep")}
-    assert for_method(sweep, "inpaint", {"memory.depth": "3"}, METHODS) == sweep
+    assert for_method(sweep, "inpaint", "inpaint", {"memory.depth": "3"}, METHODS) == sweep
 
 
 # ---- runs of a sweep
@@ -164,13 +167,15 @@ def test_each_variant_is_a_separate_run_and_a_separate_row(plan_parts, run_plan)
     table = groups(Store(plan.runs).records())
     assert [group.first.run.sweep_label for group in table] == ["smoothing=0.0", "smoothing=2.0", "smoothing=10.0"]
     assert any("smoothing=0.0" in note for note in table_notes(table[0]))
-    assert list(groups_by_unique_name(table)) == [f"Mean map (floor) [smoothing={value}]" for value in (0.0, 2.0, 10.0)]
+    assert list(groups_by_unique_name(table)) == [
+        f"Mean map (baseline) [smoothing={value}]" for value in (0.0, 2.0, 10.0)
+    ]
 
 
 def test_a_sweep_reuses_an_existing_record_and_labels_it(plan_parts, run_plan) -> None:
     (record,) = run_plan(plan_parts(category="bolt", settings={"smoothing": "10"}))
     schedule = make_schedule(plan_parts(category="bolt", sweep={"smoothing": "1,10"}))
-    assert [job.label for job in schedule.jobs] == ["Mean map (floor) bolt, seed 0, smoothing=1.0"]
+    assert [job.label for job in schedule.jobs] == ["Mean map (baseline) bolt, seed 0, smoothing=1.0"]
     (existing,) = schedule.existing
     assert (record.run.sweep_label, existing.run.sweep_label) == ("", "smoothing=10.0")
     assert existing.metrics == record.metrics
@@ -208,9 +213,9 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_panel_of_figure_9_is_a_campaign_that_contains_the_defaults(name: str) -> None:
-    kind = registry.load("methods", "aminet").Settings
+    settings_class = registry.load("methods", "aminet").Settings
     plan = make_plan(load_config(), registry.names("methods"), campaign=name)
     (spec,) = plan.method_specs
-    variants = spec.variants(kind, one_at_a_time=plan.tasks.one_at_a_time)
+    variants = spec.variants(settings_class, one_at_a_time=plan.tasks.one_at_a_time)
     assert len(variants) == FIGURES[name]
-    assert kind(jitter=True) in [variant.resolve(kind, "")[0] for variant in variants]
+    assert settings_class(jitter=True) in [variant.resolve(settings_class, "")[0] for variant in variants]

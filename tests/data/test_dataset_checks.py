@@ -1,4 +1,4 @@
-"""Checks of a data set: what `bench check` reports for data sets with known errors."""
+"""Checks of a dataset: what `bench check` reports for datasets with known errors."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def problems_of(root: Path) -> dict[str, str]:
     return {requirement: result.problem for requirement, result in results_of(root).items() if result.problem}
 
 
-def test_a_correct_data_set_has_no_problems_and_its_counts_are_reported(lid: Path) -> None:
+def test_a_correct_dataset_has_no_problems_and_its_counts_are_reported(lid: Path) -> None:
     results = results_of(lid)
     assert "lid: 6 training images, 3 good and 2 defective test images (dent 2; 2 with a mask)" in results
     assert not any(result.problem for result in results.values())

@@ -1,4 +1,4 @@
-"""Decoding: every format becomes upright 8-bit RGB by one rule; pages, sizes and damage are refused with a reason."""
+"""Decoding: every format becomes upright 8-bit RGB by one rule; other pages, sizes and damaged files are errors."""
 
 import struct
 import warnings
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from bench.data import decoding
 from bench.data.decoding import FORMATS, decode, has_more_than_8_bits, image_size, load
@@ -33,8 +33,8 @@ def save_image(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
     return path
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def png_chunk(chunk_type: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))
 
 
 def save_png_16(path: Path, values: np.ndarray, color_type: int) -> Path:
@@ -114,7 +114,7 @@ def test_sixteen_bits_are_turned_as_well(tmp_path: Path) -> None:
         assert np.array_equal(load(tmp_path / name, PLAIN), np.rot90(values, 3))
 
 
-def test_damaged_exif_data_is_no_orientation(tmp_path: Path) -> None:
+def test_damaged_exif_data_is_not_an_orientation(tmp_path: Path) -> None:
     Image.fromarray(noise(4, 6)).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode(tmp_path / "a.png", PLAIN).size == (6, 4)
 
@@ -143,10 +143,10 @@ def test_values_are_mapped_from_black_to_white_and_clipped_outside(tmp_path: Pat
     assert result[0, :, 0].tolist() == [0, 0, 102, 153, 255]  # 255 * 20 / 50 = 102
 
 
-@pytest.mark.parametrize("kind", [2, 6])
-def test_sixteen_bit_color_png_files_keep_all_bits(tmp_path: Path, kind: int) -> None:
-    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3 if kind == 2 else 4))
-    path = save_png_16(tmp_path / "a.png", values, kind)
+@pytest.mark.parametrize("color_type", [2, 6])
+def test_sixteen_bit_color_png_files_keep_all_bits(tmp_path: Path, color_type: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3 if color_type == 2 else 4))
+    path = save_png_16(tmp_path / "a.png", values, color_type)
     assert has_more_than_8_bits(path, PLAIN)
     assert np.array_equal(load(path, PLAIN), values[..., :3])
 
@@ -176,7 +176,7 @@ def test_portable_graymaps_keep_their_numbers_whatever_their_maximum(tmp_path: P
         decode(tmp_path / "b.pgm", SIXTEEN)
 
 
-def test_a_jpeg_2000_file_of_several_channels_with_more_than_8_bits_is_refused(tmp_path: Path) -> None:
+def test_a_jpeg_2000_file_of_several_channels_with_more_than_8_bits_is_an_error(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.jp2", noise(16, 16))
     assert decode(path, PLAIN).size == (16, 16)
     content = bytearray(path.read_bytes())
@@ -186,13 +186,13 @@ def test_a_jpeg_2000_file_of_several_channels_with_more_than_8_bits_is_refused(t
         decode(path, PLAIN)
 
 
-def test_more_than_8_bits_without_a_known_range_are_refused_with_the_fix(tmp_path: Path) -> None:
+def test_more_than_8_bits_without_a_known_range_are_errors_with_the_fix(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.png", np.array([[0, 65535]], dtype=np.uint16))
     with pytest.raises(BenchError, match=r"a\.png is not: it has more than 8 bits per channel.*--depth 16"):
         decode(path, PLAIN)
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_errors(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.tif", np.array([[0.0, np.nan]], dtype=np.float32))
     with pytest.raises(BenchError, match=r"a\.tif is not: it has values that are not finite"):
         decode(path, SIXTEEN)
@@ -231,7 +231,7 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png", "a.webp"])
-def test_a_file_of_several_pages_is_refused_with_their_number_or_read_at_a_stated_page(
+def test_a_file_of_several_pages_is_an_error_with_their_number_or_read_at_a_stated_page(
     tmp_path: Path, name: str
 ) -> None:
     pages = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (10, 120, 230)]
@@ -245,7 +245,7 @@ def test_a_file_of_several_pages_is_refused_with_their_number_or_read_at_a_state
         decode(tmp_path / name, Preprocessing(4, 4, page=4))
 
 
-def test_a_reduced_copy_inside_a_tiff_file_is_no_page(tmp_path: Path) -> None:
+def test_a_reduced_copy_inside_a_tiff_file_is_not_a_page(tmp_path: Path) -> None:
     from PIL import TiffImagePlugin
 
     tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -274,7 +274,7 @@ def with_png_size(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_a_large_image_is_refused_by_its_declared_size_and_read_with_the_setting(
+def test_a_large_image_is_an_error_by_its_declared_size_and_read_with_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save_image(tmp_path / "large.png", noise(8, 8))
@@ -288,7 +288,7 @@ def test_a_large_image_is_refused_by_its_declared_size_and_read_with_the_setting
     assert Image.MAX_IMAGE_PIXELS == 20
 
 
-def test_a_decompression_bomb_is_refused_even_if_large_images_are_allowed(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_an_error_even_if_large_images_are_allowed(tmp_path: Path) -> None:
     path = with_png_size(save_image(tmp_path / "bomb.png", noise(4, 4)), 60000, 60000)
     for allow_large in (False, True):
         with pytest.raises(BenchError, match=r"bomb\.png is not: it declares 60000 x 60000 pixels"):
@@ -343,3 +343,16 @@ def test_any_damage_gives_an_image_or_a_bench_error(tmp_path: Path, name: str, d
     except BenchError as error:
         messages.append(str(error))
     assert all(str(path) in message and "\n" not in message for message in messages)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_a_truncated_file_is_an_error_also_if_pillow_is_set_to_fill_it(
+    tmp_path: Path, extension: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a.{extension}"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(BenchError, match="truncated"):
+        decode(path, PLAIN)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES  # the user's own setting is kept

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.data.images import FileImages, OriginalResolution, content_hash
+from bench.data.content import content_hash
+from bench.data.images import FileImages, OriginalResolution
 from bench.data.preprocessing import preprocess, visible_box
 from bench.dataset import Sample
 from bench.errors import BenchError
@@ -132,10 +133,10 @@ def test_every_size_becomes_the_size_of_the_preprocessing(
     assert (result.height, result.width) == preprocessing.size
 
 
-@pytest.mark.parametrize("preprocessing", [Preprocessing(0, 4), Preprocessing(4, -1), Preprocessing(4, 4, crop=5)])
-def test_a_preprocessing_without_pixels_is_an_error(preprocessing: Preprocessing) -> None:
-    with pytest.raises(BenchError, match="must give at least 1 x 1 pixels"):
-        FileImages([], preprocessing)
+@pytest.mark.parametrize(("height", "width", "crop"), [(0, 4, None), (4, -1, None), (4, 4, 0), (4, 5, 5)])
+def test_a_preprocessing_without_pixels_is_an_error(height: int, width: int, crop: int | None) -> None:
+    with pytest.raises(BenchError, match=f"got height {height}, width {width}, crop {crop}"):
+        Preprocessing(height, width, crop=crop)
 
 
 # ---- original resolution
@@ -208,7 +209,7 @@ def test_an_order_selects_and_repeats_images(six: list[Sample]) -> None:
     assert all(map(torch.equal, images.batches(4), images.batches(4, indices)))
 
 
-def test_no_images_are_no_batches(six: list[Sample]) -> None:
+def test_no_images_give_no_batches(six: list[Sample]) -> None:
     assert list(FileImages(six, SMALL).batches(2, torch.tensor([], dtype=torch.int64))) == []
     assert list(FileImages([], SMALL).batches(2)) == []
 
@@ -244,22 +245,22 @@ def test_a_pass_can_be_stopped_early(six: list[Sample]) -> None:
 def test_the_digest_depends_on_contents_order_and_preprocessing_but_not_on_the_folder(
     six: list[Sample], tmp_path: Path
 ) -> None:
-    def digest(samples: list[Sample], preprocessing: Preprocessing = SMALL) -> str:
-        return FileImages(samples, preprocessing).digest
+    def content_hash(samples: list[Sample], preprocessing: Preprocessing = SMALL) -> str:
+        return FileImages(samples, preprocessing).content_hash
 
     moved = tmp_path / "moved"
     (tmp_path / "images").rename(moved)
     moved_samples = [sample(moved / original.image.name) for original in six]
-    before = digest(moved_samples)
+    before = content_hash(moved_samples)
     moved.rename(tmp_path / "images")
-    assert digest(six) == before
-    assert digest(six[::-1]) != before
-    assert digest(six[:5]) != before
-    assert digest(six, Preprocessing(4, 4, resample="bilinear")) != before
+    assert content_hash(six) == before
+    assert content_hash(six[::-1]) != before
+    assert content_hash(six[:5]) != before
+    assert content_hash(six, Preprocessing(4, 4, resample="bilinear")) != before
     content = bytearray(six[2].image.read_bytes())
     content[-1] ^= 1
     six[2].image.write_bytes(content)
-    assert digest(six) != before
+    assert content_hash(six) != before
 
 
 def test_the_content_hash_depends_on_names_labels_and_masks(tmp_path: Path) -> None:

@@ -84,19 +84,19 @@ def test_every_discrete_level_is_a_defect(levels: tuple[int, int], arrangement: 
         expected = DISC
     result = mark_defects(values)
     assert np.array_equal(result.defects, expected)
-    assert result.kind == "levels"
+    assert result.encoding == "levels"
     assert result.levels == levels
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.int32])
-def test_instance_numbers_of_any_depth_are_defects(kind: type) -> None:
-    values = np.zeros((96, 96), kind)
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_instance_numbers_of_any_depth_are_defects(dtype: type) -> None:
+    values = np.zeros((96, 96), dtype)
     for index in range(40):  # blocks of 5 x 5 with 40 different numbers
         row, column = divmod(index, 8)
         values[row * 10 : row * 10 + 5, column * 10 : column * 10 + 5] = 1000 + index * 700
     result = mark_defects(values)
     assert result.defects.sum() == 40 * 25
-    assert result.kind == "levels"
+    assert result.encoding == "levels"
 
 
 def test_the_soft_edges_of_a_resized_mask_are_cut_at_half() -> None:
@@ -104,7 +104,7 @@ def test_the_soft_edges_of_a_resized_mask_are_cut_at_half() -> None:
     values = np.asarray(large.resize((96, 96), Image.Resampling.BILINEAR))
     assert len(np.unique(values)) > 3
     result = mark_defects(values)
-    assert result.kind == "soft edges"
+    assert result.encoding == "soft edges"
     assert np.array_equal(result.defects, values > 127)
     assert abs(int(result.defects.sum()) - int(DISC.sum())) <= 8
 
@@ -113,12 +113,12 @@ def test_the_soft_edges_of_a_resized_mask_are_cut_at_half() -> None:
 def test_a_blurred_mask_is_cut_at_half(radius: int) -> None:
     blurred = Image.fromarray((DISC * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
     result = mark_defects(np.asarray(blurred))
-    assert result.kind == "soft edges"
+    assert result.encoding == "soft edges"
     assert np.array_equal(result.defects, 2 * np.asarray(blurred).astype(int) > np.asarray(blurred).max())
 
 
 @pytest.mark.parametrize("quality", [50, 75, 95])
-def test_the_noise_of_jpeg_is_no_defect(quality: int) -> None:
+def test_the_noise_of_jpeg_is_not_a_defect(quality: int) -> None:
     result = mark_defects(as_jpeg((DISC * 255).astype(np.uint8), quality), "JPEG")
     assert (result.defects ^ DISC).sum() <= 4
     assert not mark_defects(as_jpeg(np.zeros((96, 96), np.uint8), quality), "JPEG").defects.any()
@@ -128,7 +128,7 @@ def test_the_noise_of_jpeg_is_no_defect(quality: int) -> None:
 def test_two_levels_in_a_jpeg_file_are_both_defects(quality: int) -> None:
     values = np.where(DISC, 200, np.where(SECOND, 100, 0)).astype(np.uint8)
     result = mark_defects(as_jpeg(values, quality), "JPEG")
-    assert result.kind == "levels"
+    assert result.encoding == "levels"
     missed, invented = (DISC | SECOND) & ~result.defects, result.defects & ~(DISC | SECOND)
     assert missed.sum() == 0
     assert invented.sum() <= 0.1 * (DISC | SECOND).sum()
@@ -262,7 +262,7 @@ def test_a_mask_of_another_aspect_ratio_is_an_error_with_both_sizes(tmp_path: Pa
         sample_mask(sample(image, mask), SMALL)
 
 
-def test_a_mask_of_several_pages_is_refused_and_read_at_the_page_of_its_image(tmp_path: Path) -> None:
+def test_a_mask_of_several_pages_is_an_error_and_read_at_the_page_of_its_image(tmp_path: Path) -> None:
     pages = [Image.fromarray(gray(0)), Image.fromarray(CORNER * 255)]
     for name in ("a.tif", "m.tif"):
         pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
@@ -274,11 +274,18 @@ def test_a_mask_of_several_pages_is_refused_and_read_at_the_page_of_its_image(tm
     assert np.array_equal(sample_mask(sample(tmp_path / "a.tif", plain), second).mask, CORNER == 1)
 
 
-def test_a_mask_with_values_that_are_not_finite_is_refused(tmp_path: Path) -> None:
+def test_a_mask_with_values_that_are_not_finite_is_an_error(tmp_path: Path) -> None:
     image = save_image(tmp_path / "a.png", gray(0))
     mask = save_image(tmp_path / "m.tif", np.where(CORNER, np.nan, 0).astype(np.float32))
     with pytest.raises(BenchError, match=r"m\.tif is not: it has values that are not finite"):
         sample_mask(sample(image, mask), SMALL)
+
+
+@pytest.mark.parametrize("values", [(1, 2), (128, 255), ((255, 255, 255), (255, 0, 0))])
+def test_a_mask_of_several_levels_without_zero_is_an_error(tmp_path: Path, values: tuple[object, object]) -> None:
+    pixels = np.where(DISC[..., None], values[1], values[0]).astype(np.uint8).squeeze()  # (h, w) or (h, w, 3)
+    with pytest.raises(BenchError, match="and no zero, but zero must be the level of the good pixels"):
+        mask_of(tmp_path, pixels)
 
 
 def test_an_unreadable_mask_is_named_and_so_is_an_unreadable_image_with_a_mask(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def samples(category: str, *, train: int = 10, good: int = 2, defects: dict[str,
     return [*of_defect("train", "good", train), *of_defect("test", "good", good), *tests]
 
 
-def names(drawn: tuple[Sample, ...]) -> list[str]:
-    return [sample.image.stem for sample in drawn]
+def names(images: tuple[Sample, ...]) -> list[str]:
+    return [sample.image.stem for sample in images]
 
 
 def test_one_for_one_gives_a_task_per_category_in_sorted_order() -> None:
@@ -52,9 +52,9 @@ def test_a_category_without_training_images_is_named() -> None:
 
 
 def test_a_category_without_test_images_is_trained_on_and_not_evaluated() -> None:
-    listed = [*samples("bolt", good=0, defects={}), *samples("tile")]
-    assert one_for_one(listed)[0].tests == {"bolt": ()}
-    (task,) = unified(listed)
+    all_samples = [*samples("bolt", good=0, defects={}), *samples("tile")]
+    assert one_for_one(all_samples)[0].tests == {"bolt": ()}
+    (task,) = unified(all_samples)
     assert [*task.tests] == ["tile"]
     assert len(task.train) == 20
     (task,) = unified(samples("bolt", good=0, defects={}))
@@ -66,9 +66,9 @@ def test_a_category_without_test_images_is_trained_on_and_not_evaluated() -> Non
 )
 def test_without_defects_good_images_are_held_out_for_a_threshold(train: int, held_out: int, rate: float) -> None:
     (task,) = one_for_one(samples("bolt", train=train, good=2, defects={}))
-    split, found = split_without_defects(task, 0)
-    assert (len(split.calibration["bolt"]), found) == (held_out, rate)
-    assert min_calibration_images(found) <= held_out
+    split, calibrate = split_without_defects(task, 0)
+    assert (len(split.calibration["bolt"]), calibrate) == (held_out, rate)
+    assert min_calibration_images(calibrate) <= held_out
     assert {*split.train} | {*split.calibration["bolt"]} == {*task.train}
     assert len(split.train) == train - held_out
     assert split.tests == task.tests
@@ -86,8 +86,8 @@ def test_without_any_test_images_the_held_out_images_are_scored() -> None:
 def test_a_draw_distinguishes_subfolders_and_ignores_the_unicode_form() -> None:
     plain = [Sample(Path(f"/data/ö{i}.png"), "bolt", "train") for i in range(9)]
     decomposed = [replace(sample, image=Path(normalize("NFD", sample.image.as_posix()))) for sample in plain]
-    drawn, again = (k_shot(listed, 3, 0)[0].train for listed in (plain, decomposed))
-    assert [sample.id for sample in drawn] == [sample.id for sample in again]
+    samples_nfc, samples_nfd = (k_shot(all_samples, 3, 0)[0].train for all_samples in (plain, decomposed))
+    assert [sample.id for sample in samples_nfc] == [sample.id for sample in samples_nfd]
     nested = [replace(plain[0], folder=f"line{i}") for i in range(9)]
     assert len({sample.folder for sample in k_shot(nested, 3, 0)[0].train}) == 3
 
@@ -115,8 +115,8 @@ def test_k_shot_draws_k_good_training_images_and_uses_all_test_images() -> None:
 
 def test_the_draw_of_k_shot_has_not_changed() -> None:
     # sha256 of "0/bolt/008" starts with 3e43, of 009 with 40a4, of 004 with 4374, of 000 with 4414; others are larger
-    drawn = [names(k_shot(samples("bolt"), k, 0)[0].train) for k in (1, 2, 4)]
-    assert drawn == [["008"], ["008", "009"], ["000", "004", "008", "009"]]
+    draws = [names(k_shot(samples("bolt"), k, 0)[0].train) for k in (1, 2, 4)]
+    assert draws == [["008"], ["008", "009"], ["000", "004", "008", "009"]]
 
 
 @given(k=st.integers(1, 9), seed=st.integers(-5, 1000))
@@ -127,11 +127,11 @@ def test_a_draw_is_nested_in_k(k: int, seed: int) -> None:
 
 @given(order=st.integers(0, 1000), k=st.integers(1, 10))
 def test_a_draw_does_not_depend_on_the_order_of_the_samples(order: int, k: int) -> None:
-    listed = [*samples("bolt"), *samples("tile")]
-    shuffled = Random(order).sample(listed, len(listed))
-    assert k_shot(shuffled, k, 3) == k_shot(listed, k, 3)
-    assert one_for_one(shuffled) == one_for_one(listed)
-    assert unified(shuffled) == unified(listed)
+    all_samples = [*samples("bolt"), *samples("tile")]
+    shuffled = Random(order).sample(all_samples, len(all_samples))
+    assert k_shot(shuffled, k, 3) == k_shot(all_samples, k, 3)
+    assert one_for_one(shuffled) == one_for_one(all_samples)
+    assert unified(shuffled) == unified(all_samples)
 
 
 def test_a_draw_does_not_change_when_a_category_is_added() -> None:
@@ -174,11 +174,11 @@ def test_calibration_images_come_from_each_category_of_a_unified_model() -> None
 
 
 def test_calibration_images_depend_on_the_seed_and_are_training_images() -> None:
-    drawn = [
+    draws = [
         split_calibration(one_for_one(samples("bolt", train=20))[0], 0.1, seed).calibration["bolt"] for seed in range(5)
     ]
-    assert len(set(drawn)) == 5
-    assert {sample.split for images in drawn for sample in images} == {"train"}
+    assert len(set(draws)) == 5
+    assert {sample.split for images in draws for sample in images} == {"train"}
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_subsample_is_spread_over_the_sorted_names_and_the_defects() -> None:
 
 @given(limit=st.integers(1, 30), order=st.integers(0, 100))
 def test_subsample_repeats_nothing_and_does_not_depend_on_the_order(limit: int, order: int) -> None:
-    listed = samples("bolt", train=20)
-    subset = subsample(Random(order).sample(listed, len(listed)), limit)
-    assert subset == subsample(listed, limit)
+    all_samples = samples("bolt", train=20)
+    subset = subsample(Random(order).sample(all_samples, len(all_samples)), limit)
+    assert subset == subsample(all_samples, limit)
     assert len(set(subset)) == len(subset)
     assert len([sample for sample in subset if sample.split == "train"]) == min(limit, 20)

@@ -1,4 +1,4 @@
-"""The scale of images with more than 8 bits: found over the training images, given, and told when it is narrow."""
+"""The scale of images with more than 8 bits: computed from the training images, set by the user, or too narrow."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ PLAIN = Preprocessing(4, 4)
 
 
 def samples(folder: Path, *values: np.ndarray, extension: str = "png") -> list[Sample]:
-    listed = []
+    all_samples = []
     for index, array in enumerate(values):
         path = folder / f"{index}.{extension}"
         Image.fromarray(array).save(path)
-        listed.append(Sample(path, "bolt", "train"))
-    return listed
+        all_samples.append(Sample(path, "bolt", "train"))
+    return all_samples
 
 
-def scale(folder: Path, low: float, high: float, kind: type = np.uint16) -> tuple[float, float]:
-    extension = "png" if kind is np.uint16 else "tif"
-    values = find_value_range(samples(folder, np.array([[low, high]], kind), extension=extension), PLAIN)
+def scale(folder: Path, low: float, high: float, dtype: type = np.uint16) -> tuple[float, float]:
+    extension = "png" if dtype is np.uint16 else "tif"
+    values = find_value_range(samples(folder, np.array([[low, high]], dtype), extension=extension), PLAIN)
     assert values is not None
     return values.black, values.white
 
@@ -33,7 +33,9 @@ def scale(folder: Path, low: float, high: float, kind: type = np.uint16) -> tupl
 @pytest.mark.parametrize(
     ("high", "white"), [(255, 255), (1000, 1023), (1023, 1023), (4000, 4095), (16000, 16383), (65535, 65535)]
 )
-def test_the_scale_is_the_smallest_depth_that_holds_all_training_values(tmp_path: Path, high: int, white: int) -> None:
+def test_the_scale_is_the_smallest_depth_that_contains_all_training_values(
+    tmp_path: Path, high: int, white: int
+) -> None:
     assert scale(tmp_path, 3, high) == (0, white)
 
 
@@ -55,22 +57,22 @@ def test_integers_beyond_16_bits_are_stretched(tmp_path: Path) -> None:
 
 
 def test_the_range_is_that_of_all_training_images_and_8_bits_are_left_alone(tmp_path: Path) -> None:
-    listed = samples(tmp_path, np.array([[0, 900]], np.uint16), np.array([[5, 4000]], np.uint16))
-    preprocessing, values = with_value_range(PLAIN, listed)
+    all_samples = samples(tmp_path, np.array([[0, 900]], np.uint16), np.array([[5, 4000]], np.uint16))
+    preprocessing, values = with_value_range(PLAIN, all_samples)
     assert (preprocessing.black, preprocessing.white) == (0, 4095)
     assert values is not None
     assert (values.n_images, values.low, values.high) == (2, 0, 4000)
     assert with_value_range(PLAIN, samples(tmp_path, np.array([[0, 9]], np.uint8))) == (PLAIN, None)
 
 
-def test_a_given_range_wins_and_warns_if_values_are_clipped(tmp_path: Path) -> None:
-    listed = samples(tmp_path, np.array([[0, 1200]], np.uint16))
-    preprocessing, values = with_value_range(Preprocessing(4, 4, black=0, white=4095), listed)
+def test_a_given_range_is_used_and_warns_if_values_are_clipped(tmp_path: Path) -> None:
+    all_samples = samples(tmp_path, np.array([[0, 1200]], np.uint16))
+    preprocessing, values = with_value_range(Preprocessing(4, 4, black=0, white=4095), all_samples)
     assert values is not None
     assert (preprocessing.black, preprocessing.white) == (0, 4095)
     (text,) = value_range_warnings("bolt", values, 1, is_given=True)
     assert "0 to 1200, 1.8 % of the range 0 to 65535 of their type; 0 becomes black and 4095 white." in text
-    _, values = with_value_range(Preprocessing(4, 4, black=0, white=1023), listed)
+    _, values = with_value_range(Preprocessing(4, 4, black=0, white=1023), all_samples)
     assert values is not None
     (text,) = value_range_warnings("bolt", values, 1, is_given=True)
     assert "values outside are clipped. Pass a larger --depth." in text
@@ -87,8 +89,8 @@ def test_a_used_range_below_an_eighth_of_the_type_is_a_warning_with_the_numbers(
 
 
 def test_mixed_depths_are_a_warning(tmp_path: Path) -> None:
-    listed = samples(tmp_path, np.array([[0, 60000]], np.uint16), np.array([[0, 200]], np.uint8))
-    values = find_value_range(listed, PLAIN)
+    all_samples = samples(tmp_path, np.array([[0, 60000]], np.uint16), np.array([[0, 200]], np.uint8))
+    values = find_value_range(all_samples, PLAIN)
     assert values is not None
     (text,) = value_range_warnings("bolt", values, 2, is_given=False)
     assert text.startswith("bolt: 1 of 2 training images have more than 8 bits per channel")

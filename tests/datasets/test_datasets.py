@@ -1,4 +1,4 @@
-"""Data sets on disk: small copies of official layouts, own images, and errors in both."""
+"""Datasets on disk: small copies of official layouts, own images, and errors in both."""
 
 import logging
 from collections.abc import Iterable
@@ -223,7 +223,8 @@ def test_missing_masks_give_one_warning_with_their_number(tmp_path: Path, caplog
     create_images(tmp_path, "lid/test/crack/001.png", "lid/test/dent/000.png")
     folder.samples(tmp_path)
     assert (
-        "lid: 2 of 3 defective images have no mask and count for the image metrics only: crack/001.png, dent/000.png."
+        "lid: 2 of 3 defective images have no mask and count for the image metrics only: "
+        "lid/test/crack/001.png, lid/test/dent/000.png."
     ) in warnings(caplog)
 
 
@@ -266,10 +267,10 @@ def test_without_any_complete_category_the_error_names_them(tmp_path: Path) -> N
     assert "--data DIR" in str(error.value)
 
 
-@pytest.mark.parametrize("place", ["train/good", "test/good", "test/crack", "ground_truth/crack"])
-def test_two_files_of_one_stem_are_an_error(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("folder_path", ["train/good", "test/good", "test/crack", "ground_truth/crack"])
+def test_two_files_of_one_stem_are_an_error(tmp_path: Path, folder_path: str) -> None:
     create_category(tmp_path, "lid")
-    create_images(tmp_path, f"lid/{place}/x.png", f"lid/{place}/x.jpg")
+    create_images(tmp_path, f"lid/{folder_path}/x.png", f"lid/{folder_path}/x.jpg")
     with pytest.raises(BenchError, match=r"has both x\.jpg and x\.png"):
         folder.samples(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The synthetic demo data set: reproducible images with exact masks."""
+"""The synthetic demo dataset: reproducible images with exact masks."""
 
 import os
 from importlib import import_module
@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bench.errors import BenchError
+from bench.files import temporary_folder
 
 demo = import_module("bench.datasets.demo")
 surface = import_module("bench.datasets.parts.surface")
@@ -82,7 +83,10 @@ MEANS = {
 @pytest.mark.parametrize("product", demo.PRODUCTS)
 def test_a_change_of_the_images_needs_a_new_version(product: str) -> None:
     """Mean gray levels of the first images. If they change, increase VERSION and update them."""
-    means = [demo.draw_image(product, "test", kind, 0)[0].mean() for kind in ("good", *demo.PRODUCTS[product][1])]
+    means = [
+        demo.draw_image(product, "test", defect_type, 0)[0].mean()
+        for defect_type in ("good", *demo.PRODUCTS[product][1])
+    ]
     assert demo.VERSION == 1
     assert means == pytest.approx(MEANS[product], abs=0.01)
 
@@ -122,10 +126,10 @@ def test_an_interrupted_generation_leaves_no_files(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(demo, "PRODUCTS", {"steel": demo.PRODUCTS["steel"]})
     original = demo.draw_image
 
-    def interrupted(product: str, split: str, kind: str, index: int) -> None:
-        if kind == "scratch":
+    def interrupted(product: str, split: str, defect_type: str, index: int) -> None:
+        if defect_type == "scratch":
             raise KeyboardInterrupt
-        return original(product, split, kind, index)
+        return original(product, split, defect_type, index)
 
     monkeypatch.setattr(demo, "draw_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -140,15 +144,28 @@ def test_a_second_process_uses_the_images_of_the_first(tmp_path: Path, monkeypat
     monkeypatch.setattr(demo, "PRODUCTS", {"steel": demo.PRODUCTS["steel"]})
     original, calls = demo.draw_image, []
 
-    def overtaken(*key: str | int) -> None:
+    def write_in_another_process(*key: str | int) -> None:
         if not calls:
             calls.append(key)
             demo.samples(tmp_path)  # another process that starts later and ends first
         return original(*key)
 
-    monkeypatch.setattr(demo, "draw_image", overtaken)
+    monkeypatch.setattr(demo, "draw_image", write_in_another_process)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert len(demo.samples(tmp_path)) == 6
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"drawing-{demo.VERSION}"]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_folder_of_a_process_that_was_killed_while_it_generated_is_removed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(demo, "PRODUCTS", {"steel": demo.PRODUCTS["steel"]})
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with temporary_folder(tmp_path / f"drawing-{demo.VERSION}") as of_this_process:
+        left = of_this_process.with_name(of_this_process.name.replace("drawing", "left"))
+        (left / "steel").mkdir(parents=True)
+        demo.samples(tmp_path)
+        assert not left.exists()
+        assert of_this_process.exists()
     assert [folder.name for folder in tmp_path.iterdir()] == [f"drawing-{demo.VERSION}"]
 
 

@@ -1,4 +1,4 @@
-"""Own images as they come from factories: nested folders, masks beside images, Unicode names, links, any layout."""
+"""Own images as they come from factories: nested folders, masks next to images, Unicode names, links, any layout."""
 
 import logging
 import unicodedata
@@ -77,7 +77,7 @@ def test_a_mask_in_another_subfolder_than_its_namesake_is_not_used(tmp_path: Pat
 @pytest.mark.parametrize(
     "name", ["{}_mask.png", "{}_GT.bmp", "{}_label.tif", "{}-mask.png", "masks/{}.png", "gt/{}_mask.png"]
 )
-def test_masks_beside_images_are_paired_and_never_images(tmp_path: Path, name: str, caplog) -> None:
+def test_masks_next_to_images_are_paired_and_never_images(tmp_path: Path, name: str, caplog) -> None:
     usual(tmp_path)
     for index in ("0", "1"):
         create(tmp_path, f"lid/test/crack/{index}.png", f"lid/test/crack/{name.format(index)}")
@@ -88,7 +88,7 @@ def test_masks_beside_images_are_paired_and_never_images(tmp_path: Path, name: s
     assert warnings(caplog) == []
 
 
-def test_a_mask_whose_image_is_missing_is_no_image_either(tmp_path: Path, caplog) -> None:
+def test_a_mask_whose_image_is_missing_is_not_an_image_either(tmp_path: Path, caplog) -> None:
     usual(tmp_path)
     create(tmp_path, "lid/test/crack/0.png", "lid/test/crack/0_mask.png", "lid/test/crack/1_mask.png",
            "lid/train/good/0_mask.png")  # fmt: skip
@@ -116,7 +116,7 @@ def test_several_masks_per_image_lie_in_a_folder_or_are_numbered(tmp_path: Path)
     }
 
 
-def test_a_copy_of_the_image_beside_its_mask_is_no_mask(tmp_path: Path, caplog) -> None:
+def test_a_copy_of_the_image_next_to_its_mask_is_not_a_mask(tmp_path: Path, caplog) -> None:
     usual(tmp_path)
     create(tmp_path, "lid/test/crack/0.png", "lid/ground_truth/crack/0.png", "lid/ground_truth/crack/0_mask.png")
     samples = folder.samples(tmp_path)
@@ -132,7 +132,7 @@ def test_loose_images_and_other_files_are_counted_and_named(tmp_path: Path, capl
         f"{tmp_path.name}: not used, because they are in no folder with train/ or test/: cap/, 6.png.",
         (
             "lid: not used are 2 images: train/1.png, test/3.png; 1 files without the extension of an image (1 .heic): "
-            "train/good/2.heic; 1 images beside train/ and test/: 4.png."
+            "train/good/2.heic; 1 images next to train/ and test/: 4.png."
         ),
     ]
 
@@ -179,7 +179,7 @@ def test_a_linked_category_has_the_name_of_its_link_however_it_is_reached(tmp_pa
         assert {sample.category for sample in folder.samples(root)} == {"lid"}
 
 
-def test_a_folder_beside_a_link_to_it_keeps_its_name(tmp_path: Path) -> None:
+def test_a_folder_next_to_a_link_to_it_keeps_its_name(tmp_path: Path) -> None:
     usual(tmp_path, "lid")
     (tmp_path / "a_link").symlink_to(tmp_path / "lid")
     assert {sample.category for sample in folder.samples(tmp_path)} == {"lid"}
@@ -205,11 +205,13 @@ def test_a_category_may_have_good_images_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_category", [False, True])
-def test_loose_images_are_good_training_images_with_a_warning(tmp_path: Path, is_category: bool, caplog) -> None:
+def test_images_directly_in_a_category_folder_are_good_training_images_with_a_warning(
+    tmp_path: Path, is_category: bool, caplog
+) -> None:
     create(tmp_path, "lid/0.png", "lid/1.png")
     samples = folder.samples(tmp_path / "lid" if is_category else tmp_path)
     assert [sample.id for sample in samples] == ["lid/train/good/0.png", "lid/train/good/1.png"]
-    assert warnings(caplog) == ["lid: there is no train/ or test/; its 2 images are taken as good training images."]
+    assert warnings(caplog) == ["lid: there is no train/ or test/; its 2 images are used as good training images."]
 
 
 # ---- layouts
@@ -221,7 +223,7 @@ def test_flat_folders_of_good_and_bad_images_are_an_error_that_proposes_the_layo
     with pytest.raises(BenchError) as error:
         folder.samples(tmp_path)
     assert f"Pass --layout '{layout}'" in str(error.value)
-    assert folder.propose(tmp_path) == layout
+    assert folder.propose_layout_if_needed(tmp_path) == layout
     samples = folder.samples(tmp_path, layout)
     counts = [(sample.split, sample.defect) for sample in samples]
     assert counts == [("train", "good")] * 6 + [("test", "defect")] * 2 + [("test", "good")] * 2
@@ -229,12 +231,12 @@ def test_flat_folders_of_good_and_bad_images_are_an_error_that_proposes_the_layo
         "lid: the layout gives no split; 2 of 8 good images are drawn as test images by a hash of their names."
     ]
     assert folder.samples(tmp_path, layout) == samples  # the draw is the same each time
-    assert folder.propose(tmp_path / "lid") == "good=good/**/*; defect=bad/**/*"
+    assert folder.propose_layout_if_needed(tmp_path / "lid") == "good=good/**/*; defect=bad/**/*"
 
 
-def test_kinds_of_defects_and_masks_beside_a_good_folder_are_proposed_as_such(tmp_path: Path) -> None:
+def test_kinds_of_defects_and_masks_next_to_a_good_folder_are_proposed_as_such(tmp_path: Path) -> None:
     create(tmp_path, "OK/0.png", "OK/1.png", "scratch/0.png", "masks/0_mask.png")
-    layout = folder.propose(tmp_path)
+    layout = folder.propose_layout_if_needed(tmp_path)
     assert layout == "good=OK/**/*; mask=masks/**/*; defect={defect}/**/*"
     samples = folder.samples(tmp_path, layout)
     assert masks_of(samples, tmp_path) == {f"{tmp_path.name}/test/scratch/0.png": ["masks/0_mask.png"]}
@@ -242,7 +244,7 @@ def test_kinds_of_defects_and_masks_beside_a_good_folder_are_proposed_as_such(tm
 
 def test_a_usual_layout_needs_no_proposal(tmp_path: Path) -> None:
     usual(tmp_path)
-    assert folder.propose(tmp_path) == ""
+    assert folder.propose_layout_if_needed(tmp_path) == ""
 
 
 def test_patterns_map_any_layout(tmp_path: Path, caplog) -> None:
@@ -264,6 +266,33 @@ def test_patterns_map_any_layout(tmp_path: Path, caplog) -> None:
     assert warnings(caplog) == [
         f"{tmp_path.name}: 1 files match no pattern of the layout and are not used: day2/notes.txt."
     ]
+
+
+@pytest.mark.parametrize(
+    "masks", [["bad/0_mask.png", "bad/1_GT.png"], ["bad/masks/0.png", "bad/masks/1.png"], ["bad/gt/0_m.png"]]
+)
+@pytest.mark.parametrize("layout", ["good=good/*; defect=bad/**/*", "good=good/**/*; test={defect}/**/*"])
+def test_masks_that_a_pattern_of_images_matches_are_never_images(
+    tmp_path: Path, masks: list[str], layout: str, caplog
+) -> None:
+    create(tmp_path, *(f"good/{index}.png" for index in range(8)), "bad/0.png", "bad/1.png", *masks)
+    samples = folder.samples(tmp_path, layout)
+    anomalous = [sample for sample in samples if sample.is_anomalous]
+    assert [sample.image.name for sample in anomalous] == ["0.png", "1.png"]
+    if len(masks) == 2:
+        assert [path.relative_to(tmp_path).as_posix() for each in anomalous for path in each.masks] == masks
+    else:  # its name is that of no image
+        assert warnings(caplog)[0].endswith(
+            "1 masks belong to no image or to several, and are not used: bad/gt/0_m.png."
+        )
+
+
+def test_a_category_called_labels_may_have_patterns(tmp_path: Path) -> None:
+    create(tmp_path, "labels/good/0.png", "labels/bad/0.png", "labels/bad/1.png")
+    samples = folder.samples(tmp_path, "good={category}/good/*; defect={category}/bad/*")
+    assert [(each.category, each.defect) for each in samples] == [
+        ("labels", "good"), ("labels", "defect"), ("labels", "defect"),
+    ]  # fmt: skip
 
 
 def test_the_test_role_takes_the_label_from_the_path(tmp_path: Path) -> None:
@@ -324,6 +353,13 @@ def test_a_table_without_split_draws_it_and_may_name_categories(tmp_path: Path) 
         ("image,label,split\n0.png,good,validation\n", "split must be train, test or empty; line 2"),
         ("image,label,split\n0.png,crack,train\n", "train must have good images only; line 2"),
         ("image,label\n0.png,\n", "label must be good or the type of a defect"),
+        ("", "must have the columns image and label, .* it has none"),
+        ('image,label\n"0.png,good\n', "must be a readable CSV file in UTF-8; .*unexpected end of data"),
+        ("image,label,mask,mask\n0.png,crack,0.png,\n", "has mask 2 times"),
+        ("image,label,splt\n0.png,good,train\n", "'splt' is not a column .* Did you mean 'split'"),
+        ("image,label,mask\n0.png,crack,a.png,b.png\n", "line 2 .* has 4. .* separate several masks by |"),
+        ("image,label\n0.png,good\n\n./x/../0.png,crack\n", "lines 2 and 4 .* both name 0.png"),
+        ("image,label,mask\n0.png,crack,0.png\n", "Masks must not be images of .*; 0.png are"),
     ],
 )
 def test_a_wrong_table_is_an_error_with_its_line(tmp_path: Path, content: str, message: str) -> None:
@@ -331,3 +367,33 @@ def test_a_wrong_table_is_an_error_with_its_line(tmp_path: Path, content: str, m
     (tmp_path / "list.csv").write_text(content, encoding="utf-8")
     with pytest.raises(BenchError, match=message):
         folder.samples(tmp_path, "list.csv")
+
+
+def test_a_table_may_have_other_columns_spaces_and_empty_lines(tmp_path: Path, caplog) -> None:
+    create(tmp_path, *(f"{index}.png" for index in range(6)), "m.png")
+    (tmp_path / "list.csv").write_text(
+        " Image , Label,date,Split,mask\n0.png,good,1 May,train,m.png\n,,,,\n\n1.png,good,,test\n2.png,dent,,,m.png\n"
+        "3.png,dent,,,m.png\n",
+        encoding="utf-8",
+    )
+    samples = folder.samples(tmp_path, "list.csv")
+    assert [(each.split, each.defect, each.image.name, [path.name for path in each.masks]) for each in samples] == [
+        ("train", "good", "0.png", []), ("test", "dent", "2.png", ["m.png"]), ("test", "dent", "3.png", ["m.png"]),
+        ("test", "good", "1.png", []),
+    ]  # fmt: skip
+    assert warnings(caplog) == [
+        "list.csv: the columns date are not used; known are image, split, label, mask, category.",
+        "list.csv: 1 masks belong to several images each: m.png.",
+        "list.csv: the masks of 1 good images are not used: 0.png.",
+    ]
+
+
+def test_ids_of_a_table_with_absolute_paths_do_not_contain_them(tmp_path: Path) -> None:
+    create(tmp_path, "parts/a/0.png", "parts/1.png", "elsewhere/2.png")
+    names = [tmp_path / "parts/a/0.png", tmp_path / "parts/1.png", tmp_path / "elsewhere/2.png"]
+    (tmp_path / "parts/list.csv").write_text(
+        "image,label,split\n" + "".join(f"{name},good,train\n" for name in names), encoding="utf-8"
+    )
+    assert [sample.id for sample in folder.samples(tmp_path / "parts", "list.csv")] == [
+        "parts/train/good/1.png", "parts/train/good/a/0.png", "parts/train/good/elsewhere/2.png",
+    ]  # fmt: skip

@@ -167,7 +167,7 @@ def test_mvtec_loco_uses_the_union_of_masks_and_warns_about_validation(tmp_path:
 
 
 def test_mvtec_3d_uses_color_images_and_their_masks(tmp_path: Path, caplog) -> None:
-    create_images(tmp_path, *(f"tire/{place}/good/rgb/000.png" for place in ("train", "validation", "test")))
+    create_images(tmp_path, *(f"tire/{split}/good/rgb/000.png" for split in ("train", "validation", "test")))
     create_images(tmp_path, "tire/test/good/gt/000.png", "tire/test/hole/rgb/000.png", "tire/test/hole/gt/000.png")
     create_images(tmp_path, "tire/test/cut/rgb/000.png", "tire/test/cut/gt/000.png", "tire/train/good/xyz/000.tiff")
     assert listing(mvtec_3d.samples(tmp_path), tmp_path) == [
@@ -195,7 +195,7 @@ def test_the_official_counts_have_the_published_sums(module, sums: tuple[int, ..
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names("datasets") if name not in {"demo", "folder"}])
-def test_the_error_for_a_missing_data_set_has_its_page_license_and_layout(name: str, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_dataset_has_its_page_license_and_layout(name: str, tmp_path: Path) -> None:
     module = registry.load("datasets", name)
     for root in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(BenchError) as error:

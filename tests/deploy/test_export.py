@@ -1,5 +1,7 @@
 """The ONNX file: it equals Pillow's resize and the method's predictions; what cannot be exported is an error."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,7 @@ def images(tmp_path: Path) -> list[Path]:
 @pytest.mark.filterwarnings("ignore:::torch")  # the exporter warns about its own internals
 @pytest.mark.filterwarnings("ignore:::onnxscript")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["meanmap", "autoencoder", "patchcore", "aminet", "riad", "mfrnet"])
+@pytest.mark.parametrize("name", ["meanmap", "autoencoder", "patchcore", "aminet", "riad", "mfrnet", "scadn"])
 def test_an_exported_model_predicts_as_the_method(
     name: str, tmp_path: Path, images: list[Path], save_model: Callable[[str], SavedModel]
 ) -> None:
@@ -111,6 +113,23 @@ def test_an_exported_model_predicts_as_the_method(
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["threshold"] == "1.5"
     assert metadata["category"] == "part"
+
+
+@pytest.mark.parametrize("name", ["differnet", "mkd"])
+def test_a_method_whose_map_is_a_gradient_is_rejected_before_the_export_starts(
+    name: str,
+    tmp_path: Path,
+    images: list[Path],
+    save_model: Callable[[str], SavedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench.deploy import export
+
+    saved = save_model(name)
+    monkeypatch.setattr(saved.method, "predict", lambda _: pytest.fail("predict was called"))
+    with pytest.raises(BenchError, match=f"{name} is not one, because its map is a gradient") as error:
+        export.export(saved, tmp_path / "model.onnx", images)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:::torch")
@@ -159,3 +178,20 @@ def test_half_precision_cannot_be_exported(
     saved.method.setup = replace(saved.method.setup, precision="bfloat16")
     with pytest.raises(BenchError, match="got bfloat16"):
         export.export(saved, tmp_path / "model.onnx", images)
+
+
+def test_a_full_disk_leaves_the_old_model(
+    tmp_path: Path, images: list[Path], save_model: Callable[[str], SavedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.deploy import export
+
+    def raise_disk_full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", raise_disk_full)
+    with pytest.raises(BenchError, match="--out must be a writable file"):
+        export.export(save_model("meanmap"), path, images)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir() if "onnx" in file.name] == ["model.onnx"]

@@ -2,6 +2,8 @@
 
 import csv
 import pickle
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,13 @@ import pytest
 from PIL import Image
 
 from bench import registry
+from bench.cli import predict_command
 from bench.config.bench_toml import load_config
 from bench.config.plan import make_plan
 from bench.deploy import predict, saved_model
 from bench.errors import BenchError
 from bench.execution import schedule
+from bench.record import Record
 from bench.store import Store
 
 
@@ -200,7 +204,11 @@ def test_a_model_must_be_safetensors_and_a_pickle_is_never_loaded(copied: Path, 
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    copied.with_suffix(".safetensors").write_bytes(pickle.dumps(Payload()))
+    content = pickle.dumps(Payload())
+    copied.with_suffix(".safetensors").write_bytes(content)
+    record = Record.from_json(copied.read_text("utf-8"))
+    artifacts = record.artifacts | {"model_sha256": sha256(content).hexdigest()}
+    copied.write_text(replace(record, artifacts=artifacts).to_json(), "utf-8")
     with pytest.raises(BenchError, match="must be a saved state of meanmap"):
         saved_model.load(copied, device="cpu", weights=None, cache=tmp_path)
     assert not (tmp_path / "executed").exists()
@@ -210,3 +218,12 @@ def test_a_damaged_record_is_an_error(copied: Path, tmp_path: Path) -> None:
     copied.write_text("{}")
     with pytest.raises(BenchError, match="is not a readable record"):
         saved_model.load(copied, device="cpu", weights=None, cache=tmp_path)
+
+
+def test_the_rate_of_the_threshold_is_printed_with_its_decimals(
+    saved: saved_model.SavedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = saved.record.run.options | {"evaluation": {"calibrate": 0.025, "resolution": "input"}}
+    record = replace(saved.record, run=replace(saved.record.run, options=options))
+    predict_command._print_predictions(replace(saved, record=record), {})
+    assert "at most 2.5 % of the good calibration images" in " ".join(capsys.readouterr().out.split())

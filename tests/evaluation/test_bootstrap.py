@@ -31,30 +31,30 @@ def test_a_sample_has_the_metrics_of_its_images(levels):
     defective = random.multinomial(8, np.full(8, 1 / 8), size=20)
     for number, weights in enumerate(np.concatenate((good, defective), axis=1)):
         images = np.repeat(np.arange(12), weights)
-        exact = evaluate(
+        exact_metrics = evaluate(
             scores[images], labels[images], list(maps[images]), list(masks[images]), fpr_limits=(0.05, 0.3)
         )
         assert {name: values[number] for name, values in samples.values.items()} == pytest.approx(
-            exact.values, abs=1e-12
+            exact_metrics.values, abs=1e-12
         )
     assert samples.error_bound == 0.0  # 456 distinct defect scores are below the limit
 
 
 def test_counting_in_groups_stays_within_the_error_bound(monkeypatch):
     arguments = category(1, images=30)
-    exact = bootstrap(*arguments, n_samples=50)
+    exact_metrics = bootstrap(*arguments, n_samples=50)
     monkeypatch.setattr("bench.evaluation.bootstrap.N_THRESHOLDS", 256)
     grouped = bootstrap(*arguments, n_samples=50)
-    error = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact.values.items())
+    error = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact_metrics.values.items())
     assert 0 < error <= grouped.error_bound < 0.05
 
 
 def test_many_images_have_fewer_thresholds_within_the_error_bound(monkeypatch):
     arguments = category(1, images=30)
-    exact = bootstrap(*arguments, n_samples=20)
+    exact_metrics = bootstrap(*arguments, n_samples=20)
     monkeypatch.setattr("bench.evaluation.bootstrap.MAX_COUNTS", 30 * 100)
     grouped = bootstrap(*arguments, n_samples=20)
-    error = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact.values.items())
+    error = max(np.max(np.abs(grouped.values[name] - values)) for name, values in exact_metrics.values.items())
     assert 0 < error <= grouped.error_bound < 0.1
 
 
@@ -70,11 +70,11 @@ def test_an_image_without_pixel_labels_is_sampled_but_its_pixels_do_not_count():
     random = np.random.default_rng(5)
     good = random.multinomial(4, np.full(4, 1 / 4), size=10)
     images = np.repeat(np.arange(12), [*good[0], *random.multinomial(8, np.full(8, 1 / 8), size=10)[0]])
-    exact = evaluate(scores[images], labels[images], None, None).values
+    exact_metrics = evaluate(scores[images], labels[images], None, None).values
     images = images[labeled[images]]
     pixel = evaluate(scores[images], labels[images], maps[images], masks[images]).values
     for name, values in samples.values.items():
-        assert values[0] == pytest.approx((exact if name in exact else pixel)[name], abs=1e-12)
+        assert values[0] == pytest.approx((exact_metrics if name in exact_metrics else pixel)[name], abs=1e-12)
 
 
 def test_metrics_at_a_threshold_are_sampled_with_the_images():
@@ -128,7 +128,7 @@ def test_methods_evaluated_on_different_images_are_not_paired():
         )
 
 
-def test_an_image_without_its_map_is_refused():
+def test_an_image_without_its_map_is_an_error():
     scores, labels, maps, masks = category(0)
     with pytest.raises(BenchError, match="got 12, 11 and 12"):
         bootstrap(scores, labels, maps[:-1], masks)

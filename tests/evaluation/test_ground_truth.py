@@ -20,7 +20,7 @@ def test_labels_are_booleans_or_zero_and_one(labels: object) -> None:
 
 
 @pytest.mark.parametrize("labels", [["good", "crack"], ["0", "1"], [0, 2], [0.0, np.nan], [0.0, 0.7], [None, True]])
-def test_other_labels_are_refused(labels: list[object]) -> None:
+def test_other_labels_are_errors(labels: list[object]) -> None:
     with pytest.raises(BenchError, match="Labels must be boolean, or 0 for good and 1 for defective, got"):
         evaluate(SCORES, labels, None, None)  # type: ignore[arg-type]
 
@@ -43,6 +43,6 @@ def test_soft_masks_need_a_threshold() -> None:
 
 
 @pytest.mark.parametrize("mask", [np.array([[0.0, np.nan], [0, 0]]), np.array([["0", "1"], ["0", "0"]])])
-def test_masks_without_finite_numbers_are_refused(mask: np.ndarray) -> None:
+def test_masks_without_finite_numbers_are_errors(mask: np.ndarray) -> None:
     with pytest.raises(BenchError, match="Masks must be boolean or finite numbers; that of image 1 is not"):
         evaluate(SCORES, LABELS, MAPS, [MASKS[0], mask], mask_threshold=0.5)

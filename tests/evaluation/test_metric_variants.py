@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from bench.evaluation import metric_variants
-from bench.evaluation.metric_variants import METRIC_VARIANTS, VariantResult, audit, exact
+from bench.evaluation.metric_variants import METRIC_VARIANTS, VariantResult, audit, exact_metrics
 from bench.record import Predictions
 
 
@@ -18,14 +18,14 @@ def predictions_of(scores: list[float], labels: str, maps: object = None, masks:
     count = len(scores)
     shape = np.shape(maps) if maps is not None else (count, 1, 2)
     defects = tuple("good" if label == "g" else "dent" for label in labels)
-    known = np.array([masks is not None or label == "g" for label in labels])
+    has_pixel_labels = np.array([masks is not None or label == "g" for label in labels])
     return Predictions(
         files=tuple(f"{i}.png" for i in range(count)),
         defects=defects,
         scores=np.array(scores, dtype=np.float64),
         maps=None if maps is None else np.array(maps, dtype=np.float32),
         masks=np.zeros(shape, dtype=bool) if masks is None else np.array(masks, dtype=bool),
-        has_pixel_labels=known,
+        has_pixel_labels=has_pixel_labels,
     )
 
 
@@ -62,7 +62,7 @@ def test_complete_predictions_allow_every_variant_and_results_contain_the_exact_
     predictions = random_predictions()
     results = audit(predictions)
     assert {result.variant for result in results} == {variant.name for variant in METRIC_VARIANTS}
-    exact_values = exact(predictions)
+    exact_values = exact_metrics(predictions)
     assert list(exact_values) == list(metric_variants.AUDITED)
     assert all(result.exact == exact_values[result.metric] for result in results)
     assert all(0 <= result.value <= 1 for result in results)
@@ -83,7 +83,7 @@ def test_without_good_images_the_pixel_metrics_are_still_audited() -> None:
 def test_a_defective_image_without_a_mask_counts_for_the_image_metrics_only() -> None:
     maps, masks = [[[1, 2]], [[9, 8]], [[3, 7]]], [[[0, 0]], [[0, 0]], [[0, 1]]]
     predictions = replace(predictions_of([0, 1, 2], "gdd", maps, masks), has_pixel_labels=np.array([True, False, True]))
-    exact_values = exact(predictions)
+    exact_values = exact_metrics(predictions)
     assert exact_values["image_auroc"] == 1
     assert exact_values["pixel_auroc"] == 1  # 7 is above 1, 2 and 3; the unlabeled 9 and 8 are not false positives
     assert values_of(predictions, "scikit-learn")["pixel_auroc"] == 1
@@ -136,7 +136,7 @@ PAIR = predictions_of([0, 0, 0], "ddg", [[[1, 2]], [[11, 12]], [[30, 40]]], [[[0
 
 def test_the_mean_over_images_hides_that_the_scales_of_the_maps_differ() -> None:
     # pooled: 2 is above one of the four normal pixels 1, 11, 30, 40, and 12 is above two of them
-    assert exact(PAIR)["pixel_auroc"] == (1 + 2) / 8
+    assert exact_metrics(PAIR)["pixel_auroc"] == (1 + 2) / 8
     assert values_of(PAIR, "mean over images") == {"pixel_auroc": 1.0}
 
 
@@ -146,7 +146,7 @@ def test_without_the_good_images_their_false_positives_do_not_count() -> None:
 
 def test_an_image_without_normal_pixels_has_no_auroc() -> None:
     whole = predictions_of([0, 0], "dg", [[[5, 6]], [[1, 2]]], [[[1, 1]], [[0, 0]]])
-    assert exact(whole)["pixel_auroc"] == 1
+    assert exact_metrics(whole)["pixel_auroc"] == 1
     assert values_of(whole, "mean over images") == {}
     assert values_of(whole, "defective images only") == {}
 
@@ -154,7 +154,7 @@ def test_an_image_without_normal_pixels_has_no_auroc() -> None:
 def test_the_image_score_is_the_maximum_the_mean_or_the_standard_deviation_of_the_map() -> None:
     # maxima 9 and 5, means 3 and 4, large and small standard deviation, for the good and the defective image
     two = predictions_of([0, 1], "gd", [[[0, 0, 9]], [[3, 4, 5]]], [[[0, 0, 0]], [[0, 0, 1]]])
-    assert exact(two)["image_auroc"] == 1
+    assert exact_metrics(two)["image_auroc"] == 1
     assert values_of(two, "image score max") == {"image_auroc": 0.0, "image_ap": 0.5}
     assert values_of(two, "image score mean") == {"image_auroc": 1.0, "image_ap": 1.0}
     assert values_of(two, "image score std") == {"image_auroc": 0.0, "image_ap": 0.5}
@@ -187,12 +187,12 @@ def loop_over_thresholds(predictions: Predictions) -> float:
     rates, overlaps = [], []
     for number in range(200):
         above = maps > low + number * (high - low) / 200
-        shares = []
+        fractions = []
         for flagged, mask in zip(above, masks, strict=True):
             labels, count = ndimage.label(mask, np.ones((3, 3)))
-            shares += [flagged[labels == region].mean() for region in range(1, count + 1)]
+            fractions += [flagged[labels == region].mean() for region in range(1, count + 1)]
         rates.append(above[~masks].mean())
-        overlaps.append(np.mean(shares))
+        overlaps.append(np.mean(fractions))
     below_limit = [(rate, overlap) for rate, overlap in zip(rates, overlaps, strict=True) if rate < 0.3]
     lowest, highest = min(below_limit)[0], max(below_limit)[0]
     area = 0.0
@@ -214,7 +214,7 @@ def test_with_one_outlier_two_hundred_thresholds_give_no_value() -> None:
     maps = predictions.maps.copy()
     assert maps is not None
     maps[1, 0, 0] = 1e6  # a normal pixel: all others are below the second threshold
-    assert exact(replace(predictions, maps=maps))["aupro_30"] > 0.3
+    assert exact_metrics(replace(predictions, maps=maps))["aupro_30"] > 0.3
     assert values_of(replace(predictions, maps=maps), "200 linear thresholds") == {}
 
 

@@ -125,7 +125,7 @@ def categories(draw):
     """
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     levels = draw(st.sampled_from([1, 2, 5, 50, None]))
-    kind = draw(st.sampled_from([np.float16, np.float32, np.float64]))
+    dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
     scale = draw(st.sampled_from([1.0, 1e-3, 300.0]))
     share = draw(st.sampled_from([0.0, 0.05, 0.3]))
     maps, masks = [], []
@@ -136,7 +136,7 @@ def categories(draw):
         mask[-1, -1], mask[0, 0] = number == 1, False
         values = random.standard_normal(shape) + mask * draw(st.sampled_from([0.0, 1.0, -1.0]))
         values = values if levels is None else np.round(values * levels / 6)
-        maps.append((values * scale).astype(kind))
+        maps.append((values * scale).astype(dtype))
         masks.append(mask)
     return maps, masks
 
@@ -159,15 +159,15 @@ def test_image_metrics_equal_scikit_learn(pairs):
     assert values["image_f1max"] == pytest.approx(best_f1(labels, scores), abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("outlier", [None, 1e6, -1e6])
-def test_many_pixels_with_an_outlier_stay_exact(kind, outlier, monkeypatch):
+def test_many_pixels_with_an_outlier_stay_exact(dtype, outlier, monkeypatch):
     monkeypatch.setattr(curves, "SORT_BUFFER", 1000)  # so that the pixels are sorted in several steps
     random = np.random.default_rng(3)
     masks = np.zeros((6, 40, 30), dtype=bool)
     masks[2:, 5:15, 5:12] = masks[4:, 25:30, 20:28] = True
-    maps = (random.standard_normal(masks.shape) + masks).astype(kind)
-    if outlier is not None and kind != np.float16:
+    maps = (random.standard_normal(masks.shape) + masks).astype(dtype)
+    if outlier is not None and dtype != np.float16:
         maps[3, 6, 6] = outlier
         maps[0, 6, 6] = outlier
     elif outlier is not None:
@@ -177,16 +177,16 @@ def test_many_pixels_with_an_outlier_stay_exact(kind, outlier, monkeypatch):
 
 def test_both_zeros_are_one_score():
     mask = np.array([[True, False], [False, False]])
-    for kind in (np.float16, np.float32, np.float64):
-        score_map = np.array([[0.0, -0.0], [-0.0, 0.0]], dtype=kind)
+    for dtype in (np.float16, np.float32, np.float64):
+        score_map = np.array([[0.0, -0.0], [-0.0, 0.0]], dtype=dtype)
         assert pixels([score_map] * 2, [mask] * 2)["pixel_auroc"] == 0.5
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_the_largest_and_the_smallest_numbers_of_a_dtype_are_distinguished(kind):
-    limits = np.finfo(kind)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_largest_and_the_smallest_numbers_of_a_dtype_are_distinguished(dtype):
+    limits = np.finfo(dtype)
     values = [limits.max, limits.max / 2, limits.tiny, limits.smallest_subnormal, 0.0, -limits.tiny, limits.min]
-    score_map = np.array([values], dtype=kind)
+    score_map = np.array([values], dtype=dtype)
     mask = np.array([[False, True, False, True, False, True, False]])
     assert pixels([score_map] * 2, [mask] * 2) == pytest.approx(expected([score_map] * 2, [mask] * 2), abs=1e-12)
 
@@ -243,11 +243,11 @@ def approximate_and_error(maps, masks, max_scores, monkeypatch):
     """Evaluate with at most `max_scores` defect scores; also return the largest difference from the exact values."""
     labels = np.arange(len(maps)) > 0
     monkeypatch.setattr(curves, "MAX_EXACT_SCORES", 1 << 40)
-    exact = evaluate(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
-    assert exact.error_bound == 0.0
+    exact_metrics = evaluate(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
+    assert exact_metrics.error_bound == 0.0
     monkeypatch.setattr(curves, "MAX_EXACT_SCORES", max_scores)
     approximate = evaluate(labels, labels, maps, masks, fpr_limits=(0.05, 0.3))
-    return approximate, max(abs(approximate.values[name] - value) for name, value in exact.values.items())
+    return approximate, max(abs(approximate.values[name] - value) for name, value in exact_metrics.values.items())
 
 
 @pytest.mark.parametrize("levels", [None, 3, 300])
@@ -308,21 +308,22 @@ def test_the_false_positive_rate_is_as_requested():
         draws = random.exponential(size=(4000, images + 1))
         flagged = np.mean([draw[-1] > threshold_at(draw[:-1], rate) for draw in draws])
         # The exact probability is 1 - ceil((n + 1)(1 - rate)) / (n + 1); four standard errors of 4000 draws.
-        exact = 1 - np.ceil((images + 1) * (1 - rate)) / (images + 1)
-        assert abs(flagged - exact) < 4 * np.sqrt(exact * (1 - exact) / 4000)
-        assert exact <= rate + 1e-12
+        exact_metrics = 1 - np.ceil((images + 1) * (1 - rate)) / (images + 1)
+        assert abs(flagged - exact_metrics) < 4 * np.sqrt(exact_metrics * (1 - exact_metrics) / 4000)
+        assert exact_metrics <= rate + 1e-12
 
 
-@pytest.mark.parametrize(("images", "rate", "needed"), [(8, 0.1, 9), (1, 0.3, 3), (98, 0.01, 99)])
-def test_too_few_good_images_for_a_rate_are_refused(images, rate, needed):
-    with pytest.raises(BenchError, match=f"needs {needed} good images .* got {images}"):
+@pytest.mark.parametrize(("images", "rate", "needed"), [(8, 0.1, 9), (1, 0.3, 3), (15, 0.05, 19), (98, 0.01, 99)])
+def test_too_few_good_images_for_a_rate_are_errors(images, rate, needed):
+    with pytest.raises(BenchError, match=f"needs {needed} good images .* got {images}") as error:
         threshold_at(np.arange(images), rate)
     threshold_at(np.arange(needed), rate)
+    threshold_at(np.arange(images), float(str(error.value).removesuffix(".").rpartition(" ")[2]))  # the proposed rate
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, np.nan])
-def test_a_rate_outside_zero_to_one_is_refused(rate):
-    with pytest.raises(BenchError, match="between 0 and 1"):
+def test_a_rate_outside_zero_to_one_is_an_error(rate):
+    with pytest.raises(BenchError, match="must be >= 1e-09 and < 1"):
         threshold_at(np.arange(9), rate)
 
 
@@ -367,7 +368,7 @@ def test_masks_that_cover_everything_leave_no_pixel_metrics():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_is_refused(bad):
+def test_a_value_that_is_not_finite_is_an_error(bad):
     mask = np.zeros((2, 2), dtype=bool)
     with pytest.raises(BenchError, match="the score of image 1"):
         evaluate(np.array([0.0, bad]), LABELS, None, None)
@@ -375,7 +376,7 @@ def test_a_value_that_is_not_finite_is_refused(bad):
         evaluate(SCORES, LABELS, [np.zeros((2, 2)), np.full((2, 2), bad)], [mask, mask])
 
 
-def test_different_lengths_and_shapes_are_refused():
+def test_different_lengths_and_shapes_are_errors():
     mask = np.zeros((2, 2), dtype=bool)
     with pytest.raises(BenchError, match="one shape"):
         auroc(np.zeros(3), LABELS)

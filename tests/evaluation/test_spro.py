@@ -14,7 +14,7 @@ def region(columns: slice, saturation: float) -> Region:
     return Region(pixels, saturation)
 
 
-def test_a_region_counts_fully_when_its_saturation_area_is_found() -> None:
+def test_a_region_counts_fully_when_its_saturation_area_is_detected() -> None:
     """Of 4 defect pixels 2 are above all normal ones, which is enough with a saturation area of 2."""
     anomaly_map = np.array([[9.0, 8.0, 0.0, 0.0, 1, 2, 3, 4, 5, 6]])
     assert spro([anomaly_map], [[region(slice(0, 4), 2)]], [0.05, 1.0]) == {"spro_05": 1.0, "spro_100": 1.0}
@@ -30,7 +30,7 @@ def test_the_area_counts_the_false_positives_before_each_pixel() -> None:
     assert value == pytest.approx(0.5 * 1 + 0.5 * 0.5)
 
 
-def test_regions_count_alike_whatever_their_size_and_image() -> None:
+def test_regions_of_any_size_and_image_count_equally() -> None:
     anomaly_map = np.array([[9.0, 9, 9, 9, 0, 5, 5, 5, 5, 5]])
     regions = [[region(slice(0, 4), 4), region(slice(4, 5), 1)], []]
     assert spro([anomaly_map, np.zeros((1, 10))], regions) == {"spro_05": 0.5}
@@ -46,13 +46,13 @@ def test_with_full_saturation_it_is_aupro() -> None:
     maps = [random.normal(0, 1, (20, 20)).round(1) for _ in range(3)]  # with ties
     masks = [np.zeros((20, 20), np.bool_) for _ in range(3)]
     masks[0][2:6, 3:9], masks[0][12:15, 12:15], masks[1][5:8, 5:8] = True, True, True
-    parts = [[np.s_[2:6, 3:9], np.s_[12:15, 12:15]], [np.s_[5:8, 5:8]], []]
+    slices_by_image = [[np.s_[2:6, 3:9], np.s_[12:15, 12:15]], [np.s_[5:8, 5:8]], []]
     regions = []
-    for places in parts:
+    for slices in slices_by_image:
         regions.append([])
-        for place in places:
+        for region_slice in slices:
             pixels = np.zeros((20, 20), np.bool_)
-            pixels[place] = True
+            pixels[region_slice] = True
             regions[-1].append(Region(pixels, pixels.sum()))
     expected = evaluate(np.arange(3.0), np.array([True, True, False]), maps, masks).values
     values = spro(maps, regions, [0.05, 0.3])

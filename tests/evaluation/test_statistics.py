@@ -31,7 +31,7 @@ def test_the_summary_of_three_seeds_by_hand():
     assert result.interval.low == pytest.approx(4 - result.interval.high)
 
 
-def test_a_single_seed_has_no_standard_deviation_and_no_seed_is_refused():
+def test_a_single_seed_has_no_standard_deviation_and_no_seed_is_an_error():
     assert (summarize_seeds([0.5]).std, summarize_seeds([0.5]).interval) == (None, None)
     with pytest.raises(BenchError, match="at least one run"):
         summarize_seeds([])
@@ -98,7 +98,7 @@ def test_the_critical_difference_is_that_of_demsars_table(methods, quantile):
     assert rank(values).critical_difference == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_critical_difference_of_four_methods_on_fourteen_data_sets_is_1_25():
+def test_the_critical_difference_of_four_methods_on_fourteen_datasets_is_1_25():
     values = {str(number): [float(number)] * 14 for number in range(4)}
     assert rank(values).critical_difference == pytest.approx(1.25, abs=0.005)
 
@@ -119,7 +119,7 @@ def test_equal_methods_are_one_group():
     assert (result.p, result.groups) == (1.0, (("a", "b", "c"),))
 
 
-def test_too_few_methods_or_categories_are_refused():
+def test_too_few_methods_or_categories_are_errors():
     with pytest.raises(BenchError, match="at least 2 methods, got 1"):
         compare({"a": [1.0]})
     with pytest.raises(BenchError, match="at least 3 methods, got 2"):

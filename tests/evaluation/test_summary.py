@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.evaluation.group_names import benchmark_name, groups_by_unique_name, heading
 from bench.evaluation.summary import (
     LATENCY,
     MEAN,
@@ -13,18 +14,16 @@ from bench.evaluation.summary import (
     THRESHOLD_METRICS,
     Group,
     MeanStd,
-    benchmark_name,
     caveats,
     format_latency,
     format_percent,
     groups,
-    groups_by_unique_name,
-    heading,
     latency_note,
     missing_reasons,
     rows,
     table_metrics,
     table_notes,
+    timed_devices,
 )
 from bench.record import Record
 
@@ -38,7 +37,7 @@ def record(make_record: MakeRecord) -> MakeRecord:
     def build(category: str, seed: int = 0, image_auroc: float | None = None, **changes: Any) -> Record:
         metrics = {} if image_auroc is None else {"image_auroc": image_auroc}
         defaults = {"dataset": "real", "synthetic": False, "title": "Memory", "name": "memory"}
-        values = {"category": category, "data_digest": category, "seed": seed, "metrics": metrics}
+        values = {"category": category, "data_hash": category, "seed": seed, "metrics": metrics}
         return make_record(**(defaults | values | changes))
 
     return build
@@ -150,11 +149,11 @@ def test_the_latest_of_two_records_of_one_category_and_seed_counts_in_any_order(
     assert single_group([failed, older]).records == {}
 
 
-def test_no_records_are_no_groups() -> None:
+def test_no_records_give_no_groups() -> None:
     assert groups([]) == []
 
 
-def test_two_data_sets_of_one_name_are_separate_groups_with_distinct_labels(record: MakeRecord) -> None:
+def test_two_datasets_of_one_name_are_separate_groups_with_distinct_labels(record: MakeRecord) -> None:
     site_a = {"data_fingerprints": {"bolt": "a1", "nut": "a2"}, "started": "2026-01-01"}
     site_b = {"data_fingerprints": {"bolt": "b1"}, "started": "2026-01-02"}
     records = [record("nut", 0, 0.5, **site_a), record("bolt", 0, 1.0, **site_b), record("bolt", 0, 0.75, **site_a)]
@@ -164,11 +163,11 @@ def test_two_data_sets_of_one_name_are_separate_groups_with_distinct_labels(reco
     assert first.mean_std(MEAN, "image_auroc") == MeanStd(0.625, None, 1)
     assert benchmark_name(second) == "real (2 of 2) · one-for-one"
     assert list(groups_by_unique_name([first, second])) == ["Memory on real (1 of 2)", "Memory on real (2 of 2)"]
-    assert "one of several data sets named real" in caveats(first)
+    assert "one of several datasets named real" in caveats(first)
     assert {row["dataset_label"] for row in rows([first, second])} == {"real (1 of 2)", "real (2 of 2)"}
 
 
-def test_a_category_added_to_a_data_set_stays_in_its_group(record: MakeRecord) -> None:
+def test_a_category_added_to_a_dataset_stays_in_its_group(record: MakeRecord) -> None:
     before = record("bolt", 0, 0.5, data_fingerprints={"bolt": "f1"})
     after = record("nut", 0, 1.0, data_fingerprints={"bolt": "f1", "nut": "f2"})
     group = single_group([before, after])
@@ -206,9 +205,9 @@ def test_notes_contain_all_caveats(record: MakeRecord) -> None:
 def test_the_latency_of_a_cpu_names_the_threads(record: MakeRecord) -> None:
     latency = {"median_ms": 2.0}
     on_cpu = record("bolt", environment={"device": "Xeon", "threads": 2}, latency=latency)
-    assert latency_note(single_group([on_cpu])) == "latency: batch 1, network to map and score, Xeon, 2 threads"
+    assert latency_note(single_group([on_cpu])) == "latency: batch size 1, network to map and score, Xeon, 2 threads"
     on_gpu = record("tile", environment={"device": "H100", "threads": 2, "cuda": "13"}, latency=latency)
-    assert latency_note(single_group([on_gpu])) == "latency: batch 1, network to map and score, H100"
+    assert latency_note(single_group([on_gpu])) == "latency: batch size 1, network to map and score, H100"
     assert latency_note(single_group([on_cpu, on_gpu])).endswith("H100 and Xeon, 2 threads")
     assert latency_note(single_group([record("bolt")])).endswith("not measured")
 
@@ -238,6 +237,12 @@ def test_calibrated_runs_and_original_resolution_are_notes(record: MakeRecord) -
     assert table_metrics(single_group([record("bolt")])) == METRICS
 
 
+def test_the_metrics_of_loco_are_in_the_table_of_a_group_that_has_them(record: MakeRecord) -> None:
+    without, with_spro = record("bolt"), record("nut")
+    with_spro.metrics["spro_05"] = 0.5
+    assert table_metrics(single_group([without, with_spro])) == METRICS | {"spro_05": "sPRO@0.05"}
+
+
 def test_categories_that_lack_a_metric_for_one_reason_share_a_sentence(record: MakeRecord) -> None:
     without_latency = [record(name, 0, 0.5) for name in ("bolt", "gear")]
     without_gpu = record("tile", 0, 0.5, undefined_metrics={"latency": "no GPU"})
@@ -248,3 +253,11 @@ def test_categories_that_lack_a_metric_for_one_reason_share_a_sentence(record: M
         "no latency in bolt, gear: not measured",
         "no latency in tile: no GPU",
     ]
+
+
+def test_a_latency_is_labeled_by_the_machine_that_measured_it(record: MakeRecord) -> None:
+    fitted_on = {"device": "H100", "cuda": "13.0", "threads": 1}
+    timed_later = {"median_ms": 7.0, "environment": {"device": "Xeon", "threads": 4}}
+    failed = record("nut", environment=fitted_on, latency={"error": "the measurement failed; see the warnings"})
+    group = single_group([record("bolt", environment=fitted_on, latency=timed_later), failed])
+    assert timed_devices(group) == "Xeon, 4 threads"

@@ -44,10 +44,10 @@ class RecordingMethod(Method):
 
     def fit(self, train: object, progress: object) -> None: ...
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def restore(self, state: dict[str, Tensor]) -> None: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
     def predict(self, images: Tensor) -> Prediction:
         self.shapes.add(tuple(images.shape))
@@ -68,7 +68,7 @@ def images(count: int) -> Tensor:
 # ---- the clock
 
 
-def test_a_phase_adds_up_over_its_blocks_and_others_do_not_touch_it(now: FakeTime) -> None:
+def test_a_phase_adds_up_over_its_blocks_and_others_do_not_change_it(now: FakeTime) -> None:
     clock = Clock(CPU)
     for seconds in (1.0, 2.5):
         with clock("fit"):
@@ -207,20 +207,20 @@ class BatchMethod(RecordingMethod):
 
 def test_throughput_doubles_the_batch_size_up_to_the_largest(now: FakeTime) -> None:
     method = BatchMethod(now)
-    result = throughput(method, images(3), budget=1000, largest=8)
+    result = throughput(method, images(3), budget=1000, max_batch_size=8)
     assert [row["batch"] for row in result["batches"]] == [1, 2, 4, 8]
     assert [row["images_per_second"] for row in result["batches"]] == pytest.approx([1 / 2, 2 / 3, 4 / 5, 8 / 9])
-    assert result["ended"] == "largest"
+    assert result["stopped_by"] == "largest"
 
 
 def test_throughput_ends_if_memory_or_time_runs_out(now: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
     result = throughput(BatchMethod(now, max_batch=4), images(3), budget=1000)
-    assert ([row["batch"] for row in result["batches"]], result["ended"]) == ([1, 2, 4], "memory")
+    assert ([row["batch"] for row in result["batches"]], result["stopped_by"]) == ([1, 2, 4], "memory")
     result = throughput(BatchMethod(now), images(3), budget=15)  # 3 passes of 4 images take 15 s
-    assert ([row["batch"] for row in result["batches"]], result["ended"]) == ([1, 2, 4, 8], "time")
+    assert ([row["batch"] for row in result["batches"]], result["stopped_by"]) == ([1, 2, 4, 8], "time")
     monkeypatch.setattr(environment, "free_memory", lambda: -1)  # less than the next batch would need
     result = throughput(BatchMethod(now), images(3), budget=1000)
-    assert ([row["batch"] for row in result["batches"]], result["ended"]) == ([1], "memory")
+    assert ([row["batch"] for row in result["batches"]], result["stopped_by"]) == ([1], "memory")
 
 
 def test_an_error_other_than_out_of_memory_is_raised(now: FakeTime) -> None:
@@ -237,11 +237,11 @@ def test_the_warm_up_lasts_until_two_windows_agree(now: FakeTime) -> None:
     costs = iter([*[4.0] * 5, *[2.0] * 5, *[1.0] * 5, *[1.02] * 5, *[1.0] * 4])
     method = RecordingMethod(now, costs)
     result = timing.warm_up_and_measure(lambda i: method.predict(images(3)[i % 3][None]), CPU, passes=4, budget=1000)
-    assert (result["warmup"], result["settled"]) == (20, True)
+    assert (result["warmup"], result["is_stable"]) == (20, True)
     assert result["samples_ms"] == pytest.approx([1000.0] * 4)
 
 
-def test_a_warm_up_that_does_not_settle_ends_with_its_budget_and_is_marked(now: FakeTime) -> None:
+def test_a_warm_up_that_does_not_become_stable_ends_with_its_budget_and_is_marked(now: FakeTime) -> None:
     def halving() -> Iterator[float]:
         cost = 512.0  # windows of 2560, 1280 and 640 seconds
         while True:
@@ -250,7 +250,7 @@ def test_a_warm_up_that_does_not_settle_ends_with_its_budget_and_is_marked(now: 
 
     method = RecordingMethod(now, halving())
     result = timing.warm_up_and_measure(lambda _: method.predict(images(1)), CPU, passes=10, budget=4000)
-    assert (result["warmup"], result["settled"]) == (15, False)
+    assert (result["warmup"], result["is_stable"]) == (15, False)
 
 
 def test_all_three_latencies_are_separate_and_the_network_latency_is_at_the_top_level(now: FakeTime) -> None:
@@ -260,7 +260,7 @@ def test_all_three_latencies_are_separate_and_the_network_latency_is_at_the_top_
         now.now += 0.003
         return images(1)
 
-    result = profile(method, [read, read], CPU, passes=6, budget=1000, largest=2)
+    result = profile(method, [read, read], CPU, passes=6, budget=1000, max_batch_size=2)
     assert result["network"]["median_ms"] == pytest.approx(10)
     assert result["loader"]["median_ms"] == pytest.approx(3)
     assert result["end_to_end"]["median_ms"] == pytest.approx(13)
@@ -278,7 +278,7 @@ def test_flops_are_those_of_one_image_and_a_multiply_add_is_two(now: FakeTime) -
             scaled_dot_product_attention(tokens, tokens, tokens)
             return super().predict(images)
 
-    result = profile(MatrixMethod(now, constant(0.01)), [lambda: images(1)], CPU, passes=3, largest=1)
+    result = profile(MatrixMethod(now, constant(0.01)), [lambda: images(1)], CPU, passes=3, max_batch_size=1)
     assert result["flops"] == 2 * (2 * 2 * 5 + 3 * 3 * 4 + 3 * 3 * 4)
 
 

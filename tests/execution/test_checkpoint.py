@@ -61,8 +61,8 @@ def test_a_released_model_is_evaluated_without_training_and_marked(released: Pat
 def test_a_trained_and_a_released_model_have_different_hashes(released: Path, plan_checkpoint) -> None:
     trained = make_schedule(plan_checkpoint(None, category="bolt")).jobs[0]
     loaded = make_schedule(plan_checkpoint(released, category="bolt")).jobs[0]
-    assert trained.data_digest == loaded.data_digest
-    assert run_hash(trained.run, trained.data_digest) != run_hash(loaded.run, loaded.data_digest)
+    assert trained.data_hash == loaded.data_hash
+    assert run_hash(trained.run, trained.data_hash) != run_hash(loaded.run, loaded.data_hash)
     assert trained.run.group_hash != loaded.run.group_hash
 
 
@@ -94,7 +94,7 @@ def test_the_failure_for_other_settings_than_the_checkpoints_is_one_line(
 def test_calibration_and_methods_without_checkpoints_are_errors(released: Path, plan_parts, plan_checkpoint) -> None:
     with pytest.raises(BenchError, match="may have been trained on the held-out images"):
         make_schedule(plan_checkpoint(released, calibrate="0.1"))
-    with pytest.raises(BenchError, match=r"Mean map \(floor\) cannot read released checkpoints"):
+    with pytest.raises(BenchError, match=r"Mean map \(baseline\) cannot read released checkpoints"):
         make_schedule(plan_parts(checkpoint=released))
 
 

@@ -87,11 +87,11 @@ def task(tmp_path: Path) -> Task:
     return Task("part", train, {"part": good + spot})
 
 
-def make_fit(task: Task, *, kind: type[Brightness] = Brightness, **evaluation: object) -> Fit:
+def make_fit(task: Task, *, method_class: type[Brightness] = Brightness, **evaluation: object) -> Fit:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    method = kind(Settings(), Setup((8, 8), torch.device("cpu"), 0))
+    method = method_class(Settings(), Setup((8, 8), torch.device("cpu"), 0))
     load = lambda samples: FileImages(samples, Preprocessing(8, 8))
-    return Fit(task, method, load, EvaluationOptions(**({"eval_every": 1} | evaluation)), ComputeOptions(batch=2))
+    return Fit(task, method, load, EvaluationOptions(**({"eval_every": 1} | evaluation)), ComputeOptions(batch_size=2))
 
 
 def run(fit: Fit) -> tuple[FitResult, CategoryPrediction]:
@@ -124,13 +124,13 @@ def test_the_oracle_is_evaluated_every_so_many_epochs_and_at_the_end(task: Task)
     assert [point["epoch"] for point in result.metrics_by_epoch["part"]] == [3, 4]
 
 
-def test_progress_without_a_loss_after_the_last_epoch_is_no_epoch(task: Task) -> None:
+def test_progress_without_a_loss_after_the_last_epoch_is_not_an_epoch(task: Task) -> None:
     class WithLaterWork(Brightness):
         def fit(self, train: Images, progress: Progress) -> None:
             super().fit(train, progress)
             progress(5, 6, None), progress(6, 6, None)
 
-    result, last = run(make_fit(task, selection="both", kind=WithLaterWork))
+    result, last = run(make_fit(task, selection="both", method_class=WithLaterWork))
     assert (last.epoch, result.oracle[0].epoch) == (4, 2)
     assert [point["epoch"] for point in result.metrics_by_epoch["part"]] == [1, 2, 3, 4]
 
@@ -157,9 +157,9 @@ def test_a_loss_that_is_not_finite_and_a_fit_without_epochs_are_errors(task: Tas
             pass
 
     with pytest.raises(BenchError, match="A loss must be finite, got nan after 1 of 4"):
-        run(make_fit(task, kind=Diverging))
+        run(make_fit(task, method_class=Diverging))
     with pytest.raises(BenchError, match="must call progress after each epoch"):
-        run(make_fit(task, kind=WithoutEpochs))
+        run(make_fit(task, method_class=WithoutEpochs))
 
 
 # ---- pretraining
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_and_a_fit_without_epochs_are_errors(task: Tas
 def test_pretrain_gets_the_images_of_other_categories_before_fit_and_its_time_is_separate(task: Task) -> None:
     updates: list[tuple] = []
     others = {"nut": task.tests["part"][:3], "plate": task.train[:1]}
-    fit = make_fit(replace(task, others=others), kind=WithPretraining)
+    fit = make_fit(replace(task, others=others), method_class=WithPretraining)
     result = fit.fit(lambda *update: updates.append(update))
     assert fit.method.pretrained == {"nut": [50, 50, 50], "plate": [50]}
     assert fit.method.n_train == 2
@@ -178,7 +178,7 @@ def test_pretrain_gets_the_images_of_other_categories_before_fit_and_its_time_is
 
 
 def test_pretrain_is_not_called_without_other_categories(task: Task) -> None:
-    fit = make_fit(task, kind=WithPretraining)
+    fit = make_fit(task, method_class=WithPretraining)
     result, _ = run(fit)
     assert not hasattr(fit.method, "pretrained")
     assert result.seconds.keys() == {"fit"}

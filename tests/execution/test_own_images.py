@@ -1,4 +1,4 @@
-"""Images and masks as factories have them: what a run makes of them, and what its record says."""
+"""Images and masks as factories have them: how a run reads them, and what its record states."""
 
 import json
 import shutil
@@ -56,6 +56,14 @@ def test_the_range_of_12_bit_images_is_found_and_stored(parts: Path, plan_parts,
     assert values["black"] < values["low"] < values["high"] < values["white"]
     assert any("becomes black" in warning for warning in record.warnings)
     assert record.metrics["image_auroc"] == 1.0
+    fractions = record.data_report["clipped_images"]  # the spots of 10 x 10 pixels are brighter than white
+    assert fractions == {f"bolt/test/spot/{i:03}.png": 100 / 64**2 for i in range(3)}
+    (warning,) = (warning for warning in record.warnings if "clipped" in warning)
+    assert warning.startswith("bolt: 3 of 6 test images have values outside ")
+    assert warning.endswith(
+        "which are clipped, up to 2.4 % of an image: bolt/test/spot/000.png, bolt/test/spot/001.png, "
+        "bolt/test/spot/002.png. Pass a larger --depth."
+    )
 
 
 def test_a_given_depth_is_part_of_the_run_and_scales_as_8_bits(parts: Path, plan_parts, run_plan) -> None:
@@ -72,9 +80,17 @@ def test_a_given_depth_is_part_of_the_run_and_scales_as_8_bits(parts: Path, plan
     assert record.metrics["image_auroc"] == eight_bits["image_auroc"] == 1.0
 
 
-def test_a_test_image_of_16_bits_beside_training_images_of_8_fails_with_the_fix(
+def test_a_test_image_of_8_bits_next_to_training_images_of_12_is_named_in_a_warning(
     parts: Path, plan_parts, run_plan
 ) -> None:
+    change(parts / "bolt", "train/*/*.png", save_12_bit)
+    record = only_record(plan_parts, run_plan)
+    (warning,) = (warning for warning in record.warnings if "8 bits per channel, training images more" in warning)
+    assert warning.startswith("bolt: 6 of 6 test images have 8 bits")
+    assert "bolt/test/good/000.png, " in warning
+
+
+def test_a_test_image_of_16_bits_and_training_images_of_8_fails_with_the_fix(parts: Path, plan_parts, run_plan) -> None:
     change(parts / "bolt", "test/good/000.png", save_12_bit)
     (record,) = run_plan(plan_parts(category="bolt"))
     assert "it has more than 8 bits per channel" in record.failure
@@ -108,8 +124,8 @@ def test_black_masks_and_masks_that_vanish_make_pixels_unknown(parts: Path, plan
     assert (report["images"], report["regions"], report["input_regions"]) == (3, 2, 1)
     assert sum("unknown" in warning for warning in record.warnings) == 2
     predictions = Store(parts.parent / "runs").predictions(record)
-    known = dict(zip(predictions.files, predictions.has_pixel_labels.tolist(), strict=True))
-    assert [name for name, is_known in known.items() if not is_known] == [
+    has_pixel_labels = dict(zip(predictions.files, predictions.has_pixel_labels.tolist(), strict=True))
+    assert [name for name, is_known in has_pixel_labels.items() if not is_known] == [
         "bolt/test/spot/000.png", "bolt/test/spot/001.png",
     ]  # fmt: skip
 
@@ -163,10 +179,10 @@ def test_good_test_images_alone_give_the_false_positive_rate(parts: Path, plan_p
 
 def test_a_category_with_a_comma_can_be_chosen(parts: Path, plan_parts, run_plan) -> None:
     (parts / "bolt").rename(parts / "bolt, M8,steel")
-    for chosen in ("bolt, M8,steel", "plate,bolt, M8,steel"):
-        jobs = make_schedule(plan_parts(category=chosen)).jobs
+    for categories in ("bolt, M8,steel", "plate,bolt, M8,steel"):
+        jobs = make_schedule(plan_parts(category=categories)).jobs
         assert "bolt, M8,steel" in {job.task.name for job in jobs}
-        assert len(jobs) == 1 + chosen.startswith("plate")
+        assert len(jobs) == 1 + categories.startswith("plate")
     with pytest.raises(BenchError, match="'M9' is not a category"):
         make_schedule(plan_parts(category="bolt, M8,steel,M9"))
 
@@ -197,14 +213,14 @@ def test_loco_has_an_auroc_per_kind_and_spro_at_original_resolution(parts: Path,
     loco, bolt = parts.parent / "loco" / "pushpins", parts / "bolt"
     shutil.copytree(bolt / "train", loco / "train")
     shutil.copytree(bolt / "test" / "good", loco / "test" / "good")
-    for kind, index, value in (("logical_anomalies", 0, 200), ("structural_anomalies", 1, 255)):
+    for defect_type, index, value in (("logical_anomalies", 0, 200), ("structural_anomalies", 1, 255)):
         mask = np.zeros((64, 64), np.uint8)
         mask[20:30, 20 + index : 30 + index] = value
-        place = loco / "ground_truth" / kind / f"{index:03}"
-        place.mkdir(parents=True)
-        Image.fromarray(mask).save(place / "000.png")
-        (loco / "test" / kind).mkdir()
-        shutil.copy(bolt / "test" / "spot" / f"{index:03}.png", loco / "test" / kind / f"{index:03}.png")
+        folder = loco / "ground_truth" / defect_type / f"{index:03}"
+        folder.mkdir(parents=True)
+        Image.fromarray(mask).save(folder / "000.png")
+        (loco / "test" / defect_type).mkdir()
+        shutil.copy(bolt / "test" / "spot" / f"{index:03}.png", loco / "test" / defect_type / f"{index:03}.png")
     config = [
         {"defect_name": "missing", "pixel_value": 200, "saturation_threshold": 5, "relative_saturation": False},
         {"defect_name": "scratch", "pixel_value": 255, "saturation_threshold": 1.0, "relative_saturation": True},
@@ -226,3 +242,11 @@ def test_loco_has_an_auroc_per_kind_and_spro_at_original_resolution(parts: Path,
     plan = replace(plan_parts(dataset="mvtec_loco", resolution="original"), data=parts.parent / "loco")
     (record,) = run_plan(plan)
     assert "it has the pixel values 200; one of 201, 255 is needed" in record.failure
+
+
+@pytest.mark.parametrize("category", ["../../x", "a/b", "..", "."])
+def test_a_category_of_a_table_cannot_move_the_record_out_of_its_folder(parts: Path, plan_parts, category: str) -> None:
+    lines = [f"bolt/train/good/{index:03}.png,train,good,{category}" for index in range(5)]
+    (parts / "list.csv").write_text("\n".join(["image,split,label,category", *lines]), encoding="utf-8")
+    with pytest.raises(BenchError, match="A category must be a name without path separators"):
+        make_schedule(plan_parts(layout="list.csv"))

@@ -77,15 +77,15 @@ def test_the_digest_and_the_run_hash_change_with_the_images_of_the_other_categor
     before, before_meanmap = jobs(), jobs(method="meanmap")
     change_image(nut / "test" / "good" / "000.png")  # no training image
     after_test_image = jobs()
-    assert after_test_image["bolt"].data_digest == before["bolt"].data_digest
-    assert after_test_image["nut"].data_digest != before["nut"].data_digest
+    assert after_test_image["bolt"].data_hash == before["bolt"].data_hash
+    assert after_test_image["nut"].data_hash != before["nut"].data_hash
     change_image(nut / "train" / "good" / "000.png")
     after = jobs()
     for category in ("bolt", "plate"):
-        assert after[category].data_digest != before[category].data_digest
-        hashes = {run_hash(job.run, job.data_digest) for job in (before[category], after[category])}
+        assert after[category].data_hash != before[category].data_hash
+        hashes = {run_hash(job.run, job.data_hash) for job in (before[category], after[category])}
         assert len(hashes) == 2
-        assert jobs(method="meanmap")[category].data_digest == before_meanmap[category].data_digest
+        assert jobs(method="meanmap")[category].data_hash == before_meanmap[category].data_hash
 
 
 @pytest.mark.usefixtures("nut")
@@ -112,7 +112,12 @@ def test_without_other_categories_pretrain_is_not_called(
     assert record.method_info.keys() == {"trainable_parameters", "fitted"}
     assert record.seconds.keys() == {"fit", "predict", "evaluate"}
     (job,) = jobs(method="meanmap", **options).values()
-    assert record.data_digest == job.data_digest
+    assert record.data_hash == job.data_hash
+
+
+def test_a_method_that_does_not_pretrain_with_its_settings_has_no_files_of_other_categories(jobs) -> None:
+    assert jobs(method="regad")["bolt"].task.others
+    assert not jobs(method="regad_unregistered")["bolt"].task.others
 
 
 def test_an_unreadable_image_skips_only_the_tasks_that_need_it(nut: Path, plan_parts) -> None:

@@ -1,5 +1,7 @@
 """Jobs on a Ray cluster of two nodes on this machine: the same records as locally, also if a worker is killed."""
 
+import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -57,9 +59,9 @@ def make_job(plan_parts) -> Callable[..., Job]:
 
 
 def comparable(record: Record) -> Record:
-    """Return the record without times and without the options of the executor."""
+    """Return the record without times, its path in the store, and the options of the executor."""
     origin = {key: value for key, value in record.origin.items() if key not in {"executor", "address", "ship_data"}}
-    return replace(record, seconds={}, latency={}, memory={}, started="", origin=origin)
+    return replace(record, seconds={}, latency={}, memory={}, started="", sequence=0, origin=origin)
 
 
 def sort_records(records: list[Record]) -> list[Record]:
@@ -91,14 +93,32 @@ def test_two_nodes_give_the_records_of_this_process_even_if_a_worker_is_killed(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_a_task_continues_from_its_checkpoint_after_its_worker_was_killed(
+    two_nodes: str, tmp_path: Path, plan_parts, run_plan
+) -> None:
+    file = tmp_path / "killed"
+    options = {"method": "faulty", "category": "bolt", "checkpoint_minutes": 1e-9, "keep_model": True}
+    options["settings"] = {"fault": "is killed in epoch 4 once", "file": str(file)}
+    plan = plan_parts(runs="remote", executor="ray", address=two_nodes, **options)
+    (remote,) = run_plan(plan)
+    assert file.exists()
+    assert len(remote.resumed_after) == 1
+    (local,) = run_plan(plan_parts(runs="local", **options))
+    assert local.resumed_after == []
+    assert remote.artifacts["model_sha256"] == local.artifacts["model_sha256"]
+    assert not list(plan.runs.rglob("*.checkpoint"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_task_that_hangs_or_kills_every_worker_fails_alone(two_nodes: str, make_job) -> None:
     updates: list[tuple] = []
     jobs = [make_job(fault) for fault in ("hangs", "is killed", "none")]
     execution = ExecutionOptions(address=two_nodes, timeout=10)
     results = run_on_ray(jobs, lambda *update: updates.append(update), execution)
     records = {job.run.settings["fault"]: outcomes[0].record for job, outcomes in results}
-    assert records["hangs"].failure == "Stopped after --timeout 10 seconds. Raise it."
-    assert records["is killed"].failure.startswith("Its worker failed after 3 attempt(s): ")
+    assert records["hangs"].failure == "Stopped after --timeout 10 seconds in phase 'fit'. Raise it."
+    assert records["is killed"].failure.startswith("Its worker failed after 3 attempt(s) in phase 'fit': ")
     assert not records["none"].failure
     assert any(update[1] == "fit" for update in updates)
 
@@ -116,10 +136,46 @@ def test_images_can_be_shipped_and_a_task_that_fits_no_node_is_an_error(
         list(run_on_ray([make_job(threads=64)], print, ExecutionOptions(address=two_nodes)))
 
 
+LOSE_HEAD = """
+import pickle, sys, threading
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from bench import registry
+from bench.config.options import ExecutionOptions
+from bench.errors import BenchError
+from bench.execution.ray_executor import run_on_ray
+
+registry.add_folder("methods", Path(sys.argv[2]))
+cluster = Cluster()
+cluster.add_node(num_cpus=1, include_dashboard=False)
+kill = getattr(cluster.head_node, sys.argv[3])
+progress = lambda label, phase, *_: phase == "fit" and threading.Thread(target=kill).start()
+try:
+    list(run_on_ray([pickle.load(open(sys.argv[1], "rb"))], progress, ExecutionOptions(address=cluster.address)))
+except BenchError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow  # starts a cluster
+@pytest.mark.parametrize(
+    ("killed", "message"), [("kill_gcs_server", "The head of the Ray cluster"), ("kill_raylet", "has no node left")]
+)
+def test_the_loss_of_a_cluster_is_one_line_that_states_how_to_continue(
+    make_job, plugin_methods: Path, tmp_path: Path, killed: str, message: str
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'maskbench[ray]'")
+    (tmp_path / "job").write_bytes(pickle.dumps(make_job("hangs")))
+    command = [sys.executable, "-c", LOSE_HEAD, str(tmp_path / "job"), str(plugin_methods), killed]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert message in result.stdout, result.stderr[-3000:]
+    assert "repeat the command for the others" in result.stdout
+
+
 # ---- without Ray
 
 
-def test_the_error_without_ray_says_what_to_install(make_job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_ray_states_what_to_install(make_job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BenchError, match=r"--executor ray needs Ray.*pip install 'maskbench\[ray\]'"):
         list(run_on_ray([make_job()], lambda *_: None, ExecutionOptions()))

@@ -1,4 +1,4 @@
-"""From a plan to records in the store, on a tiny data set and with the fastest methods."""
+"""From a plan to records in the store, on a tiny dataset and with the fastest methods."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import registry
+from bench import environment, registry
 from bench.data.images import FileImages, OriginalResolution
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.evaluation import curves, metrics
 from bench.execution.fit import evaluate_category
+from bench.execution.pictures_and_times import to_8_bit
 from bench.execution.schedule import make_schedule, run_schedule
 from bench.identity import run_hash
 from bench.method import Preprocessing, Setup
@@ -52,7 +53,7 @@ def test_a_run_writes_one_record_per_category_with_all_that_decided_it(parts: Pa
     assert bolt.origin["method"] == "--method"
     assert bolt.seconds.keys() == {"fit", "predict", "evaluate"}
     assert bolt.environment["threads"] == 1
-    assert len(bolt.data_digest) == len(bolt.source_hash) == 64
+    assert len(bolt.data_hash) == len(bolt.source_hash) == 64
     assert bolt.memory["host"] > 0
     stored = sorted(Store(parts.parent / "runs").records(), key=lambda record: record.category)
     assert stored == records
@@ -69,12 +70,12 @@ def test_latency_and_pictures_are_part_of_a_record(plan_parts, run_plan) -> None
     (record,) = run_plan(plan)
     assert len(record.latency["samples_ms"]) == 30
     assert record.latency["p5_ms"] <= record.latency["median_ms"] <= record.latency["p95_ms"]
-    assert {"worst.image", "median.image", "best.image", "good.image"} <= Store(plan.runs).views(record).keys()
-    assert record.artifacts["views"]["good"].startswith("bolt/test/good/")
+    assert {"worst.image", "median.image", "best.image", "good.image"} <= Store(plan.runs).pictures(record).keys()
+    assert record.artifacts["pictures"]["good"].startswith("bolt/test/good/")
 
 
 def test_without_maps_the_record_still_has_pixel_metrics(plan_parts, run_plan) -> None:
-    plan = plan_parts(category="bolt", maps="none")
+    plan = plan_parts(category="bolt", map_precision="none")
     (record,) = run_plan(plan)
     assert "pixel_auroc" in record.metrics
     assert Store(plan.runs).predictions(record).maps is None
@@ -180,6 +181,21 @@ def test_a_method_without_weights_is_skipped_and_the_others_run(plan_parts, monk
         make_schedule(plan_parts(method="patchcore", settings=settings))
 
 
+def test_methods_that_are_skipped_for_one_reason_share_a_warning(
+    plan_parts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    backbones = {
+        "patchcore": "wide_resnet50_2.tv_in1k",
+        "padim": "wide_resnet50_2.tv_in1k",
+        "spade": "resnet34.tv_in1k",
+    }
+    settings = {f"{name}.backbone": backbone for name, backbone in backbones.items()}
+    make_schedule(plan_parts(method="meanmap,patchcore,spade,padim", settings=settings))
+    starts = [line.partition(" skipped: ")[0] for line in caplog.messages if " skipped: " in line]
+    assert starts == ["patchcore, padim are", "spade is"]
+
+
 def test_an_alias_is_a_run_of_its_file_with_other_settings(plan_parts) -> None:
     jobs = make_schedule(plan_parts(method="aminet,aminet_jitter", category="bolt")).jobs
     assert [(job.run.title, job.run.method, job.run.settings["jitter"]) for job in jobs] == [
@@ -200,7 +216,7 @@ def test_settings_of_one_category_keep_the_categories_in_one_group(plan_parts) -
 
 
 def test_thresholds_are_set_on_good_images_that_are_not_trained_on(parts: Path, plan_parts, run_plan) -> None:
-    plan = plan_parts(calibrate="0.34", category="bolt", maps="float32")
+    plan = plan_parts(calibrate="0.34", category="bolt", map_precision="float32")
     (record,) = run_plan(plan)
     assert (len(record.calibration_files), len(record.train_files)) == (2, 3)
     assert sorted([*record.calibration_files, *record.train_files]) == [f"bolt/train/good/{i:03}.png" for i in range(5)]
@@ -304,3 +320,44 @@ def test_original_resolution_evaluates_the_pixels_of_the_files(parts: Path, plan
 def test_options_that_do_not_fit_the_data_are_errors(plan_parts, options: dict[str, Any], message: str) -> None:
     with pytest.raises(BenchError, match=message):
         make_schedule(plan_parts(**options))
+
+
+def test_a_fit_that_needs_more_memory_than_there_is_does_not_start(
+    plan_parts, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.setattr(environment, "total_memory", lambda _: 1_000_000)
+    schedule = make_schedule(plan_parts(method="meanmap,patchcore", category="bolt"))
+    assert [job.run.name for job in schedule.jobs] == ["meanmap"]
+    message = "A fit must need at most 0.0 GB of memory; its estimate is"
+    assert schedule.skipped["PatchCore bolt, seed 0"].startswith(message)
+    assert message in caplog.text
+    with pytest.raises(BenchError, match="--max-memory GB if the estimate is wrong"):
+        make_schedule(plan_parts(method="patchcore", category="bolt"))
+    allowed = make_schedule(plan_parts(method="patchcore", category="bolt", max_memory="5"))
+    assert len(allowed.jobs) == 1
+
+
+def test_a_size_that_is_too_large_to_be_computed_is_refused_before_the_work(plan_parts) -> None:
+    with pytest.raises(BenchError, match="A fit must need at most"):
+        make_schedule(plan_parts(method="aminet", category="bolt", settings={"width": "1000000000"}))
+
+
+def test_a_method_without_epochs_has_no_oracle_even_if_it_fails(parts: Path, plan_parts, run_plan) -> None:
+    image = parts / "bolt" / "train" / "good" / "000.png"
+    content = image.read_bytes()
+    image.write_bytes(b"no image")
+    plan = plan_parts(method="meanmap", category="bolt", selection="oracle")
+    (failed,) = run_plan(plan)
+    assert (bool(failed.failure), failed.selection) == (True, "last")
+    image.write_bytes(content)
+    (record,) = run_plan(plan)
+    assert (record.failure, record.selection) == ("", "last")
+    assert [path.name for path in plan.runs.rglob("*.oracle.json")] == []
+
+
+def test_a_mask_that_hides_everything_is_stored_as_white_and_another_map_in_its_range() -> None:
+    pictures = {"mask": torch.ones(1, 2, 2), "distance": torch.full((1, 2, 2), 3.0), "image": torch.zeros(1, 3, 2, 2)}
+    converted = to_8_bit(pictures, ["best"])
+    assert converted["best.mask"].min() == 255
+    assert converted["best.distance"].max() == 0
+    assert converted["best.image"].shape == (2, 2, 3)

@@ -133,3 +133,24 @@ def test_a_fit_of_a_method_without_a_backbone_does_not_import_timm(plan_parts, t
     command = [sys.executable, "-c", code, str(tmp_path / "job")]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "False"
+
+
+SCRIPT = """
+from pathlib import Path
+import bench
+print("started")
+results = bench.run("meanmap", dataset="folder", data="parts", protocol="one-for-one", profile="check", time=False,
+                    category="bolt", runs="runs", timeout=100)
+print("failed", len(results.failed), "of", len(results))
+"""
+
+
+@pytest.mark.slow  # starts two processes that import torch
+@pytest.mark.parametrize("location", ["script", "stdin"])
+def test_a_script_without_main_guard_may_use_child_processes(parts: Path, location: str) -> None:
+    script = parts.parent / "script.py"
+    script.write_text(SCRIPT, "utf-8")
+    call = [sys.executable, str(script)] if location == "script" else [sys.executable, "-"]
+    result = subprocess.run(call, input=SCRIPT, cwd=parts.parent, capture_output=True, text=True, check=True)
+    assert result.stdout.count("started") == 1, result.stdout
+    assert "failed 0 of 1" in result.stdout

@@ -17,7 +17,7 @@ Reference = dict[str, Tensor]
 class ImagesInMemory:
     """Training images (n, 3, h, w) with the interface of `bench.method.Images`."""
 
-    digest = "images in memory"
+    content_hash = "images in memory"
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -132,12 +132,12 @@ def uniform_by_hash(count: int, seed: int) -> Tensor:
     return torch.from_numpy(2 * x.astype(np.float64) / 2**32 - 1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def by_hash() -> Callable[[int, int], Tensor]:
     return uniform_by_hash
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fill_by_hash() -> Callable[..., None]:
     """Fill all tensors of a network, in the order of its state dict, by the formula of `uniform_by_hash`."""
 

@@ -137,7 +137,7 @@ def test_a_download_must_have_the_hash_that_the_hub_gives(
     if correct:
         assert_loaded(Backbone("resnet18.tv_in1k", (2, 3), None, seed=0), resnet18)
     else:
-        with pytest.raises(BenchError, match="differs from that given by the hub"):
+        with pytest.raises(BenchError, match="differs from that stated by the hub"):
             Backbone("resnet18.tv_in1k", (2, 3), None, seed=0)
 
 
@@ -173,7 +173,7 @@ def test_the_file_name_of_torchvision_is_recognized_and_its_hash_verified(
 def test_missing_tensors_raise_an_error_with_the_name_of_one(tmp_path: Path, resnet18: dict[str, torch.Tensor]) -> None:
     del resnet18["layer3.0.conv1.weight"]
     save_file(resnet18, tmp_path / "resnet18.safetensors")
-    with pytest.raises(BenchError, match=r"lacks 1 \(as layer3\.0\.conv1\.weight"):
+    with pytest.raises(BenchError, match=r"lacks 1 \(for example layer3\.0\.conv1\.weight"):
         Backbone("resnet18", (3,), tmp_path, seed=0)
     Backbone("resnet18", (2,), tmp_path, seed=0)  # which does not need it
 
@@ -181,7 +181,7 @@ def test_missing_tensors_raise_an_error_with_the_name_of_one(tmp_path: Path, res
 def test_weights_of_another_shape_raise_an_error(tmp_path: Path, resnet18: dict[str, torch.Tensor]) -> None:
     resnet18["conv1.weight"] = resnet18["conv1.weight"][:32].clone()
     save_file(resnet18, tmp_path / "resnet18.safetensors")
-    with pytest.raises(BenchError, match=r"1 have another shape \(as conv1\.weight\)"):
+    with pytest.raises(BenchError, match=r"1 have another shape \(for example conv1\.weight\)"):
         Backbone("resnet18", (2,), tmp_path, seed=0)
 
 

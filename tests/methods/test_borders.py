@@ -68,5 +68,5 @@ def test_msgms_is_the_mean_of_the_upsampled_scales() -> None:
 
 
 def test_passes_per_batch_follow_the_budget() -> None:
-    assert passes_per_batch(torch.device("cpu"), 2**20) == 3 * 512
+    assert passes_per_batch(torch.device("cpu"), 2**20) == 3 * 64
     assert passes_per_batch(torch.device("cpu"), 2**40) == 1

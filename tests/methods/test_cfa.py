@@ -17,9 +17,9 @@ from bench.methods.parts.backbone import Backbone
 from bench.methods.parts.features import FrozenFeatures
 
 SETUP = Setup((64, 64), torch.device("cpu"), seed=0)
-RESNET18 = Settings(backbone="resnet18.tv_in1k", descriptor_reduction=2, batch=2)  # of the reference data
+RESNET18 = Settings(backbone="resnet18.tv_in1k", descriptor_reduction=2, batch_size=2)  # of the reference data
 TINY = Settings(
-    backbone="tf_efficientnet_lite0", stages=(2, 3), features="stage", descriptor_reduction=4, epochs=3, batch=2
+    backbone="tf_efficientnet_lite0", stages=(2, 3), features="stage", descriptor_reduction=4, epochs=3, batch_size=2
 )
 Reference = dict[str, Tensor]
 
@@ -161,18 +161,18 @@ def test_kmeans_reduces_the_memory(in_memory: Callable[[Tensor], object]) -> Non
     assert method.predict(images).maps.isfinite().all()
 
 
-def test_a_memory_that_is_too_small_is_refused(in_memory: Callable[[Tensor], object]) -> None:
+def test_a_memory_that_is_too_small_is_an_error(in_memory: Callable[[Tensor], object]) -> None:
     method = CFA(replace(TINY, memory_reduction=16), SETUP)
     with pytest.raises(BenchError, match="at least n_neighbors"):
         method.fit(in_memory(torch.rand(2, 3, 64, 64)), lambda *_: None)  # type: ignore[arg-type]
 
 
-def test_pre_activations_of_another_architecture_are_refused() -> None:
+def test_pre_activations_of_another_architecture_are_errors() -> None:
     with pytest.raises(BenchError, match="requires a ResNet"):
         CFA(replace(TINY, features="pre_activation"), SETUP)
 
 
 @pytest.mark.parametrize("changes", [{"radius": 0.0}, {"n_neighbors": 0}, {"loss_weight": 0.0}], ids=str)
-def test_invalid_settings_are_refused(changes: dict[str, float]) -> None:
+def test_invalid_settings_are_errors(changes: dict[str, float]) -> None:
     with pytest.raises(BenchError, match=next(iter(changes))):
         replace(TINY, **changes)

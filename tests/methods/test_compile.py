@@ -55,7 +55,7 @@ def test_a_compiled_method_gives_the_same_predictions_and_does_not_overwrite_the
             one, other = plain.predict(part), compiled.predict(part)
             torch.testing.assert_close(one.maps, other.maps, rtol=1e-5, atol=1e-5 * float(one.maps.max()))
             torch.testing.assert_close(one.scores, other.scores, rtol=1e-5, atol=1e-6)
-    assert plain.state().keys() == compiled.state().keys()
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
 
 
 def test_the_compiled_copy_shares_its_tensors_and_the_network_is_not_modified(monkeypatch: pytest.MonkeyPatch) -> None:

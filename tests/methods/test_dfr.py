@@ -180,16 +180,16 @@ def test_training_reduces_the_loss(in_memory: Callable[[Tensor], object]) -> Non
     assert losses[-1] < 0.7 * losses[0]
     assert method.info()["latent"] == int(method.latent) > 1
     restored = DFR(replace(TINY, latent=None), SETUP)
-    restored.restore(method.state())
+    restored.load_state_dict(method.state_dict())
     assert_close(restored.predict(images).maps, method.predict(images).maps)
 
 
 @pytest.mark.parametrize("changes", [{"cell": 0}, {"latent": 0}, {"explained_variance": 1.0}, {"epochs": 0}], ids=str)
-def test_invalid_settings_are_refused(changes: dict[str, float]) -> None:
+def test_invalid_settings_are_errors(changes: dict[str, float]) -> None:
     with pytest.raises(BenchError, match=next(iter(changes))):
         replace(TINY, **changes)
 
 
-def test_a_size_that_cells_do_not_divide_is_refused() -> None:
+def test_a_size_that_cells_do_not_divide_is_an_error() -> None:
     with pytest.raises(BenchError, match="multiples of cell"):
         DFR(TINY, replace(SETUP, size=(60, 64)))

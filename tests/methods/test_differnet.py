@@ -22,7 +22,7 @@ from bench.training import TrainingStep
 CPU = torch.device("cpu")
 SETUP = Setup((64, 64), CPU, seed=0)
 TINY = Settings(
-    backbone="tf_efficientnet_lite0", blocks=2, width=16, epochs=3, batch=2, transforms=2, test_transforms=3,
+    backbone="tf_efficientnet_lite0", blocks=2, width=16, epochs=3, batch_size=2, transforms=2, test_transforms=3,
     map_transforms=2,
 )  # fmt: skip
 REFERENCE = Settings(blocks=3, width=32, test_transforms=4, test_rotations="fixed", map_transforms=4)
@@ -145,13 +145,13 @@ def test_random_rotations_depend_on_test_seed_only() -> None:
 
 def test_cached_rotations_are_drawn_from_the_fixed_ones(in_memory: Callable[..., object]) -> None:
     method = DifferNet(replace(TINY, train_rotations=4, transforms=4), SETUP)
-    image, seen = torch.rand(1, 3, 64, 64), []
+    image, feature_batches = torch.rand(1, 3, 64, 64), []
     loss = method.loss
-    method.loss = lambda network, features: (seen.append(features), loss(network, features))[1]
+    method.loss = lambda network, features: (feature_batches.append(features), loss(network, features))[1]
     method.fit(in_memory(image), lambda *_: None)
     expected = method.features(method._normalize(quarter_turns(image)))
-    assert_close(seen[0].sort(dim=0).values, expected.sort(dim=0).values, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(seen[0], seen[1])
+    assert_close(feature_batches[0].sort(dim=0).values, expected.sort(dim=0).values, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(feature_batches[0], feature_batches[1])
 
 
 def test_training_reduces_the_loss(in_memory: Callable[..., object]) -> None:

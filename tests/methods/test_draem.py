@@ -14,13 +14,14 @@ from torch.testing import assert_close
 
 from bench.errors import BenchError
 from bench.method import Setup
-from bench.methods.draem import DRAEM, Settings, blend, focal_loss, ssim_loss
+from bench.methods.draem import DRAEM, Settings, focal_loss, ssim_loss
 from bench.methods.parts.draem_networks import ReconstructionNetwork, SegmentationNetwork
 from bench.methods.parts.perlin import perlin_noise
+from bench.methods.parts.simulated_defects import blend
 
 CPU = torch.device("cpu")
 SETUP = Setup((64, 64), CPU, seed=0)
-TINY = Settings(reconstruction_width=2, segmentation_width=2, epochs=2, batch=2)
+TINY = Settings(reconstruction_width=2, segmentation_width=2, epochs=2, batch_size=2)
 
 
 @pytest.fixture
@@ -121,19 +122,19 @@ def test_the_score_is_the_maximum_of_a_mean_that_counts_zeros_beyond_the_border(
 def test_outside_of_the_mask_nothing_changes_and_half_of_the_images_are_clean() -> None:
     method = DRAEM(replace(TINY, rotation_probability=0.0, perlin_threshold=0.2), SETUP)
     images = torch.rand(40, 3, 64, 64)
-    clean, defective, masks = method.simulate_defects(images, images.flip(0), Generator().manual_seed(0))
+    clean, defective, masks = method.make_defects(images, images.flip(0), Generator().manual_seed(0))
     assert torch.equal(clean, images)
     assert torch.equal(defective * (1 - masks), images * (1 - masks))
     has_defect = masks.flatten(1).any(dim=1)
     assert 10 <= has_defect.sum() <= 30
     assert ((defective - clean).abs().amax(dim=(1, 2, 3))[has_defect] > 0.01).all()
     opaque = DRAEM(replace(TINY, rotation_probability=0.0, opacity=(1.0, 1.0)), SETUP)
-    assert_close(opaque.simulate_defects(images, images, Generator().manual_seed(0))[1], images)
+    assert_close(opaque.make_defects(images, images, Generator().manual_seed(0))[1], images)
 
 
 def test_three_tenths_of_the_images_are_rotated() -> None:
     images = torch.rand(100, 3, 32, 32)
-    clean, _, _ = DRAEM(TINY, SETUP).simulate_defects(images, images, Generator().manual_seed(1))
+    clean, _, _ = DRAEM(TINY, SETUP).make_defects(images, images, Generator().manual_seed(1))
     is_rotated = (clean != images).flatten(1).any(dim=1)
     assert 15 <= is_rotated.sum() <= 45
     is_black_somewhere = clean[is_rotated].amin(dim=(1, 2, 3)) == 0
@@ -145,7 +146,7 @@ def test_a_folder_of_textures_is_used_and_hashed(tmp_path: Path) -> None:
     settings = replace(TINY, textures=str(tmp_path), opacity=(0.0, 0.0), clean_fraction=0.0, rotation_probability=0.0)
     method = DRAEM(settings, SETUP)
     images = torch.full((6, 3, 64, 64), 0.4)
-    _, defective, masks = method.simulate_defects(images, images, Generator().manual_seed(0))
+    _, defective, masks = method.make_defects(images, images, Generator().manual_seed(0))
     inside = masks.expand_as(defective) > 0
     assert torch.equal(defective[~inside], images[~inside])
     assert not (defective[inside] == images[inside]).all()
@@ -186,7 +187,7 @@ def test_invalid_settings_raise_an_error(changes: dict[str, object], message: st
         replace(TINY, **changes)
 
 
-def test_sizes_that_are_no_multiple_raise_an_error() -> None:
+def test_sizes_that_are_not_a_multiple_raise_an_error() -> None:
     with pytest.raises(BenchError, match="multiples of 64"):
         DRAEM(replace(TINY, downsample=2), replace(SETUP, size=(64, 96)))
 

@@ -14,7 +14,7 @@ from bench.methods.fastflow import FastFlow, Flows, Settings
 
 CPU = torch.device("cpu")
 SETUP = Setup((64, 64), CPU, seed=0)
-TINY = Settings(backbone="tf_efficientnet_lite0", steps=2, epochs=3, batch=2)
+TINY = Settings(backbone="tf_efficientnet_lite0", steps=2, epochs=3, batch_size=2)
 SHAPES = {"wide_resnet50_2": [(256, 64, 64), (512, 32, 32), (1024, 16, 16)],
           "resnet18": [(64, 64, 64), (128, 32, 32), (256, 16, 16)]}  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_training_increases_the_likelihood_of_unseen_images(in_memory: Callable[
 def test_an_incomplete_batch_is_used(in_memory: Callable[..., object]) -> None:
     """The re-implementation trains on nothing if there are fewer images than a batch has."""
     images, losses = torch.rand(3, 3, 64, 64), []
-    method = FastFlow(replace(TINY, batch=32), SETUP)
+    method = FastFlow(replace(TINY, batch_size=32), SETUP)
     method.fit(in_memory(images), lambda _done, _total, loss: losses.append(loss))
     assert losses[-1] < losses[0]
 
@@ -138,6 +138,6 @@ def test_invalid_settings_raise_an_error(changes: dict[str, object], message: st
 
 def test_estimated_memory_grows_with_the_batch() -> None:
     settings = Settings(backbone="random:resnet18")
-    more, less = (FastFlow.estimate_memory(replace(settings, batch=batch), (64, 64), 32) for batch in (32, 16))
+    more, less = (FastFlow.estimate_memory(replace(settings, batch_size=batch), (64, 64), 32) for batch in (32, 16))
     values = 64 * 16 * 16 + 128 * 8 * 8 + 256 * 4 * 4
     assert more - less == 16 * 8 * 4 * 7 * values  # images, blocks, bytes, values per feature and block

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from bench.files import temporary_file
 from bench.method import Setup
 from bench.methods.parts import cache
 from bench.methods.parts.features import FrozenFeatures, fuse, fused_patches
@@ -66,7 +67,7 @@ def test_gradients_can_be_computed_after_inference_mode() -> None:
 class CountedImages:
     """Images that count their iterations."""
 
-    digest = "images"
+    content_hash = "images"
 
     def __init__(self, count: int) -> None:
         self.images = torch.rand(count, 3, 4, 4)
@@ -77,8 +78,8 @@ class CountedImages:
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[Tensor]:
         self.iterations += 1
-        for chosen in (torch.arange(len(self)) if order is None else order).split(size):
-            yield self.images[chosen]
+        for indices in (torch.arange(len(self)) if order is None else order).split(size):
+            yield self.images[indices]
 
 
 def stages_of(images: Tensor) -> list[Tensor]:
@@ -195,7 +196,7 @@ def test_a_damaged_file_is_replaced(
 
 def test_a_file_of_another_key_is_not_used(tmp_path: Path) -> None:
     images, others = CountedImages(3), CountedImages(3)
-    others.digest = "others"
+    others.content_hash = "others"
     features_of(tmp_path, images)
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
@@ -232,14 +233,13 @@ def test_without_free_disk_space_features_are_cached_in_memory(tmp_path: Path, m
     assert_correct(features_of(tmp_path / "file" / "features", images), images)  # a folder cannot be created there
 
 
-def test_an_unfinished_file_is_removed_after_a_day(tmp_path: Path) -> None:
-    old, young = tmp_path / "a.unfinished", tmp_path / "b.unfinished"
-    for path, age in ((old, 90_000), (young, 10)):
-        path.touch()
-        os.utime(path, (time.time() - age,) * 2)
-    features_of(tmp_path, CountedImages(1))
-    assert not old.exists()
-    assert young.exists()
+def test_a_temporary_file_of_a_process_that_has_ended_is_removed(tmp_path: Path) -> None:
+    with temporary_file(tmp_path / "a.safetensors") as of_this_process:
+        left = of_this_process.with_name(of_this_process.name.replace(".a.", ".b."))
+        left.touch()
+        features_of(tmp_path, CountedImages(1))
+        assert not left.exists()
+        assert of_this_process.exists()
 
 
 def test_the_same_file_can_be_written_by_several_threads(tmp_path: Path) -> None:

@@ -16,15 +16,15 @@ from bench.methods.parts.inpainting_transformer import (
     InpaintingTransformer,
     Skips,
     skip_sources,
-    window_corners,
     window_patches,
+    window_starts,
 )
 from bench.methods.parts.transformer import patchify
 
 CPU = torch.device("cpu")
 SETUP = Setup((32, 40), CPU, seed=0)
 TINY = Settings(
-    patch=8, window=3, width=8, depth=3, heads=2, windows_per_image=6, batch=8, images_per_step=2, epochs=2,
+    patch=8, window=3, width=8, depth=3, heads=2, windows_per_image=6, batch_size=8, images_per_step=2, epochs=2,
     mean_filter=3, lr=1e-3,
 )  # fmt: skip
 
@@ -74,14 +74,14 @@ def reference_network(formula_weights: Callable[..., dict[str, Tensor]], skips: 
         return [*chain(*mlps, *others, norm("norm1"), norm("norm2"))]
 
     shapes = [
-        ("inpaint_token", (1, 1, 32)), ("unused.local", (1, 49, 32)), ("positions", (1, 64, 32)),
+        ("inpaint_token", (1, 1, 32)), ("unused.local", (1, 49, 32)), ("pos_embed", (1, 64, 32)),
         ("embedding.weight", (32, 768)), ("embedding.bias", (32,)), *block("unused"),
         *chain(*(block(f"blocks.{i}") for i in range(5))), ("norm.weight", (32,)), ("norm.bias", (32,)),
         ("prediction.weight", (768, 32)), ("prediction.bias", (768,)),
     ]  # fmt: skip
     assert len(shapes) == 129
     tensors = {key: value for key, value in formula_weights(shapes, 1.0).items() if not key.startswith("unused")}
-    tensors["inpaint_token"], tensors["positions"] = tensors["inpaint_token"][0, 0], tensors["positions"][0]
+    tensors["inpaint_token"], tensors["pos_embed"] = tensors["inpaint_token"][0, 0], tensors["pos_embed"][0]
     network = InpaintingTransformer(768, 64, width=32, depth=5, heads=4, skips=skips)
     network.load_state_dict(tensors)
     return network.eval()
@@ -93,22 +93,22 @@ def stored(contiguous_reference: Callable[[str], dict[str, Tensor]]) -> dict[str
 
 
 def reference_method(formula_weights: Any, **options: Any) -> InTra:
-    settings = Settings(width=32, depth=5, heads=4, skips="shifted", **options)
+    settings = Settings(width=32, depth=5, heads=4, skips="off_by_one", **options)
     method = InTra(settings, Setup((128, 128), CPU, seed=0))
-    method.network = reference_network(formula_weights, "shifted")
+    method.network = reference_network(formula_weights, "off_by_one")
     return method
 
 
 @torch.no_grad()
 def test_tokens_layers_and_outputs_match_the_re_implementation(stored: dict[str, Tensor], formula_weights: Any) -> None:
-    network, hidden = reference_network(formula_weights, "shifted"), stored["train_hidden"]
+    network, masked_index = reference_network(formula_weights, "off_by_one"), stored["train_hidden"]
     patches = patchify(stored["images"], 16)
-    places = window_patches(torch.stack([stored["train_r"], stored["train_s"]], dim=1), 7, 8)
-    window = patches[torch.arange(2)[:, None], places]  # (2, 49, 768)
-    assert torch.equal(window[torch.arange(2), hidden], stored["train_patch"])
-    tokens = network.hide(network.embedding(window), hidden, places)
-    # The reference has the hidden token first.
-    order = torch.stack([torch.cat([h[None], torch.arange(49)[torch.arange(49) != h]]) for h in hidden])
+    position_index = window_patches(torch.stack([stored["train_r"], stored["train_s"]], dim=1), 7, 8)
+    window = patches[torch.arange(2)[:, None], position_index]  # (2, 49, 768)
+    assert torch.equal(window[torch.arange(2), masked_index], stored["train_patch"])
+    tokens = network.mask_tokens(network.embedding(window), masked_index, position_index)
+    # The reference has the masked token first.
+    order = torch.stack([torch.cat([h[None], torch.arange(49)[torch.arange(49) != h]]) for h in masked_index])
     reordered = tokens.gather(1, order[:, :, None].expand_as(tokens))
     assert_close(reordered, stored["train_tokens"], rtol=1e-4, atol=1e-4)
     outputs: list[Tensor] = []
@@ -148,7 +148,7 @@ def test_whole_images_match_the_re_implementation(
     stored: dict[str, Tensor], formula_weights: Any, window_at_test: str, key: str
 ) -> None:
     method = reference_method(formula_weights, window_at_test=window_at_test)
-    assert torch.equal(method.test_corners.view(8, 8, 2)[:, 0, 0], stored[f"window_start_{key}"])
+    assert torch.equal(method.test_top_left.view(8, 8, 2)[:, 0, 0], stored[f"window_start_{key}"])
     restored = method.restore_images(method.network, stored["images"])
     assert_close(restored, stored[f"restored_{key}"], rtol=1e-3, atol=1e-3)
     assert_close(method.difference(stored["images"], restored), stored[f"map_{key}"], rtol=1e-4, atol=1e-4)
@@ -178,8 +178,8 @@ def test_default_size_has_the_parameters_of_the_re_implementation_that_it_uses()
 
 @pytest.mark.parametrize(
     ("depth", "skips", "expected"),
-    [(5, "mirrored", [None, None, None, 1, 0]), (5, "shifted", [None, None, None, 2, 1]), (3, "none", [None] * 3),
-     (4, "mirrored", [None, None, 1, 0]), (4, "shifted", [None, None, None, 1]), (1, "mirrored", [None])],
+    [(5, "mirrored", [None, None, None, 1, 0]), (5, "off_by_one", [None, None, None, 2, 1]), (3, "none", [None] * 3),
+     (4, "mirrored", [None, None, 1, 0]), (4, "off_by_one", [None, None, None, 1]), (1, "mirrored", [None])],
 )  # fmt: skip
 def test_long_skips_connect_these_blocks(depth: int, skips: Skips, expected: list[int | None]) -> None:
     assert skip_sources(depth, skips) == expected
@@ -188,27 +188,27 @@ def test_long_skips_connect_these_blocks(depth: int, skips: Skips, expected: lis
 
 
 def test_windows_are_centered_if_the_border_permits() -> None:
-    assert window_corners(6, 3).tolist() == [0, 0, 1, 2, 3, 3]
-    assert window_corners(6, 3, shifted=True).tolist() == [0, 0, 0, 1, 2, 3]
+    assert window_starts(6, 3).tolist() == [0, 0, 1, 2, 3, 3]
+    assert window_starts(6, 3, shifted=True).tolist() == [0, 0, 0, 1, 2, 3]
     assert window_patches(torch.tensor([[1, 2]]), 2, 5).tolist() == [[7, 8, 12, 13]]
 
 
-def test_hidden_patch_is_replaced_and_positions_are_added() -> None:
+def test_masked_patch_is_replaced_and_positions_are_added() -> None:
     network, embedded = InpaintingTransformer(12, 20, width=8, depth=1, heads=2), torch.rand(2, 4, 8)
-    places = torch.tensor([[7, 8, 12, 13], [0, 1, 5, 6]])
-    tokens = network.hide(embedded, torch.tensor([2, 0]), places) - network.positions[places]
+    position_index = torch.tensor([[7, 8, 12, 13], [0, 1, 5, 6]])
+    tokens = network.mask_tokens(embedded, torch.tensor([2, 0]), position_index) - network.pos_embed[position_index]
     assert_close(tokens[0, 2], network.inpaint_token)
     assert_close(tokens[1, 0], network.inpaint_token)
     assert_close(tokens[0, [0, 1, 3]], embedded[0, [0, 1, 3]])
 
 
-@pytest.mark.parametrize("positions", ["global", "local"])
+@pytest.mark.parametrize("pos_embed", ["global", "local"])
 @pytest.mark.parametrize("batch", [1, 7, 1000])
 def test_batched_windows_equal_a_loop_over_patches(
-    fit: Callable[..., InTra], monkeypatch: pytest.MonkeyPatch, positions: str, batch: int
+    fit: Callable[..., InTra], monkeypatch: pytest.MonkeyPatch, pos_embed: str, batch: int
 ) -> None:
     monkeypatch.setattr(intra, "passes_per_batch", lambda *_: batch)
-    method, images = fit(replace(TINY, positions=positions)), pictures(2)
+    method, images = fit(replace(TINY, pos_embed=pos_embed)), pictures(2)
     network, expected = method.network.requires_grad_(requires_grad=False), torch.zeros_like(images)
     for i, image in enumerate(images):
         for t in range(4):
@@ -218,12 +218,12 @@ def test_batched_windows_equal_a_loop_over_patches(
                 for row in range(r, r + 3):
                     for column in range(s, s + 3):
                         patch = image[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
-                        is_hidden = (row, column) == (t, u)
+                        is_masked = (row, column) == (t, u)
                         token = (
-                            network.inpaint_token if is_hidden else network.embedding(patch.permute(1, 2, 0).flatten())
+                            network.inpaint_token if is_masked else network.embedding(patch.permute(1, 2, 0).flatten())
                         )
-                        index = row * 5 + column if positions == "global" else (row - r) * 3 + column - s
-                        tokens.append(token + network.positions[index])
+                        index = row * 5 + column if pos_embed == "global" else (row - r) * 3 + column - s
+                        tokens.append(token + network.pos_embed[index])
                 restored = network(torch.stack(tokens)[None]).view(8, 8, 3).permute(2, 0, 1)
                 expected[i, :, 8 * t : 8 * t + 8, 8 * u : 8 * u + 8] = restored
     assert_close(method.restore_images(network, images), expected, rtol=1e-4, atol=1e-5)
@@ -240,9 +240,9 @@ def test_no_patch_is_restored_from_itself(tiny: InTra) -> None:
 
 
 def test_random_windows_cover_the_grid_and_hide_every_place(tiny: InTra) -> None:
-    corners, hidden = tiny._random_windows(2000, Generator().manual_seed(0))
+    corners, masked_index = tiny._random_windows(2000, Generator().manual_seed(0))
     assert corners.unique(dim=0).tolist() == [[row, column] for row in range(2) for column in range(3)]
-    assert hidden.unique().tolist() == list(range(9))
+    assert masked_index.unique().tolist() == list(range(9))
 
 
 # ---- The method ----
@@ -299,7 +299,7 @@ def test_training_reduces_the_loss_and_depends_on_the_seed_alone(in_memory: Any)
 
 @pytest.mark.parametrize(
     "changes",
-    [{"attention": "msa"}, {"positions": "local"}, {"skips": "none"}, {"skips": "shifted"}, {"gms_weight": 1.0},
+    [{"attention": "msa"}, {"pos_embed": "local"}, {"skips": "none"}, {"skips": "off_by_one"}, {"gms_weight": 1.0},
      {"ssim_weight": 1.0}, {"window": 2}, {"window_at_test": "shifted"}, {"subtract_normal": False},
      {"mean_filter": 1}, {"windows_per_image": 3}, {"weight_decay": 0.1}, {"downsample": 2, "patch": 4}],
     ids=str,
@@ -312,21 +312,22 @@ def test_every_setting_changes_the_maps(tiny: InTra, fit: Callable[..., InTra], 
 
 
 def test_explain_shows_the_window_of_the_central_patch_and_the_restoration(tiny: InTra) -> None:
-    shown = tiny.explain(pictures(2))
-    window = shown["window of the central patch"][0, ::8, ::8]
+    explanation = tiny.explain(pictures(2))
+    window = explanation["mask"][0, ::8, ::8]
     assert window.tolist() == [
         [0, 0, 0, 0, 0], [0, 0.5, 0.5, 0.5, 0], [0, 0.5, 1, 0.5, 0], [0, 0.5, 0.5, 0.5, 0]
     ]  # fmt: skip
-    assert shown["reconstruction"].shape == (2, 3, 32, 40)
+    assert explanation["restored"].shape == (2, 3, 32, 40)
     assert_close(
-        (shown["gradient difference"] - shown["mean of good images"]).square(), tiny.predict(pictures(2)).maps,
+        (explanation["gradient difference"] - explanation["mean of good images"]).square(),
+        tiny.predict(pictures(2)).maps,
         rtol=1e-3, atol=1e-6,
     )  # fmt: skip
 
 
 def test_half_precision_gives_similar_restorations(fit: Callable[..., InTra], tiny: InTra) -> None:
     half, images = fit(setup=replace(SETUP, precision="bfloat16")), pictures(2)
-    restored, expected = (method.explain(images)["reconstruction"] for method in (half, tiny))
+    restored, expected = (method.explain(images)["restored"] for method in (half, tiny))
     assert restored.dtype == torch.float32
     assert (restored - expected).abs().mean() < 0.05
 
@@ -345,5 +346,5 @@ def test_settings_that_contradict_each_other_raise(changes: dict[str, Any], mess
 
 def test_memory_grows_with_batch_and_depth() -> None:
     small = InTra.estimate_memory(TINY, (32, 40), 4)
-    more = replace(TINY, batch=16)
+    more = replace(TINY, batch_size=16)
     assert small < InTra.estimate_memory(more, (32, 40), 4) < InTra.estimate_memory(replace(more, depth=5), (32, 40), 4)

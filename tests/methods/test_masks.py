@@ -57,7 +57,7 @@ def test_the_adaptive_mask_uses_the_std_with_bessels_correction() -> None:
     assert adaptive_mask(distances, clusters, count=1, lambda_=1.16).tolist() == [[False, False, False]]  # 1 + 2.009
 
 
-def test_a_single_member_is_never_hidden_and_each_cluster_has_its_own_threshold() -> None:
+def test_a_single_member_is_never_masked_and_each_cluster_has_its_own_threshold() -> None:
     distances = torch.tensor([[1.0, 1.0, 5.0, 100.0, 100.0, 101.0, 999.0]])
     clusters = torch.tensor([[0, 0, 0, 1, 1, 1, 2]])
     assert adaptive_mask(distances, clusters, count=4, lambda_=0.5).tolist() == [[False, False, True] * 2 + [False]]
@@ -65,7 +65,7 @@ def test_a_single_member_is_never_hidden_and_each_cluster_has_its_own_threshold(
 
 @pytest.mark.parametrize("value", [0.1, 1e-7, 33.3])
 @pytest.mark.parametrize("members", [2, 3, 7, 256])
-def test_members_with_equal_distances_are_all_hidden(value: float, members: int) -> None:
+def test_members_with_equal_distances_are_all_masked(value: float, members: int) -> None:
     distances = torch.full((1, members), value)
     mask = adaptive_mask(distances, torch.zeros(1, members, dtype=torch.int64), count=2, lambda_=0.5)
     assert mask.all()
@@ -134,8 +134,10 @@ def test_fixed_masks_are_of_the_kind_that_is_requested() -> None:
     complementary = fixed_masks("complementary", (4, 6), **options)
     expected = complementary_masks(4, 6, cell=2, subsets=3, generator=Generator().manual_seed(5))
     assert torch.equal(complementary, expected.flatten(1))
-    for kind in ("random", "complementary"):
-        assert not torch.equal(fixed_masks(kind, (4, 6), **options), fixed_masks(kind, (4, 6), **options | {"seed": 6}))
+    for mask_type in ("random", "complementary"):
+        assert not torch.equal(
+            fixed_masks(mask_type, (4, 6), **options), fixed_masks(mask_type, (4, 6), **options | {"seed": 6})
+        )
 
 
 def test_stripes_are_columns_rows_and_their_complements() -> None:

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 SETUP = Setup((64, 64), CPU, seed=0)
 TINY = Settings(
     small_backbone="tf_efficientnet_lite0", large_backbone="random:resnet18", stages=(1, 2), latents=(4, 8),
-    lrs=(3e-3, 3e-3), epochs=2, batch=2,
+    lrs=(3e-3, 3e-3), epochs=2, batch_size=2,
 )  # fmt: skip
 
 

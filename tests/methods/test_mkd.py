@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 SETUP = Setup((64, 64), CPU, seed=0)
 REFERENCE = Settings(backbone="random:vgg16", gradients="vanilla")
 TINY = Settings(
-    backbone="tf_efficientnet_lite0", stages=(0, 1, 2), normalize=True, width=4, epochs=3, batch=2, score_stages=2
+    backbone="tf_efficientnet_lite0", stages=(0, 1, 2), normalize=True, width=4, epochs=3, batch_size=2, score_stages=2
 )
 
 
@@ -174,6 +174,6 @@ def test_invalid_settings_raise_an_error(changes: dict[str, object], message: st
         replace(TINY, **changes)
 
 
-def test_sizes_that_are_no_multiple_raise_an_error() -> None:
+def test_sizes_that_are_not_a_multiple_raise_an_error() -> None:
     with pytest.raises(BenchError, match="multiples of 16 pixels"):
         MKD(TINY, replace(SETUP, size=(64, 72)))

@@ -18,7 +18,7 @@ from bench.methods.parts.swin_unet import PatchExpanding, SwinUNet
 
 SETUP = Setup((32, 64), torch.device("cpu"), seed=0)
 TINY = Settings(
-    cell=8, width=8, depths=(1, 1), heads=(1, 2), window=4, localizer_width=2, epochs=2, batch=2, lr=1e-3,
+    cell=8, width=8, depths=(1, 1), heads=(1, 2), window=4, localizer_width=2, epochs=2, batch_size=2, lr=1e-3,
     score_window=5,
 )  # fmt: skip
 SWIN = {"patch": 4, "width": 8, "depths": (2, 1), "heads": (2, 4), "window": 4}
@@ -92,7 +92,7 @@ def test_sizes_that_do_not_fit_raise(changes: dict[str, Any], message: str) -> N
 
 def test_simulated_defects_change_masked_pixels_only(tiny: MSTUnet) -> None:
     images, sources = pictures(8), pictures(8, seed=2)
-    clean, defective, defects = tiny.simulate_defects(images, sources, Generator().manual_seed(0))
+    clean, defective, defects = tiny.make_defects(images, sources, Generator().manual_seed(0))
     assert torch.equal(clean, images)
     assert torch.equal(torch.where(defects[:, None], clean, defective), clean)
     assert (defective != clean).any(dim=1)[defects].float().mean() > 0.9
@@ -101,7 +101,7 @@ def test_simulated_defects_change_masked_pixels_only(tiny: MSTUnet) -> None:
 
 def test_clean_fraction_and_opacity_are_followed() -> None:
     images, sources = pictures(6), pictures(6, seed=2)
-    simulate = lambda **changes: MSTUnet(replace(TINY, **changes), SETUP).simulate_defects(
+    simulate = lambda **changes: MSTUnet(replace(TINY, **changes), SETUP).make_defects(
         images, sources, Generator().manual_seed(1)
     )
     assert not simulate(clean_fraction=1.0)[2].any()
@@ -128,12 +128,12 @@ def test_focal_loss_equals_the_definition() -> None:
 
 
 def test_losses_are_those_of_the_inpainted_image_and_of_the_defects(tiny: MSTUnet) -> None:
-    clean, defective, defects = tiny.simulate_defects(pictures(2), pictures(2, seed=2), Generator().manual_seed(3))
-    hidden = tiny.random_masks(2, Generator().manual_seed(4))
+    clean, defective, defects = tiny.make_defects(pictures(2), pictures(2, seed=2), Generator().manual_seed(3))
+    masks = tiny.random_masks(2, Generator().manual_seed(4))
     networks = tiny.inpainter, tiny.localizer
     with torch.no_grad():
-        losses = tiny.losses(*networks, clean, defective, defects, hidden=hidden)
-        restored = networks[0](defective * ~hidden[:, None]).contiguous()
+        losses = tiny.losses(*networks, clean, defective, defects, masks=masks)
+        restored = networks[0](defective * ~masks[:, None]).contiguous()
         logits = networks[1](torch.cat([restored, defective], dim=1))
     assert_close(losses["mse"], (restored - clean).square().mean())
     assert_close(losses["ssim"], 1 - ssim(clean, restored).mean())
@@ -208,7 +208,7 @@ def test_textures_of_a_folder_are_used_and_hashed(tiny: MSTUnet, fit: Callable[.
     assert not torch.equal(method.predict(pictures()).maps, tiny.predict(pictures()).maps)
     assert MSTUnet.file_hashes(settings, None).keys() == {"textures"}
     assert MSTUnet.file_hashes(TINY, None) == {}
-    assert (method.info()["texture_source"], tiny.info()["texture_source"]) == ("folder", "drawn")
+    assert (method.info()["texture_source"], tiny.info()["texture_source"]) == ("folder", "generated")
 
 
 def test_downsampled_maps_and_pictures_have_the_size_of_the_images(fit: Callable[..., MSTUnet]) -> None:
@@ -219,12 +219,12 @@ def test_downsampled_maps_and_pictures_have_the_size_of_the_images(fit: Callable
 
 
 def test_explain_shows_mask_inpainted_image_and_a_simulated_defect(tiny: MSTUnet) -> None:
-    shown, images = tiny.explain(pictures(2)), pictures(2)
-    defects = shown["mask of the simulated defect"].bool()
-    defective = shown["simulated defect (half of the images have none)"]
+    explanation, images = tiny.explain(pictures(2)), pictures(2)
+    defects = explanation["mask of the simulated defect"].bool()
+    defective = explanation["simulated defect"]
     assert torch.equal(torch.where(defects[:, None], images, defective), images)
-    assert torch.equal(shown["mask"][0].bool(), tiny.test_masks[0])
-    assert shown["inpainted"].shape == (2, 3, 32, 64)
+    assert torch.equal(explanation["mask"][0].bool(), tiny.test_masks[0])
+    assert explanation["inpainted"].shape == (2, 3, 32, 64)
 
 
 def test_half_precision_gives_similar_maps(fit: Callable[..., MSTUnet], tiny: MSTUnet) -> None:

@@ -122,7 +122,7 @@ def test_the_seed_of_the_channels_changes_the_draw(reference: Reference, in_memo
     first, second = fit(images), fit(images, replace(SMALL, channel_seed=1))
     assert len(set(first.channels.tolist())) == 30
     assert not torch.equal(first.channels, second.channels)
-    second.restore(first.state())  # the draw is part of the state
+    second.load_state_dict(first.state_dict())  # the draw is part of the state
     assert_close(second.predict(reference["test"]).maps, first.predict(reference["test"]).maps)
 
 
@@ -143,11 +143,11 @@ def test_a_defect_has_the_largest_distance(method: PaDiM, reference: Reference) 
         ({"dimensions": 0}, "dimensions"),
     ],
 )
-def test_invalid_settings_are_refused(changes: dict[str, float], message: str) -> None:
+def test_invalid_settings_are_errors(changes: dict[str, float], message: str) -> None:
     with pytest.raises(BenchError, match=message):
         PaDiM(replace(SMALL, **changes), Setup((64, 64), CPU, seed=0))
 
 
 def test_the_memory_estimate_covers_the_learned_tensors(method: PaDiM) -> None:
-    stored = sum(tensor.nbytes for tensor in method.state().values())
+    stored = sum(tensor.nbytes for tensor in method.state_dict().values())
     assert stored < PaDiM.estimate_memory(SMALL, (64, 64), 8) < 2 * stored

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 RESNET18 = Settings(
     backbone="resnet18.tv_in1k", block="basic", bottleneck_blocks=2, decoder_blocks=(2, 2, 2)
 )  # of the reference data
-TINY = replace(RESNET18, backbone="tf_efficientnet_lite0", signed=True, epochs=3, batch=2)
+TINY = replace(RESNET18, backbone="tf_efficientnet_lite0", signed=True, epochs=3, batch_size=2)
 UNUSED = ("conv4.", "bn4.")  # layers of the authors' bottleneck that no image passes
 Reference = dict[str, Tensor]
 LoadShapes = Callable[[str, str], list[tuple[str, tuple[int, ...]]]]
@@ -179,12 +179,12 @@ def test_a_batch_of_one_image_is_trained(in_memory: Callable[[Tensor], object]) 
         (TINY, (80, 64), "multiples of 32"),
     ],
 )
-def test_stages_and_sizes_that_do_not_fit_are_refused(settings: Settings, size: tuple[int, int], message: str) -> None:
+def test_stages_and_sizes_that_do_not_fit_are_errors(settings: Settings, size: tuple[int, int], message: str) -> None:
     with pytest.raises(BenchError, match=message):
         RD4AD(settings, Setup(size, CPU, seed=0))
 
 
-@pytest.mark.parametrize("changes", [{"stages": (1, 2)}, {"decoder_blocks": (2, 2)}, {"batch": 0}], ids=str)
-def test_invalid_settings_are_refused(changes: dict[str, object]) -> None:
+@pytest.mark.parametrize("changes", [{"stages": (1, 2)}, {"decoder_blocks": (2, 2)}, {"batch_size": 0}], ids=str)
+def test_invalid_settings_are_errors(changes: dict[str, object]) -> None:
     with pytest.raises(BenchError, match=next(iter(changes))):
         replace(TINY, **changes)

@@ -11,13 +11,13 @@ from torch.testing import assert_close
 from bench.errors import BenchError
 from bench.method import Setup
 from bench.methods import scadn
-from bench.methods.parts.inpainting_gan import Discriminator, Generator
+from bench.methods.parts.inpainting_gan import Discriminator, Generator, InstanceNorm
 from bench.methods.parts.masks import stripe_masks
 from bench.methods.scadn import SCADN, Settings
 
 CPU = torch.device("cpu")
 SETUP = Setup((32, 48), CPU, seed=0)
-TINY = Settings(width=2, blocks=1, scales=(1, 2), epochs=2, batch=2, lr=1e-3)
+TINY = Settings(width=2, blocks=1, scales=(1, 2), epochs=2, batch_size=2, lr=1e-3)
 
 
 def pictures(count: int = 3, seed: int = 1, size: tuple[int, int] = (32, 48)) -> Tensor:
@@ -106,13 +106,13 @@ def test_losses_of_both_networks_match_the_code(
     code: SCADN, stored: dict[str, Tensor], formula_weights: Any, uniform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     discriminator = reference_discriminator(formula_weights, uniform)
-    kind = type(discriminator.layers[0].parametrizations.weight[0])
-    monkeypatch.setattr(kind, "_power_method", power_method_of_the_code)
-    original, hidden = stored["images"][:2], stored["masks"][stored["train_masks"]]
-    restored = code.restore_images(code.network, original, hidden)
+    norm_class = type(discriminator.layers[0].parametrizations.weight[0])
+    monkeypatch.setattr(norm_class, "_power_method", power_method_of_the_code)
+    original, masks = stored["images"][:2], stored["masks"][stored["train_masks"]]
+    restored = code.restore_images(code.network, original, masks)
     assert_close(restored.detach(), stored["train_restored"], rtol=1e-3, atol=1e-3)
     loss = code.discriminator_loss(discriminator, original, restored.detach())
-    losses = code.generator_losses(discriminator, original, restored, hidden)
+    losses = code.generator_losses(discriminator, original, restored, masks)
     assert_close(float(loss.detach()), float(stored["loss_l_dis"]), rtol=1e-4, atol=0)
     assert_close(float(losses["restoration"].detach()), float(stored["loss_l_l1"]), rtol=1e-4, atol=0)
     assert_close(1e-3 * float(losses["adversarial"].detach()), float(stored["loss_l_gen_gan"]), rtol=1e-4, atol=0)
@@ -164,12 +164,21 @@ def test_batched_passes_equal_a_loop(tiny: SCADN, monkeypatch: pytest.MonkeyPatc
     assert_close(errors[:, 1], slow_errors(tiny, images[1]), rtol=1e-4, atol=1e-6)
 
 
-def test_hidden_pixels_do_not_reach_the_network(tiny: SCADN) -> None:
-    hidden = tiny.test_masks[0, :1]
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_instance_norm_of_channels_last_tensors_equals_the_one_of_torch(scale: float) -> None:
+    features = 0.5 + scale * torch.randn(2, 8, 12, 20, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.instance_norm(features.double())
+    normalized = InstanceNorm()(features.contiguous(memory_format=torch.channels_last))
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
+    assert_close(normalized, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_masked_pixels_do_not_reach_the_network(tiny: SCADN) -> None:
+    masks = tiny.test_masks[0, :1]
     images = pictures(1).requires_grad_()
-    tiny.restore_images(tiny.network, images, hidden).sum().backward()
-    assert not images.grad[0, :, hidden[0]].any()
-    assert images.grad[0, :, ~hidden[0]].any()
+    tiny.restore_images(tiny.network, images, masks).sum().backward()
+    assert not images.grad[0, :, masks[0]].any()
+    assert images.grad[0, :, ~masks[0]].any()
 
 
 def test_scale_with_the_largest_excess_over_good_images_is_chosen(tiny: SCADN) -> None:
@@ -181,12 +190,12 @@ def test_scale_with_the_largest_excess_over_good_images_is_chosen(tiny: SCADN) -
     assert tiny_copy.chosen_scales(errors).tolist() == [1, 1]
 
 
-def test_restoration_loss_weights_hidden_pixels(tiny: SCADN) -> None:
+def test_restoration_loss_weights_masked_pixels(tiny: SCADN) -> None:
     method = SCADN(replace(TINY, adversarial_weight=0.0), SETUP)
     original, restored = torch.zeros(1, 3, 32, 48), torch.ones(1, 3, 32, 48)
-    hidden = torch.zeros(1, 32, 48, dtype=torch.bool)
-    hidden[:, :8] = True  # a quarter
-    losses = method.generator_losses(Discriminator(2), original, restored, hidden)
+    masks = torch.zeros(1, 32, 48, dtype=torch.bool)
+    masks[:, :8] = True  # a quarter
+    losses = method.generator_losses(Discriminator(2), original, restored, masks)
     assert float(losses["total"]) == pytest.approx((0.75 + 4 * 0.25) / 0.25)
 
 
@@ -213,7 +222,7 @@ def test_training_reduces_the_loss_and_depends_on_the_seed_alone(in_memory: Any)
 
 @pytest.mark.parametrize(
     "changes",
-    [{"scales": (1,)}, {"fill": 0.5}, {"blocks": 2}, {"hidden_weight": 1.0}, {"adversarial_weight": 0.0},
+    [{"scales": (1,)}, {"fill": 0.5}, {"blocks": 2}, {"masked_weight": 1.0}, {"adversarial_weight": 0.0},
      {"adversarial_weight": 1.0}, {"scale_choice": "mean"}, {"smoothing": 2.0}, {"downsample": 1, "width": 3}],
     ids=str,
 )  # fmt: skip
@@ -238,12 +247,14 @@ def test_downsampled_maps_and_pictures_have_the_size_of_the_images(fit: Callable
 
 
 def test_explain_shows_masks_restorations_and_errors_of_each_scale(tiny: SCADN) -> None:
-    shown, images = tiny.explain(pictures(2)), pictures(2)
-    assert list(shown) == [f"{count} stripes: {name}" for count in (4, 8) for name in ("mask", "restored", "error")]
+    explanation, images = tiny.explain(pictures(2)), pictures(2)
+    assert list(explanation) == [
+        "mask", "restored 4 stripes", "error 4 stripes", "mask 8 stripes", "restored 8 stripes", "error 8 stripes",
+    ]  # fmt: skip
     with torch.no_grad():
         errors = tiny.errors(images)[1]
-    assert_close(shown["8 stripes: error"], errors[1])
-    assert torch.equal(shown["4 stripes: mask"][0].bool(), tiny.test_masks[0, 0])
+    assert_close(explanation["error 8 stripes"], errors[1])
+    assert torch.equal(explanation["mask"][0].bool(), tiny.test_masks[0, 0])
 
 
 def test_info_states_passes_and_normal_errors(tiny: SCADN) -> None:

@@ -18,7 +18,7 @@ SETTINGS = Settings(
     backbone="tf_efficientnet_lite0", pretrain_dim=96, target_dim=96, hidden=64
 )  # of the reference data
 SETUP = Setup((128, 128), CPU, seed=0)
-TINY = replace(SETTINGS, pretrain_dim=24, target_dim=24, hidden=16, noise_std=0.4, epochs=4, batch=2)
+TINY = replace(SETTINGS, pretrain_dim=24, target_dim=24, hidden=16, noise_std=0.4, epochs=4, batch_size=2)
 Reference = dict[str, Tensor]
 LoadShapes = Callable[[str, str], list[tuple[str, tuple[int, ...]]]]
 
@@ -73,8 +73,8 @@ def test_loss_and_gradients_equal_the_reference(
     assert_relative(loss, reference["train_loss"])
     loss.backward()
     norms = torch.stack([parameter.grad.norm() for parameter in network.parameters() if parameter.grad is not None])
-    exact = [0, 2, 4, 5, 6]  # the other two are biases before a batch norm: their gradient is zero
-    for index in exact:
+    exact_indices = [0, 2, 4, 5, 6]  # the other two are biases before a batch norm: their gradient is zero
+    for index in exact_indices:
         assert_relative(norms[index], reference["grad_norms"][index], tolerance=1e-3)
 
 
@@ -158,6 +158,6 @@ def test_training_separates_features_from_noisy_ones(in_memory: Callable[[Tensor
 
 
 @pytest.mark.parametrize("changes", [{"noise_std": 0.0}, {"patch": 2}, {"hidden": 0}, {"margin": -1.0}], ids=str)
-def test_invalid_settings_are_refused(changes: dict[str, float]) -> None:
+def test_invalid_settings_are_errors(changes: dict[str, float]) -> None:
     with pytest.raises(BenchError, match=next(iter(changes))):
         replace(TINY, **changes)

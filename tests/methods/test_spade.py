@@ -26,7 +26,7 @@ def reference(load_reference: Callable[[str], Reference]) -> Reference:
 def state(reference: Reference, in_memory: Callable[[Tensor], object]) -> dict[str, Tensor]:
     method = create()
     method.fit(in_memory(reference["train"]), lambda *_: None)  # type: ignore[arg-type]
-    return method.state()
+    return method.state_dict()
 
 
 def create(settings: Settings = SETTINGS, size: tuple[int, int] = (128, 128)) -> SPADE:
@@ -35,7 +35,7 @@ def create(settings: Settings = SETTINGS, size: tuple[int, int] = (128, 128)) ->
 
 def restore(state: dict[str, Tensor], **changes: object) -> SPADE:
     method = create(replace(SETTINGS, **changes))
-    method.restore(state)
+    method.load_state_dict(state)
     return method
 
 
@@ -106,7 +106,7 @@ def test_more_neighbors_give_larger_scores_and_smaller_distances(
     assert all((b <= a + 1e-4).all() for a, b in zip(few, many, strict=True))
 
 
-def test_a_stage_with_too_few_features_for_a_block_is_refused(in_memory: Callable[[Tensor], object]) -> None:
+def test_a_stage_with_too_few_features_for_a_block_is_an_error(in_memory: Callable[[Tensor], object]) -> None:
     method = create(replace(SETTINGS, n_neighbors=1, drop_partial_block=True), (64, 64))  # 16 features in stage 3
     images = torch.rand(2, 3, 64, 64)
     method.fit(in_memory(images), lambda *_: None)  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def test_maps_of_images_that_are_not_square_keep_rows_and_columns(in_memory: Cal
 
 
 @pytest.mark.parametrize("changes", [{"pooled_stage": 3}, {"n_neighbors": 0}], ids=str)
-def test_invalid_settings_are_refused(changes: dict[str, int]) -> None:
+def test_invalid_settings_are_errors(changes: dict[str, int]) -> None:
     with pytest.raises(BenchError, match=next(iter(changes))):
         replace(SETTINGS, **changes)
 

@@ -17,7 +17,7 @@ from bench.methods.ssm import SSM, Settings
 
 CPU = torch.device("cpu")
 SETUP = Setup((32, 32), CPU, seed=0)
-TINY = Settings(width=2, cell_sizes=(2, 4), epochs=2, batch=2, lr=1e-3, smoothing=1.0, normal_above="auto")
+TINY = Settings(width=2, cell_sizes=(2, 4), epochs=2, batch_size=2, lr=1e-3, smoothing=1.0, normal_above="auto")
 
 
 def pictures(count: int = 3, seed: int = 1, size: tuple[int, int] = (32, 32)) -> Tensor:
@@ -82,7 +82,7 @@ def stored(
     contiguous_reference: Callable[[str], dict[str, Tensor]], unpack_bits: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     tensors = contiguous_reference("ssm")
-    masks = {key: ~unpack_bits(tensors[key]) for key in ("train_masks", "test_masks_1", "test_masks_2")}  # True: hidden
+    masks = {key: ~unpack_bits(tensors[key]) for key in ("train_masks", "test_masks_1", "test_masks_2")}  # True: masked
     return tensors | masks
 
 
@@ -133,9 +133,9 @@ def test_both_rounds_match_the_code(code: SSM, stored: dict[str, Tensor]) -> Non
     blocks = code.normal_blocks(similarity)
     assert torch.equal(blocks[:, ::8, ::8], stored["normal_blocks"])
 
-    hidden = stored["test_masks_2"].permute(1, 2, 0, 3, 4)  # (cells, subsets, images, h, w)
-    assert not (hidden & blocks).any()
-    second = code.inpaint(images, hidden)
+    masks = stored["test_masks_2"].permute(1, 2, 0, 3, 4)  # (cells, subsets, images, h, w)
+    assert not (masks & blocks).any()
+    second = code.inpaint(images, masks)
     assert_close(second[1], stored["restored_2_k4"], rtol=1e-3, atol=1e-3)
     similarity = code.similarity(images, second)
     assert_close((0.25 - similarity) * scale, stored["map_2"], rtol=1e-4, atol=1e-7)
@@ -164,7 +164,7 @@ def test_width_64_has_the_parameters_of_the_code_without_those_biases() -> None:
 
 def test_mask_blocks_change_visible_positions_only() -> None:
     block, maps, visible = MaskBlock(3).eval(), torch.rand(1, 3, 4, 4), torch.ones(1, 1, 8, 8)
-    visible[..., :4] = 0  # the left half is hidden
+    visible[..., :4] = 0  # the left half is masked
     changed = (block(maps, visible) != maps).all(dim=1)[0]
     assert not changed[:, :2].any()
     assert changed[:, 2:].all()
@@ -201,6 +201,17 @@ def test_batched_passes_equal_a_loop(tiny: SSM, monkeypatch: pytest.MonkeyPatch,
     images = pictures(2, seed=4)
     for masks, result in zip(tiny.test_masks, tiny.rounds(images), strict=True):
         assert_close(result.restored, slow_round(tiny, images, result.uncovered, masks), rtol=1e-4, atol=1e-5)
+
+
+def test_all_convolutions_of_a_prediction_on_a_cpu_get_channels_last_tensors(tiny: SSM) -> None:
+    inputs: list[Tensor] = []
+    convolutions = [module for module in tiny.network.modules() if isinstance(module, torch.nn.Conv2d)]
+    hooks = [each.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for each in convolutions]
+    tiny.predict(pictures(2))
+    for hook in hooks:
+        hook.remove()
+    assert len(inputs) >= len(convolutions)
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in inputs)
 
 
 def test_second_round_uncovers_the_normal_blocks_of_the_first(tiny: SSM) -> None:
@@ -303,16 +314,18 @@ def test_downsampled_maps_and_pictures_have_the_size_of_the_images(fit: Callable
         replace(TINY, downsample=2, cell_sizes=(2,)), replace(SETUP, size=(64, 64)), pictures(2, size=(64, 64))
     )
     assert method.predict(pictures(1, size=(64, 64))).maps.shape == (1, 64, 64)
-    shown = method.explain(pictures(1, size=(64, 64)))
-    assert {picture.shape[-2:] for picture in shown.values()} == {(64, 64)}
+    explanation = method.explain(pictures(1, size=(64, 64)))
+    assert {picture.shape[-2:] for picture in explanation.values()} == {(64, 64)}
 
 
 def test_explain_shows_each_round_and_what_is_uncovered(tiny: SSM) -> None:
-    shown = tiny.explain(pictures(2))
-    parts = ["mask", "restored", "1 - GMS"]
-    assert list(shown) == [f"round 1: {name}" for name in parts] + [f"round 2: {n}" for n in ["uncovered", *parts]]
-    assert not (shown["round 2: mask"] * shown["round 2: uncovered"]).any()
-    assert_close(shown["round 2: 1 - GMS"], tiny.predict(pictures(2)).maps)
+    explanation = tiny.explain(pictures(2))
+    assert list(explanation) == [
+        "mask round 1", "restored round 1", "GMS dissimilarity round 1",
+        "uncovered round 2", "mask", "restored round 2", "GMS dissimilarity round 2",
+    ]  # fmt: skip
+    assert not (explanation["mask"] * explanation["uncovered round 2"]).any()
+    assert_close(explanation["GMS dissimilarity round 2"], tiny.predict(pictures(2)).maps)
 
 
 def test_info_states_passes_and_threshold(tiny: SSM) -> None:

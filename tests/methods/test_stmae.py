@@ -19,7 +19,7 @@ from bench.methods.stmae import STMAE, Settings
 SETUP = Setup((64, 64), torch.device("cpu"), seed=0)
 TINY = Settings(
     backbone="tf_efficientnet_lite0", stages=(1, 2), width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1,
-    decoder_heads=2, epochs=2, batch=2, lr=1e-3,
+    decoder_heads=2, epochs=2, batch_size=2, lr=1e-3,
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def reference_network(formula_weights: Callable[..., dict[str, Tensor]], **optio
         ("encoder.norm.weight", (48,)), ("encoder.norm.bias", (48,)), *blocks("encoder"), ("unused", (64, 32)),
         ("decoder.norm.weight", (32,)), ("decoder.norm.bias", (32,)), ("decoder_embedding.weight", (32, 48)),
         ("decoder_embedding.bias", (32,)), *blocks("decoder"), ("convolution.weight", (48, 64, 4, 4)),
-        ("embedding.bias", (48,)), ("positions", (64, 48)), ("token_norm.weight", (48,)), ("token_norm.bias", (48,)),
+        ("embedding.bias", (48,)), ("pos_embed", (64, 48)), ("token_norm.weight", (48,)), ("token_norm.bias", (48,)),
         ("transposed.weight", (32, 64, 4, 4)), ("transposed.bias", (64,)),
     ]  # fmt: skip
     assert len(shapes) == 49
@@ -91,7 +91,7 @@ def reference_network(formula_weights: Callable[..., dict[str, Tensor]], **optio
     return network.eval()
 
 
-def places(second_half: Tensor) -> Tensor:
+def sorted_halves(second_half: Tensor) -> Tensor:
     """Return both halves (b, 2, 32): the first ascending, the second in the order of `second_half`."""
     mask = torch.zeros(len(second_half), 64).scatter(1, second_half, 1)
     return torch.stack([halves_of(mask.bool())[:, 0], second_half], dim=1)
@@ -107,7 +107,7 @@ def test_network_matches_the_re_implementation_with_patches_at_their_positions(
     stored: dict[str, Tensor], formula_weights: Any
 ) -> None:
     network = reference_network(formula_weights, joint=True, shared_norm=True)
-    patches, halves = patchify(stored["features"], 4), places(stored["second_half"].sort(dim=1).values)
+    patches, halves = patchify(stored["features"], 4), sorted_halves(stored["second_half"].sort(dim=1).values)
     tokens = network.embed(patches)
     latents = network.encode(tokens, halves)
     assert_close(tokens, stored["tokens"], rtol=1e-4, atol=1e-4)
@@ -119,8 +119,8 @@ def test_network_matches_the_re_implementation_with_patches_at_their_positions(
 @torch.no_grad()
 def test_network_matches_the_re_implementation_in_slot_order(stored: dict[str, Tensor], formula_weights: Any) -> None:
     network = reference_network(formula_weights, joint=True, shared_norm=True, slot_order=True)
-    patches, unsorted = patchify(stored["features"], 4), places(stored["second_half"])
-    latents = network.encode(network.embed(patches), places(stored["second_half"].sort(dim=1).values))
+    patches, unsorted = patchify(stored["features"], 4), sorted_halves(stored["second_half"])
+    latents = network.encode(network.embed(patches), sorted_halves(stored["second_half"].sort(dim=1).values))
     restored = network.prediction(network.decode(latents, unsorted))
     assert_close(unpatchify(restored, 4, 8), stored["code_restored"], rtol=1e-3, atol=1e-3)
     assert_close(float((restored - patches).square().mean()), float(stored["code_mse"]), rtol=1e-4, atol=0)
@@ -132,7 +132,7 @@ def test_losses_and_map_match_the_re_implementation(
 ) -> None:
     method = STMAE(replace(TINY, smoothing=0.0), replace(SETUP, size=(128, 128)))
     network = reference_network(formula_weights, joint=True, shared_norm=True)
-    halves = places(stored["second_half"].sort(dim=1).values)
+    halves = sorted_halves(stored["second_half"].sort(dim=1).values)
     losses = method.losses(network, patchify(stored["features"], 4), halves)
     for name in ("mse", "total"):
         assert_close(float(losses[name]), float(stored[f"loss_{name}"]), rtol=1e-4, atol=0)
@@ -169,11 +169,11 @@ def test_network_equals_a_loop_over_images_and_halves(joint: bool) -> None:
     patches, halves = torch.rand(3, 16, 12), random_halves(3, 16, Generator().manual_seed(1))
     expected = torch.zeros_like(patches)
     for image in range(3):
-        tokens = network.token_norm(network.embedding(patches[image]) + network.positions)
+        tokens = network.token_norm(network.embedding(patches[image]) + network.pos_embed)
         first, second = halves[image]
         parts = [
-            network.encoder(tokens[visible][None])[0] + network.positions[hidden]
-            for hidden, visible in ((first, second), (second, first))
+            network.encoder(tokens[visible][None])[0] + network.pos_embed[masked]
+            for masked, visible in ((first, second), (second, first))
         ]
         decode = lambda part: network.prediction(network.decoder(network.decoder_embedding(part)[None]))[0]
         restored = decode(torch.cat(parts)) if joint else torch.cat([decode(part) for part in parts])
@@ -256,16 +256,16 @@ def test_every_setting_changes_the_maps(tiny: STMAE, fit: Callable[..., STMAE], 
 def test_state_with_a_shared_norm_restores(fit: Callable[..., STMAE]) -> None:
     settings = replace(TINY, shared_norm=True)
     fitted, restored = fit(settings), STMAE(settings, SETUP)
-    restored.restore(fitted.state())
+    restored.load_state_dict(fitted.state_dict())
     assert restored.network.encoder[1].norm2 is restored.network.encoder[0].norm1
     assert torch.equal(restored.predict(pictures()).maps, fitted.predict(pictures()).maps)
 
 
 def test_explain_shows_the_second_half_and_both_differences(tiny: STMAE) -> None:
-    shown = tiny.explain(pictures(2))
-    assert list(shown) == ["second half", "squared difference", "cosine distance"]
-    assert {tuple(picture.shape) for picture in shown.values()} == {(2, 64, 64)}
-    patches = shown["second half"][0, ::16, ::16].flatten()
+    explanation = tiny.explain(pictures(2))
+    assert list(explanation) == ["mask", "squared difference", "cosine distance"]
+    assert {tuple(picture.shape) for picture in explanation.values()} == {(2, 64, 64)}
+    patches = explanation["mask"][0, ::16, ::16].flatten()
     assert patches.nonzero().flatten().tolist() == tiny.test_halves[0, 1].tolist()
 
 

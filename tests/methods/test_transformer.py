@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from bench.errors import BenchError
 from bench.methods.parts.inpainting import Inpainter
-from bench.methods.parts.transformer import Block, patchify, positions, unpatchify
+from bench.methods.parts.transformer import Block, patchify, sincos_pos_embed, unpatchify
 
 
 def test_a_block_equals_the_block_of_timm_with_the_same_keys() -> None:
@@ -34,13 +34,13 @@ def test_heads_that_do_not_divide_the_width_raise_an_error() -> None:
 
 
 def test_the_first_position_has_sines_of_0_and_cosines_of_1() -> None:
-    table = positions(768, 16, 16)
+    table = sincos_pos_embed(768, 16, 16)
     assert table.shape == (256, 768)
     assert table[0].sum() == 384  # all 2 * 192 cosines are 1
 
 
 def test_the_first_half_of_a_position_encodes_the_column_and_the_second_the_row() -> None:
-    table = positions(8, 3, 5).view(3, 5, 8)  # frequencies 1 and 1/100
+    table = sincos_pos_embed(8, 3, 5).view(3, 5, 8)  # frequencies 1 and 1/100
     expected = [math.sin(4), math.sin(0.04), math.cos(4), math.cos(0.04)]
     expected += [math.sin(2), math.sin(0.02), math.cos(2), math.cos(0.02)]
     assert_close(table[2, 4], torch.tensor(expected))
@@ -50,7 +50,7 @@ def test_the_first_half_of_a_position_encodes_the_column_and_the_second_the_row(
 
 def test_a_width_that_is_not_a_multiple_of_four_raises_an_error() -> None:
     with pytest.raises(BenchError, match="got 6"):
-        positions(6, 2, 2)
+        sincos_pos_embed(6, 2, 2)
 
 
 @given(
@@ -83,6 +83,6 @@ def test_a_strided_convolution_equals_a_linear_layer_on_patches() -> None:
 def test_centers_are_the_cluster_tokens_after_all_aggregation_blocks() -> None:
     network = Inpainter(12, (2, 2), width=24, depth=1, heads=3, aggregation_depth=3, clusters=2)
     semantic = torch.rand(2, 4, 24)
-    tokens = torch.cat([network.cluster_tokens.expand(2, -1, -1), semantic + network.positions], dim=1)
+    tokens = torch.cat([network.cluster_tokens.expand(2, -1, -1), semantic + network.pos_embed], dim=1)
     expected = network.aggregation_norm(network.aggregation(tokens)[:, :2])
     assert_close(network.centers(semantic), expected)

@@ -18,7 +18,7 @@ from bench.methods.uniad import Settings, UniAD, build_network, to_tokens
 CPU = torch.device("cpu")
 TINY = Settings(
     backbone="tf_efficientnet_lite0", neighborhood=(3, 3), width=16, heads=2, mlp_width=32, encoder_depth=1,
-    decoder_depth=2, epochs=3, batch=2, lr=1e-3,
+    decoder_depth=2, epochs=3, batch_size=2, lr=1e-3,
 )  # fmt: skip
 REFERENCE = replace(TINY, neighborhood=(3, 5), width=32, heads=4, mlp_width=64, encoder_depth=2, dropout=0.0)
 
@@ -43,8 +43,8 @@ def test_neck_mask_and_positions_equal_the_authors_code(
 ) -> None:
     features = method.extract(reference["images"])[0]
     assert_relative(features, reference["feature_align"])
-    assert torch.equal(method.network.hidden, reference["neighbour_hidden"])
-    assert_close(method.network.positions(), reference["pos_embed"])
+    assert torch.equal(method.network.attn_mask, reference["neighbour_hidden"])
+    assert_close(method.network.pos_embed(), reference["pos_embed"])
 
 
 def test_restored_features_map_and_scores_equal_the_authors_code(
@@ -52,7 +52,7 @@ def test_restored_features_map_and_scores_equal_the_authors_code(
 ) -> None:
     tokens, network = to_tokens(reference["feature_align"]), method.network
     with torch.no_grad():
-        encoded = network.encode(tokens, network.positions())
+        encoded = network.encode(tokens, network.pos_embed())
         assert_relative(encoded.transpose(0, 1), reference["encoder_out"])
         assert_relative(network(tokens), to_tokens(reference["feature_rec"]))
     for score in ("max", "std", "mean"):
@@ -79,29 +79,29 @@ def test_loss_and_gradients_with_jitter_equal_the_authors_code(
 
 
 def test_a_token_attends_to_all_but_its_neighborhood() -> None:
-    hidden = neighbor_mask((4, 5), (3, 1)).view(4, 5, 4, 5)
-    assert hidden[0, 0].nonzero().tolist() == [[0, 0], [1, 0]]
-    assert hidden[2, 3].nonzero().tolist() == [[1, 3], [2, 3], [3, 3]]
+    mask = neighbor_mask((4, 5), (3, 1)).view(4, 5, 4, 5)
+    assert mask[0, 0].nonzero().tolist() == [[0, 0], [1, 0]]
+    assert mask[2, 3].nonzero().tolist() == [[1, 3], [2, 3], [3, 3]]
     assert not neighbor_mask((4, 5), (0, 0)).any()
     with pytest.raises(BenchError, match="must leave tokens"):
         neighbor_mask((7, 7), (7, 7))
 
 
 def test_attention_equals_a_loop_over_heads_and_tokens() -> None:
-    layer, hidden = EncoderLayer(8, 2, 16, dropout=0.0).eval(), neighbor_mask((3, 3), (1, 3))
-    tokens, positions = torch.randn(1, 9, 8), torch.randn(9, 8)
+    layer, mask = EncoderLayer(8, 2, 16, dropout=0.0).eval(), neighbor_mask((3, 3), (1, 3))
+    tokens, pos_embed = torch.randn(1, 9, 8), torch.randn(9, 8)
     weights, biases = layer.attention.in_proj_weight.split(8), layer.attention.in_proj_bias.split(8)
-    queries, keys = (F.linear(tokens[0] + positions, weights[i], biases[i]) for i in range(2))
+    queries, keys = (F.linear(tokens[0] + pos_embed, weights[i], biases[i]) for i in range(2))
     values = F.linear(tokens[0], weights[2], biases[2])
     attended = torch.zeros(9, 8)
     for head in (slice(0, 4), slice(4, 8)):
         for i in range(9):
-            visible = [j for j in range(9) if not hidden[i, j]]
+            visible = [j for j in range(9) if not mask[i, j]]
             scores = torch.stack([queries[i, head] @ keys[j, head] / 2 for j in visible]).softmax(dim=0)
             attended[i, head] = sum(score * values[j, head] for score, j in zip(scores, visible, strict=True))
     expected = layer.norm1(tokens[0] + layer.attention.out_proj(attended))
     expected = layer.norm2(expected + layer.linear2(F.relu(layer.linear1(expected))))
-    assert_close(layer(tokens, positions, hidden)[0], expected, rtol=1e-4, atol=1e-5)
+    assert_close(layer(tokens, pos_embed, mask)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_start_with_equal_queries_and_packed_weights_but_other_linear_layers() -> None:

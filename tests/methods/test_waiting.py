@@ -19,7 +19,7 @@ WAITING = {
     "aten::nonzero", "aten::masked_select", "aten::unique_dim", "aten::_unique2",  # shapes that depend on values
     "aten::equal", "aten::is_nonzero",
 }  # fmt: skip
-NAMES = [name for name in registry.names("methods") if not method_metadata(name).is_hosted]
+NAMES = [name for name in registry.names("methods") if not method_metadata(name).is_external]
 
 
 class WaitCounter(TorchDispatchMode):
@@ -89,7 +89,7 @@ def test_predict_does_not_wait_for_the_device(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if registry.load("methods", name).METHOD.iterative])
 def test_the_waits_of_a_fit_do_not_depend_on_the_number_of_steps(name: str) -> None:
     try:
-        few, many = (count_waits_of_fit(name, images, batch=1)[0] for images in (2, 5))
+        few, many = (count_waits_of_fit(name, images, batch_size=1)[0] for images in (2, 5))
     except BenchError:
-        pytest.skip("there is no setting 'batch'")
+        pytest.skip("there is no setting 'batch_size'")
     assert few == many

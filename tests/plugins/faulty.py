@@ -1,7 +1,8 @@
-"""A method with a fault that its setting chooses: every executor must survive each of them."""
+"""A method with a fault that its setting chooses: every executor must continue after each of them."""
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ TITLE = "Faulty"
 class Settings:
     fault: Literal[
         "none", "raises", "raises the text of the file", "exits", "prints", "NaN scores", "infinite maps",
-        "wrong shape", "wrong type", "MemoryError", "device memory", "hangs", "is killed", "is killed once"
+        "wrong shape", "wrong type", "MemoryError", "device memory", "hangs", "is killed", "is killed once",
+        "hangs in predict", "hangs in explain", "is killed in explain", "starts processes", "forks and is killed",
+        "is killed in epoch 4 once"
     ] = "none"  # fmt: skip
-    file: str = ""  # of "raises the text of the file"; "is killed once" creates it before it is killed
+    file: str = ""  # of "raises the text of the file"; others write to it: "is killed once" before it is killed
     max_batch: int = 2  # with "device memory": the largest batch that does not run out of memory
 
 
@@ -32,7 +35,7 @@ class Faulty(Method):
     learned = ("mean",)
     mean: Tensor  # (3, h, w)
 
-    def fit(self, train: Images, progress: Progress) -> None:
+    def fit(self, train: Images, progress: Progress) -> None:  # noqa: C901  a case per fault
         self.mean = torch.stack([batch.mean(dim=0) for batch in train.batches(1)]).mean(dim=0)
         progress(1, 2, None)
         file = Path(self.settings.file)
@@ -54,7 +57,18 @@ class Faulty(Method):
             case "is killed once" if not file.exists():
                 file.write_text("killed", "utf-8")
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "starts processes" | "forks and is killed":
+                _start_processes(self.settings.fault, file)
+            case "is killed in epoch 4 once":
+                self._fit_epochs(file)
         progress(2, 2, None)
+
+    def _fit_epochs(self, file: Path) -> None:
+        for epoch in self.epochs(6):
+            self.mean = (self.mean + torch.rand(1)).frac()
+            if epoch == 4 and not file.exists():
+                file.write_text("killed", "utf-8")
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def predict(self, images: Tensor) -> Prediction:
         if self.settings.fault == "device memory" and len(images) > self.settings.max_batch:
@@ -70,7 +84,34 @@ class Faulty(Method):
                 maps = maps[:, ::2]
             case "wrong type":
                 return scores  # type: ignore[return-value]
+        if self.settings.fault == "hangs in predict":
+            time.sleep(1000)
         return Prediction(scores, maps)
+
+    def explain(self, images: Tensor) -> dict[str, Tensor]:
+        if self.settings.fault == "hangs in explain":
+            time.sleep(1000)
+        if self.settings.fault == "is killed in explain":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+def _start_processes(fault: str, file: Path) -> None:
+    """Write the ids of all processes into the file, and never return."""
+    if fault == "starts processes":
+        started = [
+            subprocess.Popen(["sleep", "1000"]),
+            subprocess.Popen(["sh", "-c", "sleep 1000"]),
+            subprocess.Popen(["sleep", "1000"], start_new_session=True),
+        ]
+        file.write_text(" ".join(str(pid) for pid in [os.getpid(), *(each.pid for each in started)]), "utf-8")
+        time.sleep(1000)
+    if not os.fork():  # the new process inherits the pipe to the parent
+        file.write_text(str(os.getpid()), "utf-8")
+        time.sleep(1000)
+    while not file.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 METHOD = Faulty

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.method import Images, Method, Prediction, Progress
+from bench.method import Images, Info, Method, Prediction, Progress
 
 TITLE = "Pretraining"
 
@@ -44,7 +44,7 @@ class Pretraining(Method):
         maps = (images - center).square().mean(dim=1)  # (b, h, w)
         return Prediction(maps.amax(dim=(1, 2)), maps)
 
-    def info(self) -> dict[str, str | int | float]:
+    def info(self) -> Info:
         return {**super().info(), **self.sums}
 
 

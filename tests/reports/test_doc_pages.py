@@ -1,4 +1,4 @@
-"""The Python examples of docs/reports.md and docs/numbers.md run on a small data set."""
+"""The Python examples of docs/reports.md and docs/numbers.md run on a small dataset."""
 
 import re
 from collections.abc import Callable

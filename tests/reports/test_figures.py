@@ -15,12 +15,12 @@ from PIL import Image
 from bench import registry
 from bench.evaluation.summary import groups
 from bench.record import Record
-from bench.report import Figure
+from bench.report_format import Figure
 from bench.reports.parts import (
     ablations,
     comparison_figures,
     curve_figures,
-    example_sheets,
+    picture_figures,
     prediction_data,
     style,
 )
@@ -44,12 +44,12 @@ def test_every_figure_has_three_formats_and_sheets_are_photographs(simulate: Sim
     store = simulate(
         ("bolt", "cap", "disc"), ("A",), (0, 1), protocol="kshot", k=4, settings={"width": 9}, group_hash="w"
     )
-    drawn = figures(store)
-    kinds = {figure.kind for figure in drawn if figure.files}
+    all_figures = figures(store)
+    kinds = {figure.kind for figure in all_figures if figure.files}
     assert kinds == {"speed", "k", "heatmap", "ranks", "ablation", "epochs", "roc", "pro", "scores", "examples"}
-    assert {figure.kind for figure in drawn if not figure.files} == {"ablation"}  # of k = 2
-    assert len({figure.name for figure in drawn}) == len(drawn)
-    for figure in drawn:
+    assert {figure.kind for figure in all_figures if not figure.files} == {"ablation"}  # of k = 2
+    assert len({figure.name for figure in all_figures}) == len(all_figures)
+    for figure in all_figures:
         if figure.kind == "examples":
             assert set(figure.files) == {"jpg"}
         elif figure.files:
@@ -58,7 +58,7 @@ def test_every_figure_has_three_formats_and_sheets_are_photographs(simulate: Sim
                 assert image.width > 400
             ET.fromstring(figure.files["svg"])
             assert figure.files["pdf"].startswith(b"%PDF")
-    assert sum(figure.kind == "examples" for figure in drawn) == 3 * 7
+    assert sum(figure.kind == "examples" for figure in all_figures) == 3 * 7
 
 
 def test_a_figure_without_data_names_the_command_that_produces_them(tmp_path: Path, simulate: Simulate) -> None:
@@ -69,7 +69,7 @@ def test_a_figure_without_data_names_the_command_that_produces_them(tmp_path: Pa
     by_kind = {figure.kind: figure for figure in figures(bare)}
     assert set(by_kind) == {"k", "speed", "heatmap", "ranks", "ablation", "epochs", "roc", "pro"}
     assert not any(figure.files for figure in by_kind.values())
-    assert "`bench run --method a --dataset parts --k 2,4,8`" in by_kind["k"].caption
+    assert "`bench run --method a --dataset parts --k 1,2,4,8`" in by_kind["k"].caption
     assert "`bench run --dataset parts --method meanmap,patchcore,aminet`" in by_kind["ranks"].caption
     assert "--sweep a.width=VALUE,VALUE`" in by_kind["ablation"].caption
     assert all("`bench run" in figure.caption for figure in by_kind.values())
@@ -80,13 +80,9 @@ def test_a_rerun_command_has_each_option_once(make_record: MakeRecord) -> None:
     assert style.rerun_command(record, "--k", "2,4,8") == "`bench run --time --method a --set x=1 --k 2,4,8`"
     assert style.rerun_command(record, "--time", "--force") == "`bench run --k 4 --method a --set x=1 --time --force`"
     assert style.rerun_command(replace(record, command="bench run --k=4"), "--k", "2") == "`bench run --k 2`"
-    assert (
-        style.rerun_command(replace(record, command="a 'b"), "--force")
-        == "`bench run --method a --dataset parts --force`"
-    )
-    assert (
-        style.rerun_command(replace(record, command=""), "--force") == "`bench run --method a --dataset parts --force`"
-    )
+    described = "`bench run --method a --dataset parts --protocol one-for-one --seed 0 --force`"
+    assert style.rerun_command(replace(record, command="a 'b"), "--force") == described
+    assert style.rerun_command(replace(record, command=""), "--force") == described
 
 
 def test_an_ablation_needs_runs_that_differ_in_one_setting_only(simulate: Simulate) -> None:
@@ -109,7 +105,7 @@ def test_tables_and_figure_use_the_same_rule_for_ablations(simulate: Simulate) -
     assert "Each panel varies one setting" in comparison_figures.ablation_figure("parts", members).caption
 
 
-def test_runs_on_different_categories_are_no_ablation_in_tables_and_figure(simulate: Simulate) -> None:
+def test_runs_on_different_categories_are_not_an_ablation_in_tables_and_figure(simulate: Simulate) -> None:
     simulate(("bolt", "cap"), ("A",), settings={"width": 8}, group_hash="1")
     members = groups(simulate(("bolt",), ("A",), settings={"width": 4}, group_hash="2").records())
     assert ablations.ablation_tables(members) == []
@@ -169,10 +165,10 @@ def test_the_area_below_a_curve_is_the_metric(simulate: Simulate) -> None:
     for figure_data in data.values():
         assert figure_data.roc
         assert figure_data.pro
-        rates, shares = figure_data.roc
-        assert np.trapezoid(shares, rates) == pytest.approx(figure_data.record.metrics["image_auroc"], abs=1e-12)
-        rates, shares = figure_data.pro
-        aupro = np.trapezoid(shares, rates) / prediction_data.MAX_FPR
+        rates, fractions = figure_data.roc
+        assert np.trapezoid(fractions, rates) == pytest.approx(figure_data.record.metrics["image_auroc"], abs=1e-12)
+        rates, fractions = figure_data.pro
+        aupro = np.trapezoid(fractions, rates) / prediction_data.MAX_FPR
         assert aupro == pytest.approx(figure_data.record.metrics["aupro_30"], abs=2e-3)  # at 601 points
 
 
@@ -224,23 +220,23 @@ def test_a_sheet_has_one_row_per_example_and_one_column_per_image(simulate: Simu
     store = simulate(("bolt",), ("A",))
     members = groups(store.records())
     data = prediction_data.collect_figure_data(members, store)
-    rows = list(example_sheets.example_rows(next(iter(data.values())), store, 48))
+    rows = list(picture_figures.example_rows(next(iter(data.values())), store, 48))
     assert [example.name for example, _ in rows] == ["best", "median", "worst", "good"]
     assert all(list(images) == ["image", "ground truth", "anomaly map", "overlay", "distance"] for _, images in rows)
     assert all(image.size == (48, 48) for _, images in rows for image in images.values())
-    (sheet,) = example_sheets.example_sheets("parts · one-for-one", members, data, store)
+    (sheet,) = picture_figures.example_sheets("parts · one-for-one", members, data, store)
     with Image.open(io.BytesIO(sheet.files["jpg"])) as image:
-        assert image.height > 4 * example_sheets.IMAGE_SIZE
+        assert image.height > 4 * picture_figures.IMAGE_SIZE
 
 
 def test_a_missing_or_broken_image_is_omitted(simulate: Simulate) -> None:
     store = simulate(("bolt",), ("A",))
     (record,) = store.records()
-    views = store.views(record)
-    views["best.image"].write_bytes(b"no image")
-    views["good.distance"].unlink()
+    pictures = store.pictures(record)
+    pictures["best.image"].write_bytes(b"no image")
+    pictures["good.distance"].unlink()
     (data,) = prediction_data.collect_figure_data(groups(store.records()), store).values()
-    rows = {example.name: list(images) for example, images in example_sheets.example_rows(data, store, 48)}
+    rows = {example.name: list(images) for example, images in picture_figures.example_rows(data, store, 48)}
     assert rows["best"] == ["ground truth", "anomaly map", "distance"]  # there is no image for the overlay
     assert rows["good"] == ["image", "ground truth", "anomaly map", "overlay"]
 
@@ -297,22 +293,98 @@ def test_methods_are_distinguishable_without_color() -> None:
 def test_of_many_categories_the_hardest_are_drawn(simulate: Simulate) -> None:
     categories = [f"c{i:02}" for i in range(curve_figures.MAX_PANELS + 2)]
     members = groups(simulate(categories, ("A",)).records())
-    chosen, note = curve_figures.hardest_categories(members, categories)
+    hardest, note = curve_figures.hardest_categories(members, categories)
     values = {category: members[0].records[category, 0].metrics["image_auroc"] for category in categories}
-    assert len(chosen) == curve_figures.MAX_PANELS
-    assert max(values[category] for category in chosen) <= min(values[c] for c in categories if c not in chosen)
+    assert len(hardest) == curve_figures.MAX_PANELS
+    assert max(values[category] for category in hardest) <= min(values[c] for c in categories if c not in hardest)
     assert note == "The 15 of 17 categories with the lowest mean image AUROC."
 
 
 def test_a_figure_is_rendered_only_in_the_formats_that_are_used() -> None:
     with style.theme():
         canvas, _ = style.new_figure(2, 2)
-        drawn = style.render_files(canvas, "title", [])
+        all_figures = style.render_files(canvas, "title", [])
     formats: list[str] = []
     save = canvas.savefig
     canvas.savefig = lambda *args, **more: (formats.append(more["format"]), save(*args, **more))  # type: ignore[method-assign]
-    assert set(drawn) == {"png", "svg", "pdf"}
-    assert drawn["svg"] == drawn["svg"]
+    assert set(all_figures) == {"png", "svg", "pdf"}
+    assert all_figures["svg"] == all_figures["svg"]
     assert formats == ["svg"]
-    assert b"/TrueType" in drawn["pdf"] or b"/CIDFontType2" in drawn["pdf"]
-    assert b"/Type3" not in drawn["pdf"]  # publishers do not accept such fonts
+    assert b"/TrueType" in all_figures["pdf"] or b"/CIDFontType2" in all_figures["pdf"]
+    assert b"/Type3" not in all_figures["pdf"]  # publishers do not accept such fonts
+
+
+# ---- readable without the page
+
+
+@pytest.mark.slow
+def test_no_text_of_a_figure_with_long_names_is_cut(simulate: Simulate) -> None:
+    methods = (
+        "Masked autoencoder of industrial parts with a very long title",
+        "B",
+        "AMI-Net‡ (ours, wide, 600 epochs)",
+    )
+    categories = ("a_very_long_category_name_of_a_part", "bolt", "cap")
+    for k in (2, 4):
+        store = simulate(categories, methods, (0, 1), protocol="kshot", k=k, dataset="folder-camera-on-the-left-2026")
+    rendered_figures = [figure for figure in figures(store) if isinstance(figure.files, style.RenderedFigure)]
+    kinds = {figure.kind for figure in rendered_figures}
+    assert kinds >= {"speed", "k", "heatmap", "ranks", "epochs", "roc", "pro", "scores"}
+    for figure in rendered_figures:
+        canvas = figure.files._canvas
+        width, height = canvas.get_size_inches()
+        box = canvas.get_tightbbox()  # of everything that is drawn
+        assert min(box.x0, box.y0) > -0.03, (figure.kind, box)
+        assert box.x1 < width + 0.03, (figure.kind, box)
+        assert box.y1 < height + 0.03, (figure.kind, box)
+
+
+def test_markers_at_0_and_100_percent_are_inside_the_axes_and_no_tick_is_beyond(tmp_path: Path) -> None:
+    for values in ([0.0, 100.0], [98.0, 100.0], [100.0, 100.0], [0.0, 1.0]):
+        with style.theme():
+            _, (axes,) = style.new_figure(4, 3)
+            axes.plot([0, 1], values, "o", ms=11)
+            style.limit_to_percent(axes)
+            low, high = axes.get_ylim()
+            points = 72 * 3 * 0.7 / (high - low)  # points per percent; the axes have at least this height
+            assert all(points * min(value - low, high - value) > 5.5 for value in values)
+            assert all(0 <= tick <= 100 for tick in axes.get_yticks())
+
+
+def test_error_bars_are_explained_inside_the_figure(simulate: Simulate) -> None:
+    simulate(("bolt",), ("A",), (0, 1), protocol="kshot", k=2)
+    store = simulate(("bolt",), ("A",), (0, 1), protocol="kshot", k=4)
+    notes = {
+        figure.kind: figure.files._canvas.get_supxlabel()
+        for figure in figures(store)
+        if isinstance(figure.files, style.RenderedFigure)
+    }
+    assert "Bars: standard deviation over seeds." in notes["speed"]
+    assert "Bars: 95 % interval of the mean over draws" in notes["k"]
+
+
+def test_dark_mode_replaces_the_colors_of_text_and_background_only(simulate: Simulate) -> None:
+    store = simulate(("bolt", "cap"), ("A",))
+    heatmap = next(figure for figure in figures(store) if figure.kind == "heatmap")
+    svg = heatmap.files["svg"]
+    dark = style.with_dark_mode(svg)
+    ET.fromstring(dark)
+    start, _, rest = dark.partition(b"<style>")
+    rules, _, rest = rest.partition(b"</style>")
+    assert start + rest == svg
+    assert rules.startswith(b"@media (prefers-color-scheme: dark){")
+    assert f'[style*="fill: {style.BLACK}"]'.encode() in rules
+    assert f"fill: {style.BLACK}".encode() in svg  # the rule concerns something
+    assert b'[style*="fill: #ffffff"]' in rules
+    assert b'[id^="patch_"]' in rules  # white numbers on dark cells of a heat map remain white
+    assert style.with_dark_mode(b"<svg/>") == b"<svg/>"
+
+
+def test_a_histogram_states_the_reached_and_the_target_rate_with_their_decimals(simulate: Simulate) -> None:
+    store = simulate(("bolt",), ("A",), calibrate=0.025)
+    (data,) = prediction_data.collect_figure_data(groups(store.records()), store).values()
+    metrics = {**data.record.metrics, "image_fpr": 0.125}
+    record = replace(data.record, threshold=0.5, metrics=metrics, data_report={"good_scores": {"images": 8}})
+    axes = mpl.figure.Figure().subplots()
+    curve_figures._histogram_panel(axes, replace(data, record=record), 0.0, 0.0)
+    assert "FPR 12.5 %, target 2.5 %" in [text.get_text() for text in axes.texts]

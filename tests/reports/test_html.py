@@ -3,12 +3,8 @@
 import base64
 import io
 import json
-import os
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -20,7 +16,7 @@ import pytest
 from PIL import Image
 
 from bench import registry
-from bench.report import Figure, TableCell
+from bench.report_format import Figure, TableCell
 from bench.reports import html_ as html_report
 from bench.store import Store
 
@@ -157,96 +153,8 @@ def test_example_sheets_are_scaled_down_and_omitted_if_they_are_too_large(monkey
 
 # ---- in a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    "--remote-debugging-pipe",
-)
 
-
-class Browser:
-    """Headless Chromium, controlled over a pipe with the DevTools protocol.
-
-    `errors` contains warnings and errors of its console, and network requests.
-    """
-
-    def __init__(self, profile: Path) -> None:
-        self.errors: list[str] = []
-        self._number, self._buffer, self._session = 0, b"", ""
-        reads, self._out = os.pipe()
-        self._in, writes = os.pipe()
-        line = f'exec "$0" "$@" 3<&{reads} 4>&{writes}'  # Chromium reads from 3 and writes to 4
-        command = ["bash", "-c", line, str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, pass_fds=(reads, writes), stdout=quiet, stderr=quiet)
-        os.close(reads)
-        os.close(writes)
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        os.close(self._in)
-        os.close(self._out)
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and return its result; handle the events that arrive before it."""
-        self._number += 1
-        command = {"id": self._number, "method": method, "params": params}
-        command |= {"sessionId": self._session} if self._session else {}
-        os.write(self._out, json.dumps(command).encode() + b"\0")
-        while (message := self._read()).get("id") != self._number:
-            self._handle_event(message.get("method", ""), message.get("params", {}))
-        assert "error" not in message, message["error"]
-        result: dict[str, Any] = message["result"]
-        return result
-
-    def open(self, path: Path) -> None:
-        """Load a file and wait until it is complete."""
-        self.call("Page.navigate", url=path.as_uri())
-        while self.evaluate("document.readyState") != "complete" or self.evaluate("location.protocol") != "file:":
-            pass
-
-    def evaluate(self, script: str) -> Any:
-        """Return the value of an expression in the page; an error in the page fails the test."""
-        response = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in response, response["exceptionDetails"]
-        return response["result"].get("value")
-
-    def _read(self) -> dict[str, Any]:
-        while b"\0" not in self._buffer:
-            read = os.read(self._in, 1 << 20)
-            assert read, "the browser has terminated"
-            self._buffer += read
-        line, _, self._buffer = self._buffer.partition(b"\0")
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def _handle_event(self, event: str, params: dict[str, Any]) -> None:
-        if event == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(params["exceptionDetails"]))
-        elif event == "Runtime.consoleAPICalled" and params["type"] in {"error", "warning", "assert"}:
-            self.errors.append(json.dumps(params["args"]))
-        elif event == "Log.entryAdded" and params["entry"]["level"] in {"error", "warning"}:
-            self.errors.append(params["entry"]["text"])
-        elif event == "Network.requestWillBeSent":
-            address = params["request"]["url"]
-            self.errors += [] if address.startswith(("file:", "data:", "about:")) else [f"requested {address}"]
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with closing(Browser(tmp_path / "profile")) as instance:
-        yield instance
-
-
-def column(browser: Browser, number: int) -> list[str]:
+def column(browser: Any, number: int) -> list[str]:
     """Return the visible values of a column of the results."""
     rows = "[...document.querySelectorAll('#results tbody tr')].filter(row => !row.hidden)"
     values: list[str] = browser.evaluate(f"{rows}.map(row => row.children[{number}].dataset.value)")
@@ -255,21 +163,24 @@ def column(browser: Browser, number: int) -> list[str]:
 
 @pytest.mark.slow
 def test_the_page_sorts_filters_and_opens_examples_in_a_browser(
-    browser: Browser, simulate: Simulate, tmp_path: Path
+    browser: Any, simulate: Simulate, tmp_path: Path
 ) -> None:
     simulate(("bolt", "cap"), ("A", "B"), (0, 1))
     simulate(("bolt", "cap"), ("A",), (0, 1), title=ODD, name="odd")
     store = simulate(("bolt", "007"), ("A",), protocol="kshot", k=4)
     records = list(store.records())
-    drawn = registry.report_content().draw_figures(records, store, "")
+    rendered_figures = registry.report_content().draw_figures(records, store, "")
     path = tmp_path / "report.html"
-    path.write_text(page(store, drawn), "utf-8")
+    path.write_text(page(store, rendered_figures), "utf-8")
     browser.open(path)
     assert browser.errors == []
     assert browser.evaluate("document.title") == "maskbench"
     decoded = "Promise.all([...document.querySelectorAll('.gallery img')].map(image => image.decode().then(() => 1)))"
-    assert len(browser.evaluate(decoded)) == sum(bool(figure.files) and figure.kind != "examples" for figure in drawn)
+    assert len(browser.evaluate(decoded)) == sum(
+        bool(figure.files) and figure.kind != "examples" for figure in rendered_figures
+    )
     assert not browser.evaluate("document.documentElement.scrollWidth > innerWidth")
+    browser.evaluate("document.getElementById('results').open = true")
     auroc = browser.evaluate(
         "[...document.querySelectorAll('#results thead th')].map(th => th.innerText.trim())"
     ).index("image AUROC")
@@ -320,3 +231,29 @@ def test_the_page_sorts_filters_and_opens_examples_in_a_browser(
     assert re.fullmatch(r"#m[0-9a-f]{10}", link)
     assert browser.evaluate(f"new Promise(done => setTimeout(() => done(document.querySelector('{link}').open), 100))")
     assert browser.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "headings"), [(1400, ("method", "AUPRO@0.3", "latency")), (420, ("method", "image AUROC"))]
+)
+def test_the_first_screen_has_the_main_columns(
+    browser: Any, simulate: Simulate, tmp_path: Path, width: int, headings: tuple[str, ...]
+) -> None:
+    simulate(("bolt", "cap"), ("A", "Masked autoencoder"), (0, 1))
+    store = simulate(("bolt", "cap"), ("A",), (0, 1), limit=20, group_hash="w")
+    path = tmp_path / "report.html"
+    path.write_text(page(store), "utf-8")
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    browser.open(path)
+    assert not browser.evaluate("document.documentElement.scrollWidth > innerWidth")
+    cells = "[...document.querySelectorAll('.overview thead th')]"
+    boxes = f"{cells}.map((cell) => [cell.innerText.trim(), cell.getBoundingClientRect()])"
+    right = dict(browser.evaluate(f"{boxes}.map(([name, box]) => [name.replace(/\\s+/g, ' '), box.right])"))
+    assert all(0 < right[heading] <= width for heading in headings), right
+    assert browser.evaluate("document.querySelector('.overview tbody').getBoundingClientRect().bottom") < 900
+    assert browser.evaluate("document.querySelectorAll('.overview .best').length") == 7
+    # statistics are folded, images are directly below the results
+    assert browser.evaluate("[...document.querySelectorAll('#tables details')].every((each) => !each.open)")
+    sections = browser.evaluate("[...document.querySelectorAll('main > section')].map((each) => each.id)")
+    assert sections[:2] == ["overview", "images"]

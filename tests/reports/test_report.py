@@ -1,5 +1,6 @@
 """Reports of simulated records: which sections appear, that the values are right, and that text is escaped."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from bench import registry
 from bench.cli import app
 from bench.errors import BenchError
 from bench.evaluation.bootstrap import bootstrap, differences, intervals, mean_over_categories
-from bench.evaluation.metric_variants import exact
+from bench.evaluation.metric_variants import exact_metrics
 from bench.evaluation.summary import METRICS
 from bench.record import Predictions, Record
 from bench.reports.parts import prediction_data
@@ -31,12 +32,12 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def save(store: Store, make_record: Callable[..., Record], make_predictions: Callable[..., Predictions]) -> Save:
-    """Return a function of title, category, merit and seed that stores a record with predictions."""
+    """Return a function of title, category, effect_size and seed that stores a record with predictions."""
 
-    def build(title: str, category: str, merit: float, seed: int = 0, **changes: Any) -> Record:
-        predictions = make_predictions([*category.encode(), seed], merit, count=24).rounded("float16")
-        values = {"metrics": exact(predictions), "test_files": list(predictions.files), "seed": seed}
-        names = {"title": title, "name": title.lower(), "category": category, "data_digest": category}
+    def build(title: str, category: str, effect_size: float, seed: int = 0, **changes: Any) -> Record:
+        predictions = make_predictions([*category.encode(), seed], effect_size, count=24).rounded("float16")
+        values = {"metrics": exact_metrics(predictions), "test_files": list(predictions.files), "seed": seed}
+        names = {"title": title, "name": title.lower(), "category": category, "data_hash": category}
         return store.save(make_record(**(names | values | changes)), predictions)
 
     return build
@@ -108,9 +109,9 @@ def test_two_methods_with_the_same_runs_are_compared_in_tables_and_sentences(sto
 
 def test_the_interval_pairs_both_methods_on_the_same_sampled_images(store: Store, save: Save) -> None:
     samples: dict[str, list] = {"A": [], "B": []}
-    for name, merit in (("A", 1.5), ("B", 1.0)):
+    for name, effect_size in (("A", 1.5), ("B", 1.0)):
         for category in CATEGORIES:
-            predictions = store.predictions(save(name, category, merit))
+            predictions = store.predictions(save(name, category, effect_size))
             seed = [0, crc32(category.encode())]
             arguments = (predictions.scores, predictions.is_anomalous, predictions.maps, predictions.masks)
             samples[name].append(bootstrap(*arguments, seed=seed))
@@ -129,9 +130,9 @@ def test_the_same_predictions_under_two_names_do_not_differ(store: Store, save: 
 
 
 def test_three_methods_are_ranked(store: Store, save: Save) -> None:
-    for name, merit in (("A", 3.0), ("B", 1.0), ("C", 0.0)):
+    for name, effect_size in (("A", 3.0), ("B", 1.0), ("C", 0.0)):
         for category in CATEGORIES:
-            save(name, category, merit)
+            save(name, category, effect_size)
     text = rendered(store)
     assert "**Mean ranks (1 is best; critical difference by Nemenyi at 5%)**" in text
     assert rows(text, "critical difference") == [["critical difference", *["1.35"] * 6]]  # 2.343 sqrt(3 * 4 / (6 * 6))
@@ -159,12 +160,12 @@ def test_last_and_best_on_the_test_set_are_never_compared_as_two_methods(store: 
     assert "### Statistics" not in rendered(store)
 
 
-def test_without_predictions_the_interval_is_unknown_and_the_report_says_so(store: Store, save: Save) -> None:
+def test_without_predictions_the_interval_is_unknown_and_the_report_states_it(store: Store, save: Save) -> None:
     for name in "AB":
         for category in CATEGORIES:
             record = save(name, category, 1)
-    place = store.path(record.run, record.data_digest, record.category, record.selection)
-    place.with_suffix(".npz").unlink()
+    path = store.path(record.run, record.data_hash, record.category, record.selection)
+    path.with_suffix(".npz").unlink()
     text = rendered(store)
     assert pair(text, "A − B")[0][2] == "–"
     assert "the variation over test images is unknown" in text
@@ -190,8 +191,8 @@ def test_two_settings_of_one_method_have_unique_names(store: Store, save: Save) 
     save("A", "bolt", 2, group_hash="w", settings={"size": 2})
     save("A", "bolt", 0, name="alias")
     text = rendered(store)
-    assert pair(text, "A [a v] − A [a w]")
-    assert pair(text, "A [a v] − A [alias]")
+    assert pair(text, "A, method=a, width=8 − A, method=a, size=2")
+    assert pair(text, "A, method=a, width=8 − A, method=alias, width=8")
 
 
 def test_the_variation_over_seeds_is_that_of_the_means_over_categories(store: Store, save: Save) -> None:
@@ -226,7 +227,7 @@ def test_each_category_has_an_interval_for_every_metric(store: Store, save: Save
     assert "### Statistics" not in text  # a single method has nothing to compare with
 
 
-def test_pixel_metrics_at_original_resolution_have_no_interval_and_the_report_says_why(
+def test_pixel_metrics_at_original_resolution_have_no_interval_and_the_report_states_why(
     store: Store, save: Save
 ) -> None:
     save("A", "bolt", 1, resolution="original")
@@ -276,7 +277,7 @@ def test_in_a_sweep_each_gap_names_its_point(store: Store, save: Save) -> None:
         for selection, every in (("last", 0), ("oracle", 10)):
             save("A", "bolt", 1, selection=selection, eval_every=every, **point)
     text = rendered(store)
-    section = text[text.index("### Selection gap") : text.index("### A · parts")]
+    section = text[text.index("### Selection gap") : text.index("### A [clusters=2] · parts")]
     assert "**A [clusters=2], mean over seeds**" in section
     assert "**A [clusters=3], mean over seeds**" in section
 
@@ -315,15 +316,29 @@ def test_the_audit_shows_that_the_reference_and_min_max_change_nothing(store: St
         assert all(row[4:] == ["0.00", "0.00"] for row in result)
 
 
+def test_the_audit_is_printed_as_json(store: Store, save: Save) -> None:
+    for category in CATEGORIES[:2]:
+        save("A", category, 1)
+    result = CliRunner().invoke(app.app, ["report", "--audit", "--json", "--runs", str(store.root)])
+    values, text = json.loads(result.stdout), audited(store)
+    assert len(values) > 10
+    for value in values:
+        row = next(row for row in rows(text, value["variant"]) if row[1] == METRICS[value["metric"]])
+        assert row[2:4] == [f"{100 * value['exact']:.2f}", f"{100 * value['value']:.2f}"]
+        assert value["difference"] == value["value"] - value["exact"]
+        assert value["n_categories"] == 2
+        assert (value["name"], value["selection"]) == ("parts/one-for-one/a", "last")
+
+
 def test_the_audit_names_missing_predictions(store: Store, save: Save) -> None:
     record = save("A", "bolt", 1)
-    place = store.path(record.run, record.data_digest, record.category, record.selection)
-    place.with_suffix(".npz").unlink()
+    path = store.path(record.run, record.data_hash, record.category, record.selection)
+    path.with_suffix(".npz").unlink()
     text = audited(store)
     assert "No stored predictions: bolt, seed 0." in text
 
 
-def test_the_audit_uses_bilinear_masks_or_says_that_they_are_not_stored(store: Store, save: Save) -> None:
+def test_the_audit_uses_bilinear_masks_or_states_that_they_are_not_stored(store: Store, save: Save) -> None:
     record = save("A", "bolt", 1)
     assert "No bilinearly resized masks are stored for: bolt, seed 0." in audited(store)
     predictions = store.predictions(record)
@@ -335,12 +350,14 @@ def test_the_audit_uses_bilinear_masks_or_says_that_they_are_not_stored(store: S
     wider = predictions.masks.copy()
     wider[predictions.is_anomalous, 12, 8:14] = True
     (row,) = (row for row in rows(text, "bilinear masks, threshold 0.5") if row[1:2] == ["pixel AP"])
-    value = exact(replace(predictions, masks=wider))["pixel_ap"]
+    value = exact_metrics(replace(predictions, masks=wider))["pixel_ap"]
     assert row[2:4] == [f"{100 * record.metrics['pixel_ap']:.2f}", f"{100 * value:.2f}"]
     assert [row[5] for row in rows(text, "bilinear masks, threshold 1") if len(row) == 6] == ["0.00"] * 4
 
 
-def test_a_variant_that_is_undefined_in_some_category_says_in_how_many_it_is_defined(store: Store, save: Save) -> None:
+def test_a_variant_that_is_undefined_in_some_category_states_in_how_many_it_is_defined(
+    store: Store, save: Save
+) -> None:
     save("A", "bolt", 1)
     record = save("A", "cap", 1)
     predictions = store.predictions(record)
@@ -407,11 +424,11 @@ def test_the_figures_alone_are_a_report(store: Store, save: Save, tmp_path: Path
     assert "Figures are drawn with `--out DIR`." in result.stdout
 
 
-def test_a_report_separates_two_data_sets_of_one_name(store: Store, save: Save) -> None:
+def test_a_report_separates_two_datasets_of_one_name(store: Store, save: Save) -> None:
     save("A", "nut", 1, data_fingerprints={"bolt": "a1", "nut": "a2"}, started="2026-01-01")
     save("A", "bolt", 1, data_fingerprints={"bolt": "b1"}, started="2026-01-02", group_hash="w")
     text = rendered(store)
     assert "## parts (1 of 2) · one-for-one\n" in text
     assert "### A · parts (2 of 2) · one-for-one" in text
-    assert "one of several data sets named parts" in text
+    assert "one of several datasets named parts" in text
     assert len(rows(text, "nut")) == len(rows(text, "bolt")) == 2  # values and intervals, each in its own table

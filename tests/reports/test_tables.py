@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from bench.config.bench_toml import load_config
 from bench.errors import BenchError
 from bench.evaluation.summary import groups
 from bench.record import Record
-from bench.report import TableCell
+from bench.report_format import TableCell
 from bench.reports.parts import ablations, paper_tables, published, published_comparison, tables
 from bench.store import Store
 
@@ -34,7 +35,7 @@ def record(make_record: MakeRecord) -> MakeRecord:
         method = {"name": "aminet_jitter", "method": "aminet", "title": "AMI-Net‡", "settings": {"jitter": True}}
         values = {"dataset": "mvtec", "synthetic": False, "epoch": 300, "preprocessing": {}, "environment": {}}
         values |= {"metrics": {"image_auroc": image / 100, "pixel_auroc": pixel / 100}, "seed": seed}
-        values |= {"category": category, "data_digest": category, "started": "", "command": ""}
+        values |= {"category": category, "data_hash": category, "started": "", "command": ""}
         values |= {"eval_every": 10} if changes.get("selection") == "oracle" else {}
         return make_record(**(method | values | changes))
 
@@ -48,8 +49,10 @@ def published_records(record: MakeRecord) -> Callable[..., list[Record]]:
     def build(offset: float = 0.0, **changes: Any) -> list[Record]:
         name = published.published_name(record("bottle", 0, 0, **changes).run)
         return [
-            record(category, float(printed["image"]) - offset, float(printed["pixel"]) - offset, **changes)
-            for (method, _, category), printed in published.printed_values(published.TABLES["1"].file).items()
+            record(
+                category, float(published_value["image"]) - offset, float(published_value["pixel"]) - offset, **changes
+            )
+            for (method, _, category), published_value in published.printed_values(published.TABLES["1"].file).items()
             if method == name and category not in published.AVERAGES
         ]
 
@@ -91,23 +94,23 @@ def first_table(number: str, records: list[Record]) -> dict[str, dict[str, list[
 @pytest.mark.parametrize(
     "row", published.published_rows("average_checks.csv"), ids=lambda row: f"{row['table']}-{row['method']}"
 )
-def test_each_printed_average_relates_to_its_rows_as_the_check_says(row: dict[str, str]) -> None:
+def test_each_printed_average_relates_to_its_rows_as_the_check_states(row: dict[str, str]) -> None:
     file = next(table.file for table in published.TABLES.values() if table.number == row["table"])
     values = published.printed_values(file)
-    printed = values[row["method"], 0, row["average"]][row["level"]]
+    published_value = values[row["method"], 0, row["average"]][row["level"]]
     row_values = [
         values[row["method"], 0, name][row["level"]] for name in published.averaged_categories(row["average"], file)
     ]
-    assert printed == row["printed"]
+    assert published_value == row["printed"]
     if not all(row_values):
         assert row["status"] == "rows_missing"
         return
     mean = sum(map(float, row_values)) / len(row_values)
     assert f"{mean:.3f}" == row["mean_of_printed_rows"]
-    if not printed:
+    if not published_value:
         assert row["status"] == "printed_missing"
         return
-    difference = abs(float(printed) - mean)
+    difference = abs(float(published_value) - mean)
     assert row["status"] == ("ok" if difference < 0.0501 else "rounding_0.1" if difference < 0.1 else "MISMATCH")
 
 
@@ -151,9 +154,9 @@ def test_the_errata_of_the_published_tables_are_notes_and_not_corrected() -> Non
 def test_published_values_last_epochs_and_oracle_epochs_are_ranked_separately(published_records: MakeRecords) -> None:
     both = [*published_records(5), *published_records(1, selection="oracle"), *published_records(3, **PATCHCORE)]
     result = first_table("1", both)["bottle"]
-    printed, last, oracle = result["AMI-Net‡"]
+    published_value, last, oracle = result["AMI-Net‡"]
     assert [run.text for run in last.runs] == ["95.0", "93.8"]
-    assert [(run.bold, run.underlined) for run in printed.runs] == [(True, False), (False, True)]
+    assert [(run.bold, run.underlined) for run in published_value.runs] == [(True, False), (False, True)]
     assert [(run.bold, run.underlined) for run in last.runs] == [(False, True), (False, True)]
     assert not any(run.bold or run.underlined for run in oracle.runs)  # the only one of its kind
     assert result["PatchCore"][1].runs[0].bold
@@ -215,12 +218,14 @@ def test_missing_runs_have_a_command(record: MakeRecord, published_records: Make
     ]
 
 
-def test_a_sweep_is_no_column_of_a_published_table(record: MakeRecord, published_records: MakeRecords) -> None:
-    swept = record("bottle", 50, 50, settings={"jitter": True, "clusters": 2}, sweep_keys=["clusters"], group_hash="w")
-    assert len(first_table("1", [*published_records(), swept])["bottle"]["AMI-Net‡"]) == 2
+def test_a_sweep_is_not_a_column_of_a_published_table(record: MakeRecord, published_records: MakeRecords) -> None:
+    swept_record = record(
+        "bottle", 50, 50, settings={"jitter": True, "clusters": 2}, sweep_keys=["clusters"], group_hash="w"
+    )
+    assert len(first_table("1", [*published_records(), swept_record])["bottle"]["AMI-Net‡"]) == 2
 
 
-def test_another_data_set_has_the_same_table(tmp_path: Path, record: MakeRecord) -> None:
+def test_another_dataset_has_the_same_table(tmp_path: Path, record: MakeRecord) -> None:
     store = save_records(tmp_path, [record(name, 90, 80, dataset="parts") for name in ("bolt", "nut")])
     text = render("markdown", list(store.records()), store)
     assert "**By category: measured, last epoch**" in text
@@ -232,7 +237,8 @@ def test_another_data_set_has_the_same_table(tmp_path: Path, record: MakeRecord)
 
 def checks_of(records: list[Record], number: str = "1") -> list[published_comparison.Check]:
     columns = paper_tables.method_columns(groups(records))
-    return list(published_comparison.published_checks(published.TABLES[number], columns))
+    table = published.TABLES[number]
+    return list(published_comparison.published_checks(table, paper_tables.published_table_rows(table), columns))
 
 
 def test_the_tolerance_is_half_a_point_for_a_category_and_a_tenth_for_the_mean(published_records: MakeRecords) -> None:
@@ -306,26 +312,47 @@ def test_the_exit_code_of_verify_states_whether_all_values_agree(
     assert "There are no published values for parts · one-for-one." in text
 
 
+def test_verify_prints_the_checks_as_json(tmp_path: Path, record: MakeRecord, published_records: MakeRecords) -> None:
+    far = save_records(tmp_path / "far", published_records(0.9, selection="oracle"))
+    code, text = run_report("--verify", "--table", "1", "--json", store=far)
+    assert code == 1
+    result = json.loads(text)
+    assert result["agrees"] is False
+    (bottle,) = (
+        check
+        for check in result["checks"]
+        if (check["category"], check["metric"]) == ("bottle", "image_auroc") and check["agrees"] is not None
+    )
+    assert bottle["expected_percent"] == 100.0
+    assert bottle["measured_percent"] == 99.1
+    assert bottle["difference_points"] == -0.9
+    assert bottle["tolerance_points"] == 0.5
+    assert bottle["agrees"] is False
+    nothing = save_records(tmp_path / "none", [record("bolt", 90, 90, dataset="parts")])
+    code, text = run_report("--verify", "--json", store=nothing)
+    assert (code, json.loads(text)) == (2, {"agrees": None, "checks": []})
+
+
 def test_verify_against_an_earlier_csv_finds_the_changed_record(tmp_path: Path, record: MakeRecord) -> None:
     before = save_records(tmp_path / "before", [record("bolt", 90, 80), record("nut", 70, 80), record("cap", 60, 80)])
     code, _ = run_report("--format", "csv", "--out", str(tmp_path), store=before)
     assert code == 0
-    earlier = ("--verify", "--against", str(tmp_path / "report.csv"))
-    assert run_report(*earlier, store=before)[0] == 0
+    previous = ("--verify", "--against", str(tmp_path / "report.csv"))
+    assert run_report(*previous, store=before)[0] == 0
     now = save_records(tmp_path / "now", [record("bolt", 90.4, 80), record("nut", 70.6, 80)])
-    code, text = run_report(*earlier, store=now)
+    code, text = run_report(*previous, store=now)
     assert code == 1
     assert "Result of 6 rows: agrees: 3, differs: 1, not verified: 2." in text
     assert "no such run" in text
 
 
-def test_verify_refuses_files_that_are_no_earlier_report(tmp_path: Path, record: MakeRecord) -> None:
+def test_verify_rejects_files_that_are_not_an_earlier_report(tmp_path: Path, record: MakeRecord) -> None:
     store = save_records(tmp_path / "runs", [record("bolt", 90, 80)])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n", "utf-8")
     assert "lacks dataset, protocol" in run_report("--verify", "--against", str(tmp_path / "other.csv"), store=store)[1]
     assert "cannot be read" in run_report("--verify", "--against", str(tmp_path / "none.csv"), store=store)[1]
-    earlier = render("csv", list(store.records()), store)
-    (tmp_path / "comma.csv").write_text(earlier.replace(",0.9,", ',"0,9",'), "utf-8")
+    previous = render("csv", list(store.records()), store)
+    (tmp_path / "comma.csv").write_text(previous.replace(",0.9,", ',"0,9",'), "utf-8")
     code, text = run_report("--verify", "--against", str(tmp_path / "comma.csv"), store=store)
     assert (code, "has '0,9' as metrics.image_auroc" in text) == (2, True)
     assert "Add --verify" in run_report("--against", "x.csv", store=store)[1]
@@ -411,6 +438,16 @@ def test_figure_9_has_a_table_per_setting_that_differs_alone(tmp_path: Path, rec
     "option",
     [{"calibrate": 0.1}, {"limit": 5}, {"precision": "bfloat16"}, {"resolution": "original"}, {"compile": True}],
 )
-def test_runs_that_differ_in_an_option_only_are_no_ablation(option: dict[str, object], record: MakeRecord) -> None:
+def test_runs_that_differ_in_an_option_only_are_not_an_ablation(option: dict[str, object], record: MakeRecord) -> None:
     records = [record("bottle", 90, 80, group_hash="1"), record("bottle", 80, 80, group_hash="2", **option)]
     assert ablations.ablation_tables(groups(records)) == []
+
+
+def test_published_columns_that_were_selected_on_the_test_set_are_marked(published_records) -> None:
+    records = published_records(name="patchcore", method="patchcore", title="PatchCore")
+    table = published_comparison.compare_with_published(published.TABLES["2"], groups(records)).blocks[0]
+    notes = {cell.text: cell.notes for cell in table.header}
+    assert notes["CFA"] == (published.SELECTED_ON_TEST_SET["CFA"],)
+    assert notes["SPADE"] == ()
+    printed = {method for each in published.TABLES.values() for method, _, _ in published.printed_values(each.file)}
+    assert published.SELECTED_ON_TEST_SET.keys() <= printed

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.report import Figure, Report, Section, Table, TableCell
+from bench.report_format import Figure, Report, Section, Table, TableCell
 from bench.reports import latex, markdown
 
 SPECIAL = (
@@ -86,6 +86,6 @@ def test_the_latex_compiles_with_any_name_and_many_figures(tmp_path: Path, *, ma
     text = latex.render(report_of("", sheets) if many else special_report())
     (tmp_path / "page.tex").write_text(text, "utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "page.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout.decode("utf-8", "replace")[-2000:]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert result.returncode == 0, result.stdout.decode("utf-8", "replace")[-2000:]
     assert (tmp_path / "page.pdf").is_file()

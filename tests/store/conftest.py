@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.record import Predictions, Record, Run
-from bench.store import Store
+from bench.store import SEQUENCE_FILE, Store
 
 
 @pytest.fixture
@@ -61,5 +61,5 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def file_names(store: Store) -> Callable[[], list[str]]:
-    """Return a function that returns the names of all files of the store, sorted."""
-    return lambda: sorted(path.name for path in store.root.rglob("*") if path.is_file())
+    """Return a function that returns the names of all files of the store except its sequence number, sorted."""
+    return lambda: sorted(path.name for path in store.root.rglob("*") if path.is_file() and path.name != SEQUENCE_FILE)

@@ -1,6 +1,7 @@
 """Failed and interrupted writes: no result is stored in part, and old results stay unchanged."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from bench.errors import BenchError
 from bench.record import Record, Run
-from bench.store import Store
+from bench.store import Store, read_verified
 
 
 def test_a_file_with_the_name_of_the_folder_is_a_clear_error(tmp_path: Path, run: Run, record: Record, predict) -> None:
@@ -43,10 +44,10 @@ def test_a_record_with_invalid_values_writes_no_file(store: Store, record: Recor
     assert not store.root.exists()
 
 
-@pytest.mark.parametrize("name", ["../best", "a/b", "/best"])
+@pytest.mark.parametrize("name", ["../best", "a/b", "/best", "", ".best", "a\nb", "a\0b", "x" * 61, "\udcff"])
 def test_the_name_of_a_picture_cannot_be_a_path(store: Store, record: Record, predict, name: str) -> None:
-    with pytest.raises(BenchError, match="A picture's name must be valid in a file name"):
-        store.save(record, predict(), views={name: np.zeros((2, 2), np.uint8)})
+    with pytest.raises(BenchError, match="A picture's name must consist of"):
+        store.save(record, predict(), pictures={name: np.zeros((2, 2), np.uint8)})
 
 
 @pytest.mark.parametrize("failing", range(3))
@@ -81,7 +82,7 @@ def test_a_result_that_cannot_be_written_is_saved_elsewhere_and_the_error_states
 
     monkeypatch.setattr(os, "fsync", raise_disk_full)
     with pytest.raises(BenchError, match="No space left on device") as error:
-        store.save(record, predict(1), views={"best.image": np.zeros((2, 2), np.uint8)}, model=b"new")
+        store.save(record, predict(1), pictures={"best.image": np.zeros((2, 2), np.uint8)}, model=b"new")
     (elsewhere,) = tmp_path.glob("maskbench-*")
     assert f"This result is saved in {elsewhere}: copy its content into {store.root}." in str(error.value)
     monkeypatch.undo()
@@ -89,7 +90,7 @@ def test_a_result_that_cannot_be_written_is_saved_elsewhere_and_the_error_states
     (stored,) = store.records()
     assert stored.metrics == record.metrics
     assert are_equal(store.predictions(stored), predict(1).rounded("float16"))
-    assert store.views(stored)
+    assert store.pictures(stored)
 
 
 def test_too_little_space_and_a_read_only_folder_are_errors_before_a_fit(
@@ -118,18 +119,122 @@ def test_two_writers_of_one_record_leave_the_files_of_one_of_them(
     assert file_names() == ["bolt.json", "bolt.npz"]
 
 
-def test_old_temporary_files_of_a_killed_process_are_removed(store: Store, run: Run, record: Record, predict) -> None:
+WRITE_AND_WAIT = """
+import os, sys, time
+from pathlib import Path
+from bench.files import write_files
+
+os.fsync = lambda file: (print("written", flush=True), time.sleep(1000))
+write_files({Path(sys.argv[1]): b"half"})
+"""
+
+
+@pytest.mark.parametrize("sweep", ["the next save in the folder", "the next run with this store"])
+def test_a_temporary_file_is_removed_by_the_next_call_that_finds_it_only_if_its_process_has_ended(
+    store: Store, run: Run, record: Record, predict, sweep: str, file_names
+) -> None:
+    store.save(record, predict())
+    target = store.path(run, "d1", "of another record", "last")
+    foreign = target.with_name(".half.0123456789ab.tmp")
+    foreign.write_text("of another program")
+
+    def save_or_check() -> None:
+        if sweep == "the next save in the folder":
+            store.save(record, predict())
+        else:
+            store.check_writable()
+
+    with subprocess.Popen([sys.executable, "-c", WRITE_AND_WAIT, str(target)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        save_or_check()
+        assert sum(name.endswith(".maskbench-tmp") for name in file_names()) == 1
+        process.kill()
+    save_or_check()
+    assert file_names() == [foreign.name, "bolt.json", "bolt.npz"]
+
+
+def test_on_a_file_system_without_locks_a_temporary_file_is_removed_when_it_is_old(
+    store: Store, run: Run, record: Record, predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_no_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", raise_no_locks)
     store.save(record, predict())
     folder = store.path(run, "d1", "bolt", "last").parent
-    old, recent, of_another_record = folder / ".bolt.npz.dead", folder / ".bolt.json.busy", folder / ".tile.npz.dead"
-    for path in (old, recent, of_another_record):
+    old, recent = (folder / f".bolt.npz.{digit * 12}.maskbench-tmp" for digit in "01")
+    for path in (old, recent):
         path.write_bytes(b"half")
-    for path in (old, of_another_record):
-        os.utime(path, (0, 0))
+    os.utime(old, (0, 0))
     store.save(record, predict())
     assert not old.exists()
     assert recent.exists()
-    assert of_another_record.exists()
+
+
+def test_a_new_result_removes_the_files_that_only_the_old_one_had(
+    store: Store, record: Record, predict, file_names
+) -> None:
+    pictures = {name: np.zeros((2, 2), np.uint8) for name in ("best.image", "good.image")}
+    store.save(record, predict(), pictures=pictures, model=b"model")
+    store.save(record, predict(), pictures={"good.image": pictures["good.image"]})
+    assert file_names() == ["bolt.json", "bolt.npz", "good.image.png"]
+
+
+OPERATIONS = [
+    *((os, name) for name in ("open", "fsync", "fstat", "stat", "scandir", "listdir")),
+    *(
+        (Path, name)
+        for name in ("open", "mkdir", "replace", "unlink", "iterdir", "stat", "read_text", "write_text", "touch")
+    ),
+    (fcntl, "flock"),
+]
+
+
+@pytest.mark.parametrize("owner, name", OPERATIONS, ids=lambda value: getattr(value, "__name__", value))  # noqa: PT006
+def test_whichever_file_operation_of_a_save_fails_a_complete_result_or_a_clear_error_remains(
+    store: Store, record: Record, predict, monkeypatch: pytest.MonkeyPatch, owner, name: str, are_equal, file_names
+) -> None:
+    """Let the first, the second, ... call of one operation fail, until a save has no more such calls."""
+    picture = {"best.image": np.zeros((2, 2), np.uint8)}
+    operation = getattr(owner, name)
+    for failing in range(100):
+        old = store.save(record, predict(0), pictures=picture, model=b"old")
+        count = 0
+
+        def fail_once(*arguments, failing=failing, **options):
+            nonlocal count
+            count += 1
+            if count == failing + 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), "disk")
+            return operation(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, fail_once)
+        saved, message = None, ""
+        try:
+            saved = store.save(replace(record, epoch=7), predict(1), pictures=picture, model=b"new")
+        except BenchError as error:
+            message = str(error)
+        monkeypatch.setattr(owner, name, operation)
+        if saved is None:
+            assert "Input/output error" in message
+            assert "This result is saved in" in message or "this result is lost" in message
+        stored = list(store.records())
+        assert stored in ([old], [saved], [])
+        for each in stored:
+            seed, model = (0, b"old") if each == old else (1, b"new")
+            assert are_equal(store.predictions(each), predict(seed).rounded("float16"))
+            assert (
+                read_verified(store.path_of(each).with_suffix(".safetensors"), each.artifacts["model_sha256"]) == model
+            )
+            assert list(store.pictures(each)) == ["best.image"]
+        if count <= failing:
+            assert stored == [saved]
+            break
+        store.check_writable()
+        assert not any(file.endswith(".maskbench-tmp") for file in file_names())
+    else:
+        pytest.fail("a save has too many file operations")
 
 
 @pytest.mark.parametrize("renames", range(3))

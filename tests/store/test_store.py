@@ -1,6 +1,8 @@
 """The store: results are read back bit for bit, and broken files are skipped."""
 
+import errno
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 
 from bench.errors import BenchError
 from bench.identity import run_hash
-from bench.record import SCHEMA, Maps, Record, Run
+from bench.record import SCHEMA, MapPrecision, Record, Run
 from bench.store import Store
 
 # ---- paths
@@ -28,24 +30,26 @@ def test_a_path_has_the_fields_of_the_run(store: Store, run: Run) -> None:
 
 def test_the_files_of_a_record_are_in_its_folder(store: Store, record: Record, predict) -> None:
     picture = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    store.save(record, predict(), views={"best.map": picture, "good.image": np.dstack([picture] * 3)}, model=b"weights")
+    saved = store.save(
+        record, predict(), pictures={"best.map": picture, "good.image": np.dstack([picture] * 3)}, model=b"weights"
+    )
     folder = store.path_of(record).parent
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
         "bolt.json",
         "bolt.npz",
         "bolt.safetensors",
-        "views/bolt/best.map.png",
-        "views/bolt/good.image.png",
+        "pictures/bolt/best.map.png",
+        "pictures/bolt/good.image.png",
     ]
-    views = store.views(record)
-    assert list(views) == ["best.map", "good.image"]
-    assert np.array_equal(np.asarray(Image.open(views["best.map"]).copy()), picture)
+    pictures = store.pictures(saved)
+    assert list(pictures) == ["best.map", "good.image"]
+    assert np.array_equal(np.asarray(Image.open(pictures["best.map"]).copy()), picture)
     assert (folder / "bolt.safetensors").read_bytes() == b"weights"
 
 
 def test_a_dot_in_a_categorys_name_is_part_of_it(store: Store, record: Record, predict, file_names) -> None:
     for category in ("v1.2", "v1.3"):
-        store.save(replace(record, category=category), predict(), views={"good.image": np.zeros((2, 2), np.uint8)})
+        store.save(replace(record, category=category), predict(), pictures={"good.image": np.zeros((2, 2), np.uint8)})
     assert [record.category for record in store.records()] == ["v1.2", "v1.3"]
     assert file_names() == ["good.image.png"] * 2 + ["v1.2.json", "v1.2.npz", "v1.3.json", "v1.3.npz"]
 
@@ -53,13 +57,13 @@ def test_a_dot_in_a_categorys_name_is_part_of_it(store: Store, record: Record, p
 def test_last_and_oracle_have_separate_records_predictions_and_pictures(
     store: Store, run: Run, record: Record, predict, are_equal
 ) -> None:
-    last = store.save(record, predict(0), views={"best.map": np.zeros((2, 2), np.uint8)})
+    last = store.save(record, predict(0), pictures={"best.map": np.zeros((2, 2), np.uint8)})
     oracle = store.save(replace(record, selection="oracle", eval_every=10), predict(1))
     assert store.get(run, "d1", "bolt", "last") == last
     assert store.get(run, "d1", "bolt", "oracle") == oracle
     assert not are_equal(store.predictions(last), store.predictions(oracle))
-    assert list(store.views(last)) == ["best.map"]
-    assert store.views(oracle) == {}
+    assert list(store.pictures(last)) == ["best.map"]
+    assert store.pictures(oracle) == {}
 
 
 # ---- save and get
@@ -84,24 +88,26 @@ def test_a_failed_record_has_no_predictions(store: Store, run: Run, record: Reco
 
 
 def test_save_adds_to_the_artifacts_of_a_record(store: Store, record: Record, predict) -> None:
-    saved = store.save(replace(record, artifacts={"views": {"best": "crack/0.png"}}), predict())
-    assert saved.artifacts.keys() == {"views", "maps", "sha256", "model"}
-    assert (saved.artifacts["views"], saved.artifacts["maps"]) == ({"best": "crack/0.png"}, "float16")
+    saved = store.save(replace(record, artifacts={"pictures": {"best": "crack/0.png"}}), predict())
+    assert saved.artifacts.keys() == {"pictures", "map_precision", "sha256", "model"}
+    assert (saved.artifacts["pictures"], saved.artifacts["map_precision"]) == ({"best": "crack/0.png"}, "float16")
 
 
 @pytest.mark.parametrize("maps", ["float16", "float32", "none"])
-def test_predictions_are_read_back_bit_for_bit(store: Store, record: Record, predict, maps: Maps, are_equal) -> None:
-    saved = store.save(record, predict().rounded(maps), maps=maps)
+def test_predictions_are_read_back_bit_for_bit(
+    store: Store, record: Record, predict, maps: MapPrecision, are_equal
+) -> None:
+    saved = store.save(record, predict().rounded(maps), map_precision=maps)
     stored = store.predictions(saved)
     expected = predict().rounded(maps) if maps != "none" else replace(predict(), maps=None)
     assert are_equal(stored, expected)
     assert (stored.scores.dtype, stored.masks.dtype, stored.has_pixel_labels.dtype) == (np.float64, np.bool_, np.bool_)
-    assert saved.artifacts["maps"] == maps
+    assert saved.artifacts["map_precision"] == maps
 
 
 def test_artifacts_state_that_there_are_no_maps(store: Store, record: Record, predict) -> None:
-    saved = store.save(record, predict(maps=False), maps="float16")
-    assert saved.artifacts["maps"] == "none"
+    saved = store.save(record, predict(maps=False), map_precision="float16")
+    assert saved.artifacts["map_precision"] == "none"
     assert store.predictions(saved).maps is None
 
 
@@ -154,7 +160,7 @@ def test_a_frame_has_one_row_per_record_and_one_column_per_value(store: Store, r
     assert frame["settings.lr"].tolist() == [1e-3, 1e-3]
     assert frame["metrics.image_auroc"].tolist()[0] == 0.5
     assert frame["metrics.image_auroc"].isna().tolist() == [False, True]
-    assert frame["artifacts.maps"].tolist()[0] == "float16"
+    assert frame["artifacts.map_precision"].tolist()[0] == "float16"
 
 
 # ---- broken files
@@ -192,9 +198,8 @@ def test_a_record_whose_fields_do_not_fit_its_path_is_skipped(
 ) -> None:
     store.save(record, predict())
     path = store.path(run, "d1", "bolt", "last")
-    text = path.read_text("utf-8")
-    path.with_name("tile.json").write_text(text, "utf-8")
-    path.write_text(text.replace("0.001", "0.002"), "utf-8")
+    path.with_name("tile.json").write_text(path.read_text("utf-8"), "utf-8")
+    path.write_text(replace(record, run=replace(run, settings={"lr": 2e-3})).to_json(), "utf-8")
     assert list(store.records()) == []
     for name in ("bolt.json", "tile.json"):
         assert f"{path.with_name(name)} is skipped: its fields do not belong to its path. Remove it." in caplog.messages
@@ -220,9 +225,48 @@ def test_predictions_that_are_not_those_of_the_record_are_an_error(
     assert are_equal(store.predictions(other), predict(1).rounded("float16"))
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+def test_a_file_whose_reading_would_never_end_is_skipped(
+    store: Store, record: Record, predict, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    store.save(record, predict())
+    file = store.root / "other.json"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.touch()
+        os.truncate(file, 50 * 10**9)
+    assert len(list(store.records())) == 1
+    assert f"{file} is skipped" in caplog.text
+    packed = store.path_of(record).with_suffix(".npz")
+    packed.unlink()
+    packed.symlink_to("/dev/zero")
+    with pytest.raises(BenchError, match="cannot be read"):
+        store.predictions(next(store.records()))
+
+
 def test_other_json_files_are_skipped(store: Store, record: Record, predict, caplog: pytest.LogCaptureFixture) -> None:
     saved = store.save(record, predict())
     (store.root / "notes.json").write_text('{"my": "notes"}')
     (store.root / "real" / "folder.json").mkdir()
     assert list(store.records()) == [saved]
     assert any("notes.json is skipped" in message for message in caplog.messages)
+
+
+def test_a_folder_that_cannot_be_read_is_skipped_with_a_warning(
+    store: Store, run: Run, record: Record, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(record, None)
+    other = store.save(replace(record, run=replace(run, seed=3)), None)
+    hidden, scan = store.path_of(record).parent, os.scandir
+
+    def scan_or_fail(folder: str) -> object:  # permissions do not stop root
+        if Path(folder) == hidden:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scan_or_fail)
+    assert list(store.records()) == [other]
+    assert caplog.messages == [f"{hidden} is skipped: Permission denied. Make it readable."]
