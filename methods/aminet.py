@@ -71,7 +71,7 @@ from bench.training import TrainingStep
 
 from .parts import inpainting
 from .parts.backbone import Backbone, channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.decoder import Decoder
 from .parts.features import MEMORY_BUDGET, FrozenFeatures, fused_patches
@@ -154,7 +154,8 @@ class Settings:
         check_setting(0 <= self.test_ratio < 1, self, "test_ratio", "must be in [0, 1)")
         check_at_least(1, self, "patch", "width", "heads", "depth", "aggregation_depth", "clusters", "epochs")
         check_at_least(1, self, "batch_size", "test_cell")
-        check_at_least(0, self, "lr", "jitter_scale", "weight_decay", "smoothing", "decoder_epochs")
+        check_at_least(0, self, "lr", "jitter_scale", "weight_decay", "decoder_epochs")
+        check_smoothing(self)
 
 
 class AMINet(Method):

@@ -59,7 +59,7 @@ from bench.errors import BenchError
 from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import gaussian_filter, image_score, upsample
@@ -123,7 +123,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "latent", "stride", "samples_per_epoch", "epochs", "batch_size", "downsample")
-        check_at_least(0, self, "lr", "weight_decay", "smoothing")
+        check_at_least(0, self, "lr", "weight_decay")
+        check_smoothing(self)
         # patches must cover the image
         check_setting(self.stride <= self.patch, self, "stride", f"must be at most the patch, {self.patch}")
         check_setting(0 <= self.rotation <= 180, self, "rotation", "must be in [0, 180] degrees")

@@ -55,7 +55,7 @@ from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
 from .parts.bank import MemoryBank, nearest_neighbors
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import gaussian_filter, image_score, upsample
@@ -106,7 +106,8 @@ class Settings:
     def __post_init__(self) -> None:
         counts = ("descriptor_reduction", "memory_reduction", "n_neighbors", "n_hard_negatives", "epochs", "batch_size")
         check_at_least(1, self, *counts)
-        check_at_least(0, self, "margin", "lr", "weight_decay", "smoothing")
+        check_at_least(0, self, "margin", "lr", "weight_decay")
+        check_smoothing(self)
         check_setting(self.loss_weight > 0, self, "loss_weight", "must be > 0")
         check_setting(self.radius > 0, self, "radius", "must be > 0, so that it has a gradient")
 

@@ -52,7 +52,7 @@ from bench.method import Images, Info, Method, Prediction, Preprocessing, Progre
 from bench.training import TrainingStep
 
 from .parts.backbone import channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.differentiable_features import ALEXNET, AlexNet, PooledFeatures, find_feature_weights
 from .parts.features import FrozenFeatures
 from .parts.flows import CouplingBlock, Flow, negative_log_likelihood
@@ -125,7 +125,8 @@ class Settings:
             "map_transforms",
         )
         check_at_least(1, self, *counts)
-        check_at_least(0, self, "stage", "lr", "eps", "weight_decay", "map_smoothing", "train_rotations")
+        check_at_least(0, self, "stage", "lr", "eps", "weight_decay", "train_rotations")
+        check_smoothing(self, "map_smoothing")
         is_enough = self.train_rotations == 0 or self.train_rotations >= self.transforms
         check_setting(is_enough, self, "train_rotations", f"must be 0 or >= transforms = {self.transforms}")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.method import Images, Method, Prediction, Progress
 
-from .parts.checks import check_at_least, check_image_size
+from .parts.checks import check_image_size, check_smoothing
 from .parts.maps import gaussian_filter, image_score
 
 TITLE = "Mean map (baseline)"
@@ -20,7 +20,7 @@ class Settings:
     smoothing: float = 2.0  # sigma of the Gaussian over the map, in pixels
 
     def __post_init__(self) -> None:
-        check_at_least(0, self, "smoothing")
+        check_smoothing(self)
 
 
 class MeanMap(Method):

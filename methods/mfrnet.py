@@ -46,7 +46,7 @@ from bench.method import Images, Info, Method, Prediction, Preprocessing, Progre
 from bench.training import TrainingStep, check_finite
 
 from .parts.backbone import Backbone, channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.features import MEMORY_BUDGET, FrozenFeatures, fuse
 from .parts.maps import Score, gaussian_filter, image_score, upsample
 from .parts.masks import complementary_masks
@@ -122,7 +122,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "stride", "depth", "head_width", "epochs", "batch_size", "patience")
-        check_at_least(0, self, "decoder_depth", "min_relative_std", "structure_weight", "smoothing")
+        check_at_least(0, self, "decoder_depth", "min_relative_std", "structure_weight")
+        check_smoothing(self)
         check_at_least(0, self, "lr", "weight_decay")
         for name in ("cell_sizes", "widths", "pools"):
             values = getattr(self, name)

@@ -46,7 +46,7 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.cloner import Cloner, guided_relu
 from .parts.differentiable_features import differentiable_stages
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
@@ -103,7 +103,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "epochs", "batch_size", "smooth_samples", "downsample", "score_stages")
-        check_at_least(0, self, "lr", "width", "mse_weight", "smooth_noise", "smoothing")
+        check_at_least(0, self, "lr", "width", "mse_weight", "smooth_noise")
+        check_smoothing(self)
         n_stages = len(self.stages)
         check_setting(self.score_stages <= n_stages, self, "score_stages", f"must be at most the {n_stages} stages")
 

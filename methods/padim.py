@@ -43,7 +43,7 @@ from bench.errors import BenchError
 from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 
 from .parts.backbone import Backbone, channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.gaussians import GaussianEstimator, mahalanobis_distance, whitening
 from .parts.maps import gaussian_filter, image_score, upsample
 
@@ -76,7 +76,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "dimensions")
-        check_at_least(0, self, "smoothing")
+        check_smoothing(self)
         check_setting(
             self.regularization > 0, self, "regularization", "must be > 0, so that covariances are invertible"
         )

@@ -43,7 +43,7 @@ from bench.method import Images, Info, Method, Prediction, Preprocessing, Progre
 
 from .parts.backbone import Backbone, channels_and_strides
 from .parts.bank import MemoryBank, nearest_neighbors
-from .parts.checks import check_at_least, check_setting
+from .parts.checks import check_at_least, check_setting, check_smoothing
 from .parts.locally_aware import locally_aware
 from .parts.maps import gaussian_filter, upsample
 
@@ -95,7 +95,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "pretrain_dim", "target_dim", "n_starting_points", "n_neighbors")
-        check_at_least(0, self, "smoothing")
+        check_smoothing(self)
         check_setting(0 < self.coreset <= 1, self, "coreset", "must be in (0, 1]")
         check_setting(self.patch > 0 and self.patch % 2 == 1, self, "patch", "must be an odd integer >= 1")
         check_setting(self.projection is None or self.projection >= 1, self, "projection", "must be >= 1 or None")

@@ -47,7 +47,7 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.maps import gaussian_filter, image_score, upsample
@@ -98,7 +98,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "bottleneck_blocks", "width_divisor", "epochs", "batch_size")
-        check_at_least(0, self, "lr", "smoothing")
+        check_at_least(0, self, "lr")
+        check_smoothing(self)
         check_setting(len(self.stages) == 3, self, "stages", "must be three stages")
         is_valid = len(self.decoder_blocks) == 3 and min(self.decoder_blocks) >= 1
         check_setting(is_valid, self, "decoder_blocks", "must be three integers >= 1")

@@ -59,7 +59,7 @@ from bench.training import TrainingStep
 from bench.weights import find_weights
 
 from .parts.backbone import channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.gaussians import GaussianEstimator, mahalanobis_distance, whitening
 from .parts.maps import gaussian_filter, image_score, upsample
@@ -125,7 +125,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "n_references")
-        check_at_least(0, self, "pretrain_epochs", "lr", "momentum", "smoothing")
+        check_at_least(0, self, "pretrain_epochs", "lr", "momentum")
+        check_smoothing(self)
         check_setting(
             self.regularization > 0, self, "regularization", "must be > 0, so that covariances are invertible"
         )

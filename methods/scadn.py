@@ -48,7 +48,7 @@ from bench.errors import BenchError
 from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.inference_batches import convolution_format, passes_per_batch
 from .parts.inpainting_gan import Discriminator, Generator
@@ -98,7 +98,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "width", "blocks", "epochs", "batch_size", "downsample")
-        check_at_least(0, self, "masked_weight", "adversarial_weight", "lr", "lr_discriminator", "smoothing")
+        check_at_least(0, self, "masked_weight", "adversarial_weight", "lr", "lr_discriminator")
+        check_smoothing(self)
         is_valid = bool(self.scales) and min(self.scales) >= 0
         check_setting(is_valid, self, "scales", "must be one or more integers >= 0")
 

@@ -48,7 +48,7 @@ from bench.method import Images, Method, Prediction, Preprocessing, Progress, Se
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.locally_aware import locally_aware
@@ -107,7 +107,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "pretrain_dim", "target_dim", "hidden", "epochs", "batch_size")
-        check_at_least(0, self, "margin", "adaptor_lr", "discriminator_lr", "smoothing")
+        check_at_least(0, self, "margin", "adaptor_lr", "discriminator_lr")
+        check_smoothing(self)
         check_at_least(0, self, "adaptor_weight_decay", "discriminator_weight_decay")
         check_setting(self.patch > 0 and self.patch % 2 == 1, self, "patch", "must be an odd integer >= 1")
         check_setting(self.noise_std > 0, self, "noise_std", "must be > 0")

@@ -41,7 +41,7 @@ from bench.errors import BenchError
 from bench.method import Images, Info, Method, Prediction, Progress, Setup
 
 from .parts.backbone import Backbone
-from .parts.checks import check_at_least
+from .parts.checks import check_at_least, check_smoothing
 from .parts.features import fuse
 from .parts.json_options import parse_json_object
 from .parts.maps import Score, gaussian_filter, image_score, upsample
@@ -77,7 +77,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "grid", "max_vectors")
-        check_at_least(0, self, "pca_components", "smoothing")
+        check_at_least(0, self, "pca_components")
+        check_smoothing(self)
         parse_json_object(self.options, EXAMPLE)
 
 

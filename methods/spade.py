@@ -44,7 +44,7 @@ from bench.method import Images, Info, Method, Prediction, Preprocessing, Progre
 
 from .parts.backbone import Backbone, channels_and_strides
 from .parts.bank import MemoryBank, nearest_neighbors
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.maps import gaussian_filter, upsample
 
 TITLE = "SPADE"
@@ -76,7 +76,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "n_neighbors")
-        check_at_least(0, self, "smoothing")
+        check_smoothing(self)
         is_deeper = bool(self.stages) and self.pooled_stage > max(self.stages)
         check_setting(is_deeper, self, "pooled_stage", "must be greater than all stages")
 

@@ -59,7 +59,7 @@ from bench.errors import BenchError
 from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.inference_batches import convolution_format, passes_per_batch
 from .parts.maps import gaussian_filter, gaussian_kernel, image_score, separable_filter, upsample
@@ -116,7 +116,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "width", "epochs", "batch_size", "rounds", "block", "downsample")
-        check_at_least(0, self, "lr", "weight_decay", "mask_loss_weight", "smoothing")
+        check_at_least(0, self, "lr", "weight_decay", "mask_loss_weight")
+        check_smoothing(self)
         has_cells = bool(self.cell_sizes) and min(self.cell_sizes) >= 1
         check_setting(has_cells, self, "cell_sizes", "must be one or more integers >= 1")
         check_setting(self.subsets >= 2, self, "subsets", "must be >= 2, so that some pixels are visible in each pass")

@@ -55,7 +55,7 @@ from bench.method import Images, Info, Method, Prediction, Preprocessing, Progre
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone, channels_and_strides
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.features import MEMORY_BUDGET, FrozenFeatures
 from .parts.inpainting import token_grid
@@ -123,7 +123,8 @@ class Settings:
     def __post_init__(self) -> None:
         counts = ("stride", "patch", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
         check_at_least(1, self, *counts, "epochs", "batch_size", "test_splits")
-        check_at_least(0, self, "cosine_weight", "lr", "weight_decay", "smoothing")
+        check_at_least(0, self, "cosine_weight", "lr", "weight_decay")
+        check_smoothing(self)
         is_single = self.mask_at_test == "complementary" or self.test_splits == 1
         check_setting(is_single, self, "test_splits", "must be 1 with mask_at_test = checkerboard")
 

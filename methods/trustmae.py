@@ -49,7 +49,7 @@ from bench.method import Images, Info, Method, Prediction, Preprocessing, Progre
 from bench.training import TrainingStep
 
 from .parts.backbone import Backbone
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.differentiable_features import differentiable_stages
 from .parts.maps import Score, gaussian_filter, image_score, mean_filter, upsample
@@ -112,7 +112,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_at_least(1, self, "channels", "n_nearest", "epochs", "batch_size", "downsample")
         weights = ("trust_weight", "margin_weight", "mse_weight", "ssim_weight", "perceptual_weight")
-        check_at_least(0, self, *weights, "warmup_epochs", "lr", "smoothing")
+        check_at_least(0, self, *weights, "warmup_epochs", "lr")
+        check_smoothing(self)
         check_setting(self.n_slots >= max(2, self.n_nearest), self, "n_slots", "must be >= n_nearest and >= 2")
         check_setting(self.outer <= 1, self, "outer", "must be <= 1, as a quantile")
         check_setting(0 < self.inner <= self.outer, self, "inner", f"must be in (0, outer = {self.outer}]")

@@ -51,7 +51,7 @@ from bench.errors import BenchError
 from bench.method import Images, Info, Method, Prediction, Preprocessing, Progress, Setup
 from bench.training import TrainingStep
 
-from .parts.checks import check_at_least, check_image_size, check_setting
+from .parts.checks import check_at_least, check_image_size, check_setting, check_smoothing
 from .parts.compile import with_compiled_methods
 from .parts.maps import gaussian_filter, image_score, upsample
 from .parts.precision import autocast
@@ -113,7 +113,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_at_least(1, self, "patch", "width", "depth", "heads", "hidden", "components", "decoder_width", "epochs")
         check_at_least(1, self, "batch_size")
-        check_at_least(0, self, "noise", "reconstruction_weight", "ssim_weight", "lr", "weight_decay", "smoothing")
+        check_at_least(0, self, "noise", "reconstruction_weight", "ssim_weight", "lr", "weight_decay")
+        check_smoothing(self)
         check_setting(self.width % self.heads == 0, self, "width", f"must be a multiple of heads = {self.heads}")
         is_decoder_trained = bool(self.reconstruction_weight or self.ssim_weight)
         check_setting(is_decoder_trained or self.score == "map", self, "score", "must be map if no decoder is trained")

@@ -45,6 +45,19 @@ def test_every_method_states_its_metadata(name: str) -> None:
         assert metadata.profiles.keys() <= {"demo", "check", "paper"}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from imports of an external library
+@pytest.mark.parametrize("name", registry.names("methods"))
+@pytest.mark.parametrize("sigma", [-1.0, 1e300])
+def test_every_method_rejects_a_smoothing_that_no_map_can_have(name: str, sigma: float) -> None:
+    try:
+        settings = registry.load("methods", name).Settings
+    except BenchError as error:  # an external library is not installed
+        pytest.skip(str(error))
+    for setting in {"smoothing", "map_smoothing"} & settings.__dataclass_fields__.keys():
+        with pytest.raises(BenchError, match=rf"{setting} must be in \[0, 1000\] pixels"):
+            settings(**{setting: sigma})
+
+
 @pytest.mark.parametrize("name", registry.names("datasets"))
 def test_every_dataset_has_a_description_and_rejects_an_empty_folder(name: str, tmp_path) -> None:
     module = registry.load("datasets", name)

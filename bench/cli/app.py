@@ -83,9 +83,9 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _with_home(argument: str) -> str:
-    """Return the argument with ~ at its start or after --option= replaced, which a shell does only at the start."""
+    """Return the argument with ~/ at its start or after --option= replaced, which a shell does only at the start."""
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    return f"{option}{equals}{expand_user(value)}" if value.startswith("~") else argument
+    return f"{option}{equals}{expand_user(value)}" if value == "~" or value.startswith("~/") else argument
 
 
 def _describe(error: OSError) -> str:

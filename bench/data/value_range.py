@@ -103,15 +103,19 @@ def with_value_range(
     return (replace(preprocessing, black=values.black, white=values.white) if values else preprocessing), values
 
 
-def value_range_warnings(name: str, values: ValueRange, n_samples: int, *, is_given: bool) -> Iterator[str]:
+def value_range_warnings(name: str, values: ValueRange | None, n_samples: int, *, is_given: bool) -> Iterator[str]:
     """Yield the warnings about a range.
 
     Args:
         name: name of the fit: "bolt".
-        values: the range.
+        values: the range, None if all training images have 8 bits per channel.
         n_samples: number of training samples, with any number of bits.
         is_given: whether black and white were set by the user and not computed.
     """
+    if values is None:
+        if is_given:
+            yield f"{name}: --depth has no effect: all training images have 8 bits per channel, which are never scaled."
+        return
     used = (
         f"{name}: the values of {values.n_images} training images with more than 8 bits per channel run from "
         f"{_text(values.low)} to {_text(values.high)}"

@@ -309,9 +309,9 @@ def _describe_training_images(job: Job) -> tuple[Preprocessing, dict[str, Any]]:
     report: dict[str, Any] = {"image_sizes": image_sizes(train, preprocessing)}
     if values:
         report["value_range"] = values.to_dict()
-        is_given = job.preprocessing.black is not None
-        for warning in value_range_warnings(job.task.name, values, len(train), is_given=is_given):
-            _log.warning("%s", warning)
+    is_given = job.preprocessing.black is not None
+    for warning in value_range_warnings(job.task.name, values, len(train), is_given=is_given):
+        _log.warning("%s", warning)
     return preprocessing, report
 
 

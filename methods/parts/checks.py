@@ -4,11 +4,19 @@ from torch import Tensor
 
 from bench.errors import BenchError
 
+LARGEST_SMOOTHING = 1000  # pixels
+
 
 def check_at_least(minimum: float, settings: object, *names: str) -> None:
     """Raise BenchError for the first of these settings of a method that is below `minimum`."""
     for name in names:
         check_setting(getattr(settings, name) >= minimum, settings, name, f"must be >= {minimum}")
+
+
+def check_smoothing(settings: object, name: str = "smoothing") -> None:
+    """Raise BenchError if the sigma of the Gaussian over the map, in pixels, is not in [0, LARGEST_SMOOTHING]."""
+    sigma = getattr(settings, name)
+    check_setting(0 <= sigma <= LARGEST_SMOOTHING, settings, name, f"must be in [0, {LARGEST_SMOOTHING}] pixels")
 
 
 def check_setting(condition: bool, settings: object, name: str, requirement: str) -> None:

@@ -78,6 +78,15 @@ def test_a_given_range_is_used_and_warns_if_values_are_clipped(tmp_path: Path) -
     assert "values outside are clipped. Pass a larger --depth." in text
 
 
+def test_a_given_depth_without_effect_is_a_warning(tmp_path: Path) -> None:
+    given = Preprocessing(4, 4, black=0, white=4095)
+    preprocessing, values = with_value_range(given, samples(tmp_path, np.array([[0, 9]], np.uint8)))
+    assert (preprocessing, values) == (given, None)
+    (text,) = value_range_warnings("bolt", values, 1, is_given=True)
+    assert text == "bolt: --depth has no effect: all training images have 8 bits per channel, which are never scaled."
+    assert list(value_range_warnings("bolt", values, 1, is_given=False)) == []
+
+
 def test_a_used_range_below_an_eighth_of_the_type_is_a_warning_with_the_numbers(tmp_path: Path) -> None:
     values = find_value_range(samples(tmp_path, np.array([[800, 1200]], np.uint16)), PLAIN)
     assert values is not None

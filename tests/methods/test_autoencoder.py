@@ -312,7 +312,7 @@ def test_half_precision_gives_similar_float32_maps(
         ({"rotation": 181.0}, r"in \[0, 180\]"),
         ({"translation": 1.0}, r"in \[0, 1\)"),
         ({"augment_probability": 1.1}, r"in \[0, 1\]"),
-        ({"smoothing": -1.0}, "smoothing must be >= 0"),
+        ({"smoothing": -1.0}, "smoothing must be in"),
     ],
     ids=str,
 )  # fmt: skip
