@@ -3,12 +3,11 @@
     python benchmarks/report.py --side 64 --format html,markdown,latex,csv
 
 Each record has scores of 115 test images (the mean of MVTec AD) and, unless --side is 0, maps and masks of this side.
-The report command runs in a child process; its peak memory is reported by the operating system. That of a child is at
-least that of the process that starts it, so another child saves the records, and this one stays small.
+The report command runs in a child process, which reads its peak memory from /proc (Linux) when it ends: `ru_maxrss` of
+a child is at least that of the process that starts it.
 """
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +115,7 @@ def main() -> None:
     formats: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
-        saving = get_context("spawn").Process(target=save_simulated_records, args=(Store(runs), options.side))
-        saving.start()
-        saving.join()
+        save_simulated_records(Store(runs), options.side)
         size = sum(path.stat().st_size for path in runs.rglob("*") if path.is_file())
         for name in options.format.split(","):
             formats[name] = measure(["--runs", str(runs), "--format", name, "--out", str(Path(folder) / name)])
@@ -129,18 +125,27 @@ def main() -> None:
     write_result("report", {"description": description, "formats": formats}, "matplotlib", json_path=options.json)
 
 
+REPORT_WITH_PEAK = """
+import atexit, runpy, sys
+from pathlib import Path
+
+output, *sys.argv = sys.argv[1:]
+atexit.register(lambda: Path(output).write_text(Path("/proc/self/status").read_text("utf-8"), "utf-8"))
+runpy.run_module("bench", run_name="__main__")
+"""
+
+
 def measure(arguments: Sequence[str]) -> dict[str, float]:
     """Run `bench report` in a child process; return its seconds, CPU seconds and peak memory in MiB."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "bench", "report", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"bench report failed: {' '.join(arguments)}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-c", REPORT_WITH_PEAK, output.name, "bench", "report", *arguments]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = time.perf_counter() - start
+        (peak,) = (int(line.split()[1]) for line in output if line.startswith("VmHWM:"))  # KiB
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    seconds = time.perf_counter() - start
-    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_mib": round(usage.ru_maxrss / 1024)}
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_mib": round(peak / 1024)}
 
 
 if __name__ == "__main__":
