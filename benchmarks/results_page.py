@@ -110,11 +110,12 @@ def speed() -> str:
             f"{highest:.1f} at the speed of a matrix product)"
         )
         lines += speed_lines("batched_passes", measured["comparison"], description, passes, 2)
-    compared = load("compared")
-    for method, measured in compared["results"].items():
-        for phase, comparison in measured["comparison"].items():
-            description = f"{method}, {phase}, compared with anomalib's"
-            lines += speed_lines("compared", comparison, description, compared, 1)
+    for name in ("compared", "compared_draem"):
+        compared = load(name)
+        for method, measured in compared["results"].items():
+            for phase, comparison in measured["comparison"].items():
+                description = f"{method}, {phase}, {compared['size']} pixels, compared with anomalib's"
+                lines += speed_lines(name, comparison, description, compared, 1)
     header = ["measurement", "candidate", "speedup, clock (range)", "speedup, CPU (range)", "target, CPU"]
     return table([*header, "machine", "date", "file"], lines)
 
