@@ -1,10 +1,8 @@
 """Write the table of all methods: `python benchmarks/methods_page.py > docs/methods/README.md`.
 
-The facts come from the constants in the files of the methods, the numbers from `results/demo.csv`, or for methods that
-are not in it from `results/demo_methods.csv`, which has means of earlier measurements without seconds.
+The facts come from the constants in the files of the methods, the numbers from `results/demo.csv`.
 """
 
-import csv
 from pathlib import Path
 
 import pandas as pd
@@ -19,8 +17,8 @@ pixel AUROC in percent, means over the four categories of the demo data, **synth
 profile `demo`, seed 0, one draw: `bench run --method NAME --protocol kshot --k 4 --threads 1 --no-time`. They show that
 a method works here and nothing about its rank on real parts: the networks are small, and with four categories no two
 methods can be distinguished. Seconds are clock times of a shared machine, one thread: of a fit per category, and of
-the prediction of an image without metrics; they are upper bounds. "Earlier" values are from an
-earlier version of the code, and their records are not stored; "–" was not measured.
+the prediction of an image without metrics; they are upper bounds. "–" was not measured. The commit and the processor of
+each value are in `benchmarks/results/demo.csv`; a trained method moves by several points between processors.
 
 An interrupted fit continues from its last checkpoint if the method trains by epochs (column "checkpoints"); the others
 start again from the beginning.
@@ -30,15 +28,6 @@ This page is generated: `python benchmarks/methods_page.py > docs/methods/README
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def earlier_values() -> dict[str, tuple[str, str, str]]:
-    """Return the AUROCs of earlier measurements, by name."""
-    with (RESULTS / "demo_methods.csv").open(encoding="utf-8") as file:
-        return {
-            row["name"]: (f"{row['image_auroc']} / {row['pixel_auroc']} (earlier)", "–", "–")
-            for row in csv.DictReader(file)
-        }
 
 
 def demo_values() -> dict[str, tuple[str, str, str]]:
@@ -57,7 +46,7 @@ def demo_values() -> dict[str, tuple[str, str, str]]:
 
 def main() -> None:
     """Print the page."""
-    measured = earlier_values() | demo_values()
+    measured = demo_values()
     print(HEAD)
     print("| family | method | name | year | needs | checkpoints | demo: image / pixel AUROC | fit, s | predict, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
