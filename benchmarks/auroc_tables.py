@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.config.bench_toml import load_config
+from bench.config.method_metadata import method_metadata
+
 RESULTS = Path(__file__).resolve().parent / "results"
 METRICS = ("image_auroc", "pixel_auroc", "aupro_30")
 
@@ -105,6 +108,29 @@ def unified(name: str) -> str:
         ["method", "one model per category", "one model for all", "difference"],
         [line for _, line in sorted(lines, key=lambda line: -line[0])],
     )
+
+
+def mask_based() -> str:
+    """Return image / pixel AUROC of all methods with masks under three protocols, and on two real categories.
+
+    UniAD is of another family, but its attention is masked.
+    """
+    demo, real, categories = read("demo"), four_images_records("real"), ("blister", "fabric", "gear", "steel")
+    columns = {
+        "k = 4": (four_images_records("demo"), categories),
+        "one-for-one, 8 images": (demo[demo["protocol"] == "one-for-one"], categories),
+        "one model for all, 8 images each": (demo[demo["protocol"] == "unified"], categories),
+        "bottle, k = 4": (real[real["category"] == "bottle"], ("bottle",)),
+        "capsule, k = 4": (real[real["category"] == "capsule"], ("capsule",)),
+    }
+    lines = []
+    for name, alias in load_config().aliases().items():
+        parts = [(records[records["name"] == name], wanted) for records, wanted in columns.values()]
+        texts = [pair(part) if is_complete(part, wanted, seeds=1) else "–" for part, wanted in parts]
+        is_mask_based = name == "uniad" or method_metadata(alias.method).family == "mask-based"
+        if is_mask_based and set(texts) != {"–"}:
+            lines.append([alias.title, *texts])
+    return table(["method", *columns], lines)
 
 
 def paper_size() -> str:
