@@ -5,6 +5,7 @@ any machine. So a temporary file without a lock is not in use, and the next call
 """
 
 import errno
+import hashlib
 import logging
 import math
 import os
@@ -31,6 +32,12 @@ STALE_SECONDS = 3600
 
 _SUFFIX = ".maskbench-tmp"
 _TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{12}}{re.escape(_SUFFIX)}")
+
+
+def file_sha256(file: Path) -> str:
+    """Return the sha256 of a file's content in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_files(files: Mapping[Path, bytes], *, obsolete: Iterable[Path] = (), lock: Path | None = None) -> None:

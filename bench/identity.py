@@ -80,7 +80,7 @@ def comparison_key(run: Run) -> str:
 
 
 def saving_order(record: Record) -> tuple[int, str]:
-    """Return the key that sorts records in the order in which they were saved, which does not depend on the clock."""
+    """Return the key that sorts records in the order in which a store saved them, whatever its clock was."""
     return record.sequence, record.started
 
 

@@ -1,7 +1,8 @@
 """Join the stores of several machines: `bench merge`.
 
 The path of a record is the hash of everything that affects its metrics. So records of two stores with the same path are
-the same computation, and must have the same numbers. If they do not, both are reported and none is overwritten.
+the same computation, and must have the same numbers. If they do not, both are reported and none is overwritten. A
+failed record is replaced by one with metrics.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """The folder of results: records with their predictions, models and pictures.
 
-    runs/<dataset>/<protocol>[-k]/<name>/<hash>/seed<s>/<category>[.oracle].json   the record
+    runs/<dataset>/<protocol>[-k]/<name>/<run hash>/seed<s>/<category>[.oracle].json   the record
                                                         <category>[.oracle].npz    the predictions
                                                         <category>.safetensors     the fitted method, with --keep-model
                                                         pictures/<category>/*.png  pictures for reports
@@ -45,7 +45,7 @@ _PICTURE_NAME = re.compile(r"(?!\.)[\w+. -]{1,60}")
 
 
 class Store:
-    """A folder of records; only this class writes to it.
+    """A folder of records, which only this class writes; `FitCheckpoints` writes checkpoints beside them.
 
     Attributes:
         root: the folder.

@@ -6,7 +6,6 @@ them.
 """
 
 import difflib
-import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -25,6 +24,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from bench.errors import BenchError, first_line
+from bench.files import file_sha256
 
 RANDOM = "random:"
 HUB_FILE = "model.safetensors"
@@ -225,5 +225,4 @@ def _verified_sha256(file: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(file: Path, modified: int, size: int) -> str:  # noqa: ARG001 - a modified file is read again
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(file)

@@ -113,7 +113,7 @@ def unified(name: str) -> str:
 def mask_based() -> str:
     """Return image / pixel AUROC of all methods with masks under three protocols, and on two real categories.
 
-    UniAD is of another family, but its attention is masked.
+    UniAD is of another family, but its attention is masked; the mean map is the baseline.
     """
     demo, real, categories = read("demo"), four_images_records("real"), ("blister", "fabric", "gear", "steel")
     columns = {
@@ -127,8 +127,8 @@ def mask_based() -> str:
     for name, alias in load_config().aliases().items():
         parts = [(records[records["name"] == name], wanted) for records, wanted in columns.values()]
         texts = [pair(part) if is_complete(part, wanted, seeds=1) else "–" for part, wanted in parts]
-        is_mask_based = name == "uniad" or method_metadata(alias.method).family == "mask-based"
-        if is_mask_based and set(texts) != {"–"}:
+        is_included = name in {"uniad", "meanmap"} or method_metadata(alias.method).family == "mask-based"
+        if is_included and set(texts) != {"–"}:
             lines.append([alias.title, *texts])
     return table(["method", *columns], lines)
 

@@ -55,7 +55,7 @@ from .parts.precision import autocast
 from .parts.rotation import rotate
 from .parts.similarity import ssim
 from .parts.simulated_defects import simulate_defects
-from .parts.textures import TextureFolder, draw_textures, random_images
+from .parts.textures import draw_textures, random_images, texture_folder
 
 TITLE = "DRAEM (generated textures)"
 FAMILY = "reconstruction"
@@ -131,7 +131,7 @@ class DRAEM(Method):
                 f"Height and width must be multiples of {multiple} (32 of DRAEM's networks, times downsample = "
                 f"{settings.downsample}), got {setup.size[0]} x {setup.size[1]}. Change the size of the images."
             )
-        self._folder = _texture_folder(settings)
+        self._folder = texture_folder(settings.textures)
 
     def build_reconstruction(self) -> ReconstructionNetwork:
         """Return the untrained autoencoder."""
@@ -246,7 +246,7 @@ class DRAEM(Method):
     @classmethod
     def file_hashes(cls, settings: Settings, weights: Path | None) -> dict[str, str]:  # noqa: ARG003
         """Return a hash of the texture files, if there are any."""
-        folder = _texture_folder(settings)
+        folder = texture_folder(settings.textures)
         return {"textures": folder.sha256()} if folder else {}
 
     @classmethod
@@ -287,10 +287,6 @@ def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
     true, other = torch.where(masks > 0, probability.flip(1), probability).unbind(dim=1)  # each (b, h, w)
     p = true * (1 - SMOOTH) + other * SMOOTH + SMOOTH
     return -((1 - p).square() * p.log()).mean()
-
-
-def _texture_folder(settings: Settings) -> TextureFolder | None:
-    return None if settings.textures == "generated" else TextureFolder(Path(settings.textures).expanduser())
 
 
 METHOD = DRAEM

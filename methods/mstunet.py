@@ -52,7 +52,7 @@ from .parts.precision import autocast
 from .parts.similarity import ssim
 from .parts.simulated_defects import simulate_defects
 from .parts.swin_unet import SwinUNet
-from .parts.textures import TextureFolder, draw_textures, random_images
+from .parts.textures import draw_textures, random_images, texture_folder
 
 TITLE = "MSTUnet (our reading)"  # the paper's text was not available to us
 FAMILY = "mask-based"
@@ -142,7 +142,7 @@ class MSTUnet(Method):
         self._size = (setup.size[0] // settings.downsample, setup.size[1] // settings.downsample)
         with torch.device("meta"):  # inconsistent settings raise an error here, before fit
             self.build_inpainter()
-        self._folder = _texture_folder(settings)
+        self._folder = texture_folder(settings.textures)
         self.test_masks = self._masks_at_test().to(setup.device)  # (passes, h, w), True where masked
 
     def build_inpainter(self) -> SwinUNet:
@@ -300,7 +300,7 @@ class MSTUnet(Method):
     @classmethod
     def file_hashes(cls, settings: Settings, weights: Path | None) -> dict[str, str]:  # noqa: ARG003
         """Return a hash of the texture files, if there are any."""
-        folder = _texture_folder(settings)
+        folder = texture_folder(settings.textures)
         return {"textures": folder.sha256()} if folder else {}
 
     @classmethod
@@ -324,10 +324,6 @@ def focal_loss(logits: Tensor, defects: Tensor) -> Tensor:
 
 
 METHOD = MSTUnet
-
-
-def _texture_folder(settings: Settings) -> TextureFolder | None:
-    return None if settings.textures == "generated" else TextureFolder(Path(settings.textures).expanduser())
 
 
 def _build_inpainter(settings: Settings, size: tuple[int, int]) -> SwinUNet:

@@ -36,7 +36,7 @@ ALLOWED = {
     "files": set(),
     "process_state": set(),
     "json_types": set(),
-    "weights": {"errors"},
+    "weights": {"errors", "files"},
     "preprocessing": {"errors", "json_types"},
     "method": {"errors", "weights", "preprocessing"},
     "training": {"errors", "method"},

@@ -147,7 +147,8 @@ def _archive_file(
     A downloaded one is removed after the block, unless it is to be kept, or if the block fails with an archive whose
     checksum is right: the next call uses it.
     """
-    from bench.data.download import download, file_sha256
+    from bench.data.download import download
+    from bench.files import file_sha256
 
     if archive is not None:
         if not archive.is_file():

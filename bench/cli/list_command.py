@@ -116,7 +116,7 @@ def _list_methods(aliases: Mapping[str, Alias], *, as_json: bool) -> None:
 
 
 def _list_runs(folder: Path, *, as_json: bool) -> None:
-    """Print the stored runs: name, hash, date, limit, saved models, records and mean image AUROC."""
+    """Print the stored runs: name, group hash, date, limit, saved models, records and mean image AUROC."""
     from bench.evaluation.summary import groups
     from bench.store import Store
 
@@ -128,15 +128,17 @@ def _list_runs(folder: Path, *, as_json: bool) -> None:
         out.print("None. `bench run` creates runs.")
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "hash", "date", "limit", "models", "records", "image AUROC"):
-        table.add_column(heading.replace(" ", "\n"), justify="left" if heading in {"run", "hash", "date"} else "right")
+    for heading in ("run", "group\nhash", "date"):
+        table.add_column(heading)
+    for heading in ("limit", "models", "records", "image\nAUROC"):
+        table.add_column(heading, justify="right")
     table.columns[0].overflow = "fold"
     for row in rows:
         selection = " (oracle)" if row["selection"] == "oracle" else ""
         failed = f", {row['n_failed']} failed" if row["n_failed"] else ""
         auroc = "–" if row["image_auroc"] is None else f"{100 * row['image_auroc']:.1f}"
         counts = (str(row["limit"] or "–"), str(row["n_models"] or "–"), f"{row['n_records']}{failed}", auroc)
-        table.add_row(escape(row["name"] + selection), row["hash"], row["saved"][:10], *counts)
+        table.add_row(escape(row["name"] + selection), row["group_hash"], row["last_started"][:10], *counts)
     print_unwrapped(out, table)
 
 
@@ -148,7 +150,7 @@ def _run_values(group: "Group") -> dict[str, Any]:
     auroc = group.mean_std(MEAN, "image_auroc")
     return {
         "name": run.store_name,
-        "hash": run.group_hash,
+        "group_hash": run.group_hash,
         "title": run.title,
         "dataset": group.dataset,
         "protocol": run.protocol,
@@ -159,7 +161,7 @@ def _run_values(group: "Group") -> dict[str, Any]:
         "categories": group.categories,
         "limit": run.limit,
         "calibrate": run.calibrate,
-        "saved": max(record.started for record in records),
+        "last_started": max(record.started for record in records),
         "n_records": len(group.records),
         "n_failed": len(group.failed),
         "n_models": sum(bool(record.artifacts.get("model")) for record in group.records.values()),

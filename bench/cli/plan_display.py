@@ -1,6 +1,5 @@
 """The output of `bench run --dry-run`: the resolved plan with the origin of every value, as a table or a dict."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -22,16 +21,17 @@ from bench.store import Store
 def plan_dict(plan: Plan, schedule: Schedule | None, problem: str) -> dict[str, Any]:
     """Return the plan for --json: options and settings with origin, fits, skipped methods, and the estimated cost.
 
-    Without a schedule, as without the data: options, settings and the problem.
+    If `schedule` is None, for example because the data are missing: options, settings and `problem`.
     """
+    settings, errors = _settings(plan)
     values = {
         "options": {
             name: {"value": value, "origin": plan.origin.get(name, "default")} for name, value in _values(plan).items()
         },
-        "settings": {name: {"value": value, "origin": origin} for name, value, origin in _settings(plan)},
+        "settings": [{"name": name, "value": value, "origin": origin} for name, value, origin in settings],
     }
     if schedule is None:
-        return values | {"problem": problem}
+        return values | {"problem": problem, "skipped": errors}
     estimate = _estimate(plan, schedule)
     return values | {
         "fits": [
@@ -58,7 +58,7 @@ def plan_dict(plan: Plan, schedule: Schedule | None, problem: str) -> dict[str, 
 def print_plan(out: SafeConsole, config: Config, plan: Plan, schedule: Schedule | None, problem: str) -> None:
     """Print the plan: values with their origin, fits, and estimates of time, disk and memory.
 
-    Without a schedule, as without the data, print the values and the problem.
+    If `schedule` is None, for example because the data are missing, print the values and `problem`.
     """
     table = Table(title="Plan", title_justify="left")
     for heading in ("name", "value", "origin"):
@@ -66,12 +66,15 @@ def print_plan(out: SafeConsole, config: Config, plan: Plan, schedule: Schedule 
     for name, value in _values(plan).items():
         text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         table.add_row(name, escape(text or "–"), escape(plan.origin.get(name, "default")))
-    for row in _settings(plan):
+    settings, errors = _settings(plan)
+    for row in settings:
         table.add_row(*map(escape, row))
     print_unwrapped(out, table)
     out.print(f"Configuration: {escape(', '.join(map(str, config.files)))}")
     if schedule is None:
-        out.print(f"[yellow]It cannot run yet: {escape(problem)}[/yellow]")
+        for name, error in errors.items():
+            out.print(f"[yellow]{escape(name)}: {escape(error)}[/yellow]")
+        out.print(f"[yellow]This plan cannot run: {escape(problem)}[/yellow]")
         return
     for job in schedule.jobs:
         n_test = sum(len(tests) for tests in job.task.tests.values())
@@ -90,20 +93,29 @@ def print_plan(out: SafeConsole, config: Config, plan: Plan, schedule: Schedule 
         out.print(f"Memory of {escape(name)}: {estimated}{measured}.")
 
 
-def _settings(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Yield name, value and origin of each method's settings; of further variants of a sweep, those that differ."""
+def _settings(plan: Plan) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
+    """Return name, value and origin of each method's settings, and the errors of methods without settings, by name.
+
+    A sweep has the settings of its first variant, and of the others the swept settings.
+    """
+    rows: list[tuple[str, str, str]] = []
+    errors: dict[str, str] = {}
     for spec in plan.method_specs:
         try:
             settings_class = registry.load("methods", spec.method).Settings
-            variants = spec.variants(settings_class, one_at_a_time=plan.tasks.one_at_a_time)
+            with registry.plugin_call("methods", spec.method):
+                variants = spec.variants(settings_class, one_at_a_time=plan.tasks.one_at_a_time)
+                resolved = [(variant, *variant.resolve(settings_class, "")) for variant in variants]
         except BenchError as error:
-            yield spec.name, "", str(error)
+            errors[spec.name] = str(error)
             continue
-        for index, variant in enumerate(variants):
-            settings, origin = variant.resolve(settings_class, "")
-            for name, value in asdict(settings).items():
-                if index == 0 or name in variant.sweep_keys:
-                    yield f"{spec.name}.{name}", str(value), origin[name]
+        for index, (variant, settings, origin) in enumerate(resolved):
+            rows += [
+                (f"{spec.name}.{name}", str(value), origin[name])
+                for name, value in asdict(settings).items()
+                if index == 0 or name in variant.sweep_keys
+            ]
+    return rows, errors
 
 
 def _values(plan: Plan) -> dict[str, Any]:

@@ -108,7 +108,13 @@ def _build_table(records: Sequence["Record"]) -> Table:
             rows.setdefault(name, []).append(cell)
     for name, cells in rows.items():
         table.add_row(escape(name), *cells)
-    caption = _caption(records[0])
+    captions = {record.run.title: _caption(record) for record in records}
+    caption = [
+        line if all(line in lines for lines in captions.values()) else f"{title}: {line}"
+        for title, lines in captions.items()
+        for line in lines
+    ]
+    caption = list(dict.fromkeys(caption))
     if any(cell.endswith(UNSTABLE) for cells in rows.values() for cell in cells):
         caption.append(f"{UNSTABLE.strip()}: the times were not stable at the end of the warm-up")
     table.caption = escape("\n".join(caption))
@@ -123,7 +129,7 @@ def _cells(latency: dict[str, Any]) -> dict[str, str]:
     return {
         **{name.replace("_", " "): _percentiles(latency[name]) + mark for name, mark in marks.items()},
         "throughput": f"{fastest['images_per_second']:.4g} images/s\nat batch size {fastest['batch']}",
-        "largest batch tried": f"{batches[-1]['batch']} ({latency['throughput']['stopped_by']})",
+        "largest batch measured": f"{batches[-1]['batch']} ({latency['throughput']['stopped_by']})",
         **memory,
         "parameters": f"{latency['parameters'] / 1e6:,.2f} M",
         "state values": f"{latency['state'] / 1e6:,.2f} M",

@@ -21,11 +21,11 @@ class MethodSpec:
         name: name of an alias or a file, "aminet_jitter", or of an external model: "anomalib:Padim".
         method: the file in methods/: "aminet".
         title: title in tables.
-        settings: key -> (value, origin); they replace the defaults of Settings.
-        by_category: the same by category of the plan's dataset; they replace `settings`.
-        overrides: the same, from --set key=value; they replace those if the method has such a setting.
-        method_overrides: the same, from --set name.key=value; they replace all others. The name of a file reaches all
-            of its aliases that the command runs, the name of an alias only this one.
+        settings: key -> (value, origin), values that override the defaults of Settings.
+        by_category: the same by category of the plan's dataset; they override equal keys of `settings`.
+        overrides: the same, from --set key=value; they override both. Keys that the method lacks are ignored.
+        method_overrides: the same, from --set name.key=value; they override all others. With the name of a file they
+            apply to all of its aliases that the command runs, with the name of an alias only to this one.
         sweep: values of a sweep, key -> (values, origin); the key for one method is "name.key".
         sweep_keys: settings in which this variant of a sweep differs from the others.
     """
@@ -41,11 +41,11 @@ class MethodSpec:
     sweep_keys: tuple[str, ...] = ()
 
     def merged(self, category: str) -> dict[str, tuple[Any, str]]:
-        """Return the settings for one category, or for "all", with every key of --set."""
+        """Return the settings for one category, with every key of --set; "" is those that all categories share."""
         return self.settings | self.by_category.get(category, {}) | self.overrides | self.method_overrides
 
     def resolve(self, settings_class: type[S], category: str) -> tuple[S, dict[str, str]]:
-        """Return the method's Settings for one category, or for "all", and the origin of each value.
+        """Return the method's Settings for one category, or "" for all, and the origin of each value.
 
         A key of --set that the class does not have is for another method of the command; `check_setting_names` checks
         that.
@@ -149,13 +149,13 @@ def method_specs(
     methods: Sequence[str],
     dataset: str,
     profile: str,
-    layers: Sequence[tuple[Mapping[str, Any], str]],
+    config_tables: Sequence[tuple[Mapping[str, Any], str]],
     settings: Mapping[str, str],
 ) -> tuple[MethodSpec, ...]:
     """Return the methods of a command.
 
-    Settings have this precedence, from the lowest: PROFILES of the method's file, `layers`, the alias, `layers` that
-    name the alias, the category. As with --set, the name of a file reaches all of its aliases.
+    Settings have this precedence, from the lowest: PROFILES of the method's file, `config_tables`, the alias,
+    `config_tables` that name the alias, the category. As with --set, the name of a file applies to all of its aliases.
 
     Args:
         tables: the tables of bench.toml.
@@ -163,7 +163,7 @@ def method_specs(
         methods: names of the files.
         dataset: name of the dataset, whose categories may have settings in bench.toml.
         profile: name of the profile.
-        layers: tables with the key `set`, each with its origin.
+        config_tables: (table, origin) in increasing precedence; only the key `set` of each table is used.
         settings: settings of --set.
 
     Raises:
@@ -178,7 +178,7 @@ def method_specs(
     if "all" in requested:
         requested = [name for name in names if name not in renamed and name not in libraries and ":" not in name]
     overrides, method_overrides = _split_overrides(settings, {*requested, *(names[name].method for name in requested)})
-    sets = [(table.get("set", {}), origin) for table, origin in layers]
+    sets = [(table.get("set", {}), origin) for table, origin in config_tables]
     table_prefix = f"category.{dataset}"
     categories = tables.get("category", {}).get(dataset, {})
     for table, origin in (*sets, *((table, f"[{table_prefix}.{category}]") for category, table in categories.items())):

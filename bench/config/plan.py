@@ -1,7 +1,7 @@
 """Resolve `bench.toml` and the options of one command to a frozen plan that contains the origin of every value.
 
-Options of the command line override those of the campaign, which override those of the profile. Unknown keys are
-errors.
+Options of the command line override those of the campaign, which override those of the dataset, which override those of
+the profile. Unknown keys are errors.
 """
 
 from collections.abc import Iterable, Mapping
@@ -122,7 +122,7 @@ def make_plan(
         methods=tuple(methods),
         dataset=tasks.dataset,
         profile=profile,
-        layers=settings_tables,
+        config_tables=settings_tables,
         settings=settings or {},
     )
     names = {name for spec in specs for name in (spec.name, spec.method)}

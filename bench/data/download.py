@@ -5,7 +5,6 @@ or date) of the content. The rest is requested with Range and If-Range, so a fil
 downloaded from its start.
 """
 
-import hashlib
 import http.client
 import json
 import shutil
@@ -29,15 +28,16 @@ from urllib.request import (
 )
 
 from bench.errors import BenchError
+from bench.files import file_sha256
 
 TIMEOUT_SECONDS = 30.0
 """Longest time without data."""
 
 ATTEMPTS = 5
-"""Number of requests that may fail or end early without any new data in between."""
+"""The download stops after this number of requests in a row that fail or end early without new data."""
 
 WAIT_SECONDS = 1.0
-"""Time before the second attempt; it doubles with each further one."""
+"""Time before the second request; it doubles with each further failure."""
 
 BLOCK_BYTES = 1 << 20
 
@@ -119,7 +119,7 @@ def download(url: str, target: Path, *, sha256: str, max_bytes: int, progress: P
                 f"{url} could not be downloaded: {problem}. {part.size() / 1e6:.1f} MB are kept in {part.file}; the "
                 f"same command continues from there."
             )
-        time.sleep(WAIT_SECONDS * 2**failures)
+        time.sleep(WAIT_SECONDS * 2 ** max(failures - 1, 0))
     digest = file_sha256(part.file)
     if sha256 and digest != sha256:
         part.remove()
@@ -130,12 +130,6 @@ def download(url: str, target: Path, *, sha256: str, max_bytes: int, progress: P
     part.file.replace(target)
     part.remove()
     return digest
-
-
-def file_sha256(file: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _request(part: _PartFile, max_bytes: int, progress: Progress) -> str:

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from bench.dataset import Sample
 
-SAMPLED_FILES = 8
+N_HASHED_SAMPLES = 8
 """Number of samples per category whose content is hashed; of the others only names and sizes are hashed."""
 
 
 def category_fingerprints(samples: Sequence[Sample]) -> dict[str, str]:
     """Return a short hash per category: of ids and file sizes of all samples, and of the content of some.
 
-    Images and masks count. Reading all files would take minutes for a large dataset of which only one category is
-    run. A file that cannot be read counts by its name; the error is raised when a task reads it.
+    Images and masks are both included. Reading all files would take minutes for a large dataset of which only one
+    category is run. Of a file that cannot be read, only the sample's id is hashed; the error is raised when a task
+    reads it.
     """
     by_category: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: (sample.category, sample.id, sample.image.as_posix())):
@@ -24,7 +25,7 @@ def category_fingerprints(samples: Sequence[Sample]) -> dict[str, str]:
 
 def _fingerprint(samples: Sequence[Sample]) -> str:
     digest = sha256()
-    sampled = {index * len(samples) // SAMPLED_FILES for index in range(SAMPLED_FILES)}
+    sampled = {index * len(samples) // N_HASHED_SAMPLES for index in range(N_HASHED_SAMPLES)}
     for index, sample in enumerate(samples):
         digest.update(f"{sample.id}\n".encode(errors="surrogateescape"))
         for path in (sample.image, *sample.masks):

@@ -64,8 +64,8 @@ def find(run: str, runs: Path, category: str | None = None) -> Path:
 
     Args:
         run: the file of a record; a folder above it; or the end of such a path relative to `runs`, for example
-            "demo/kshot-4/aminet" or, with the category, "demo/kshot-4/aminet/gear"; with a hash of `bench list runs`,
-            "demo/kshot-4/aminet/HASH" and "demo/kshot-4/aminet/HASH/gear".
+            "demo/kshot-4/aminet" or, with the category, "demo/kshot-4/aminet/gear"; with a group hash of `bench list
+            runs`, "demo/kshot-4/aminet/HASH" and "demo/kshot-4/aminet/HASH/gear".
         runs: folder of the records.
         category: the category, if `run` does not name it.
 

@@ -81,7 +81,10 @@ def wait(device: torch.device) -> None:
 
 
 def time_call(function: Callable[[], object], device: torch.device) -> float:
-    """Time one call, with the device idle before and after: CUDA events on a GPU, otherwise `perf_counter`."""
+    """Return the milliseconds of one call, with the device idle before and after.
+
+    They are of CUDA events on a GPU, otherwise of `perf_counter`.
+    """
     wait(device)
     if device.type == "cuda":
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -3,7 +3,6 @@
 import logging
 import sys
 from dataclasses import asdict, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from bench.data.value_range import depth_range
 from bench.errors import BenchError
 from bench.execution.job import Job, source_hash
 from bench.execution.planned_data import PlannedData, PlannedTask
+from bench.files import file_sha256
 from bench.identity import run_hash
 from bench.method import Method, Preprocessing
 from bench.record import Run
@@ -47,7 +47,7 @@ class PlannedMethod:
                 self._hash_files(self.settings(category)[0])
 
     def settings(self, category: str) -> tuple[Any, dict[str, str]]:
-        """Return the method's Settings for a category, or for "all", and the origin of each value."""
+        """Return the method's Settings for a category, or "" for all, and the origin of each value."""
         return self.spec.resolve(self.module.Settings, category)
 
     def pretrains_for(self, task: Task) -> bool:
@@ -167,8 +167,7 @@ class PlannedMethod:
         if path not in self._checkpoint_hashes:
             self._checkpoint_hashes[path] = "missing"
             if path.is_file():
-                with path.open("rb") as file:
-                    self._checkpoint_hashes[path] = file_digest(file, "sha256").hexdigest()
+                self._checkpoint_hashes[path] = file_sha256(path)
         return self._checkpoint_hashes[path]
 
     def _hash_files(self, settings: Any) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Features of a frozen network with gradients for its input, from which methods compute anomaly maps."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.errors import BenchError
+from bench.files import file_sha256
 from bench.method import Setup
 from bench.weights import Weights, find_weights
 
@@ -110,7 +110,7 @@ def find_feature_weights(tag: str, folder: Path | None) -> Weights:
             f"Put torchvision's alexnet-owt-{ALEXNET_SHA256}.pth there and pass --weights DIR, or choose another "
             "network, as --set backbone=tf_efficientnet_lite0, whose weights are installed with the package."
         )
-    digest = _sha256(files[0])
+    digest = file_sha256(files[0])
     if files[0].suffix == ".pth" and not digest.startswith(ALEXNET_SHA256):
         raise BenchError(
             f"The sha256 of {files[0].name} must begin with {ALEXNET_SHA256}, got {digest[:8]}. Download it again."
@@ -129,8 +129,3 @@ def load_alexnet(weights: Weights) -> AlexNet:
         raise BenchError(f"{weights.path.name} must have torchvision's tensors, but lacks {missing[0]}. Replace it.")
     network.load_state_dict({name: tensors[name] for name in network.state_dict()})
     return network
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bench.errors import BenchError
+from bench.files import file_sha256
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow must not choose a reader, as Ghostscript, by the content
@@ -36,8 +37,7 @@ def hash_files(files: Iterable[Path]) -> str:
     """Return a hash of the contents of the files, in their order."""
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from .perlin import random_perlin_noise
-from .textures import change_colors
+from .textures import augment
 
 
 def simulate_defects(
@@ -32,7 +32,7 @@ def simulate_defects(
     weights = low + (high - low) * torch.rand(count, generator=generator)
     is_clean = torch.rand(count, generator=generator) < clean_fraction
     masks = ((noise > threshold) & ~is_clean[:, None, None])[:, None].float()  # (b, 1, h, w)
-    return blend(images, change_colors(textures, generator), masks, weights), masks
+    return blend(images, augment(textures, generator), masks, weights), masks
 
 
 def blend(images: Tensor, textures: Tensor, masks: Tensor, opacity: Tensor) -> Tensor:

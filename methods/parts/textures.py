@@ -1,7 +1,7 @@
-"""Textures for simulated defects: random images of a folder, or generated ones; and random changes of their colors.
+"""Textures for simulated defects: random images of a folder, or generated ones; and random augmentations of them.
 
-The ten changes are those of DRAEM's code [C], with the default ranges of imgaug 0.4, which it uses (from memory, not
-verified); here they are Pillow's and torch's.
+The ten augmentations, photometric ones and a rotation, are those of DRAEM's code [C], with the default ranges of imgaug
+0.4, which it uses (from memory, not verified); here they are Pillow's and torch's.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from bench.method import Images
 from .image_folder import hash_files, list_files, load_rgb
 from .perlin import perlin_octaves
 
-N_CHANGES = 3
+N_AUGMENTATIONS = 3
 """Different changes per texture."""
 
 
@@ -41,6 +41,11 @@ class TextureFolder:
         return torch.stack([_from_pillow(image.resize(size[::-1], Image.Resampling.BILINEAR)) for image in images])
 
 
+def texture_folder(textures: str) -> TextureFolder | None:
+    """Return the folder that the setting `textures` names; None for "generated"."""
+    return None if textures == "generated" else TextureFolder(Path(textures).expanduser())
+
+
 def draw_textures(sources: Tensor, generator: Generator) -> Tensor:
     """Return one generated texture per image of (b, 3, h, w) in [0, 1] [I].
 
@@ -58,13 +63,13 @@ def draw_textures(sources: Tensor, generator: Generator) -> Tensor:
     return torch.stack(textures)
 
 
-def change_colors(textures: Tensor, generator: Generator) -> Tensor:
-    """Apply three different random changes to each of (b, 3, h, w) in [0, 1], in random order."""
+def augment(textures: Tensor, generator: Generator) -> Tensor:
+    """Apply three different random augmentations to each of (b, 3, h, w) in [0, 1], in random order."""
     changed = []
     for texture in textures:
         image = _to_pillow(texture)
-        for index in torch.randperm(len(CHANGES), generator=generator)[:N_CHANGES].tolist():
-            image = CHANGES[index](image, generator)
+        for index in torch.randperm(len(AUGMENTATIONS), generator=generator)[:N_AUGMENTATIONS].tolist():
+            image = AUGMENTATIONS[index](image, generator)
         changed.append(_from_pillow(image))
     return torch.stack(changed)
 
@@ -143,7 +148,7 @@ def _rotation(image: Image.Image, generator: Generator) -> Image.Image:
     return image.rotate(_uniform(generator, -45, 45), Image.Resampling.BILINEAR)
 
 
-CHANGES: tuple[Callable[[Image.Image, Generator], Image.Image], ...] = (
+AUGMENTATIONS: tuple[Callable[[Image.Image, Generator], Image.Image], ...] = (
     _gamma, _brightness, _sharpness, _hue_and_saturation, _solarize, _posterize, _invert, _autocontrast, _equalize,
     _rotation,
 )  # fmt: skip

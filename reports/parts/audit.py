@@ -41,7 +41,7 @@ def audit_values(records: Sequence[Record], store: Store, table: str) -> list[di
     return [
         {
             "name": group.first.run.store_name,
-            "hash": group.first.run.group_hash,
+            "group_hash": group.first.run.group_hash,
             "title": group.first.run.title,
             "selection": group.selection,
             "variant": row.variant,

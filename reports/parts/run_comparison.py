@@ -55,7 +55,7 @@ def comparison_values(records: Sequence[Record], store: Store, first: str, secon
         "runs": [
             {
                 "name": group.first.run.store_name,
-                "hash": group.first.run.group_hash,
+                "group_hash": group.first.run.group_hash,
                 "title": group.first.run.title,
                 "selection": group.selection,
                 "latency_ms": mean.mean if (mean := _latency(group)) else None,

@@ -98,7 +98,7 @@ def test_a_dry_run_needs_neither_data_nor_weights(bench, folder: Path) -> None:
     result = bench("run", "--method", "patchcore", "--profile", "code", "--dataset", "mvtec", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert re.search(r"patchcore.n_starting_points +\S+ 10 ", result.stdout)  # piped: the name is not shortened
-    assert "It cannot run yet: " in result.stdout
+    assert "This plan cannot run: " in result.stdout
 
 
 def test_a_dry_run_prints_settings_if_all_records_exist(bench, folder: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_list_of_runs_gives_what_other_commands_take(bench, folder: Path) ->
     assert "matches 2" in " ".join(several.stderr.split())
     assert bench("predict", f"{name}/{'0' * 12}", *predict[2:]).returncode == 2
     values = json.loads(bench("compare", *(f"{name}/{cell[1]}" for cell in cells), "--json").stdout)
-    assert [run["hash"] for run in values["runs"]] == [cell[1] for cell in cells]
+    assert [run["group_hash"] for run in values["runs"]] == [cell[1] for cell in cells]
     assert values["settings"]["options.tasks.limit"] in ([0, 2], [2, 0])
     assert {(row["category"], row["metric"]) for row in values["metrics"]} >= {("bolt", "image_auroc")}
 

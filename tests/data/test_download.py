@@ -24,7 +24,7 @@ class Server:
 
     Attributes:
         content: the file. etag: its validator, "" for none.
-        cut: number of body bytes after which each connection is closed; 0 for none. Used once per entry.
+        cut: number of body bytes after which the connection of each request is closed, in order; then none is.
         statuses: status codes of the next requests, before any file is sent.
         ignores_range: whether it always sends the whole file.
         wrong_range: whether it sends a range that was not requested.

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.data.fingerprint import SAMPLED_FILES, category_fingerprints
+from bench.data.fingerprint import N_HASHED_SAMPLES, category_fingerprints
 from bench.dataset import Sample
 
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    """Two categories with 2 * SAMPLED_FILES files each, so that the content of every second file is hashed."""
-    files = [tmp_path / category / f"{i:03}.png" for category in ("bolt", "nut") for i in range(2 * SAMPLED_FILES)]
+    """Two categories with 2 * N_HASHED_SAMPLES files each, so that the content of every second file is hashed."""
+    files = [tmp_path / category / f"{i:03}.png" for category in ("bolt", "nut") for i in range(2 * N_HASHED_SAMPLES)]
     for file in files:
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"content of " + file.name.encode())

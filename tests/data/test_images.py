@@ -134,7 +134,7 @@ def test_every_size_becomes_the_size_of_the_preprocessing(
 
 
 @pytest.mark.parametrize(("height", "width", "crop"), [(0, 4, None), (4, -1, None), (4, 4, 0), (4, 5, 5)])
-def test_a_preprocessing_without_pixels_is_an_error(height: int, width: int, crop: int | None) -> None:
+def test_a_size_or_crop_that_leaves_no_pixels_is_an_error(height: int, width: int, crop: int | None) -> None:
     with pytest.raises(BenchError, match=f"got height {height}, width {width}, crop {crop}"):
         Preprocessing(height, width, crop=crop)
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from bench.errors import BenchError
 from bench.methods.parts import textures
-from bench.methods.parts.textures import CHANGES, TextureFolder, change_colors, draw_textures
+from bench.methods.parts.textures import AUGMENTATIONS, TextureFolder, augment, draw_textures
 
 
 def gradient(size: tuple[int, int] = (24, 32)) -> Tensor:
@@ -29,11 +29,11 @@ def test_drawn_textures_are_images_that_differ_from_their_sources() -> None:
     assert len({float(texture.mean()) for texture in one}) == 12
 
 
-@pytest.mark.parametrize("index", range(len(CHANGES)))
+@pytest.mark.parametrize("index", range(len(AUGMENTATIONS)))
 def test_each_change_returns_another_image_of_the_same_size(index: int) -> None:
     image = textures._to_pillow(gradient() + 0.1 * torch.randn(3, 24, 32))
     generator = Generator().manual_seed(0)
-    changed = [CHANGES[index](image, generator) for _ in range(4)]
+    changed = [AUGMENTATIONS[index](image, generator) for _ in range(4)]
     assert all(one.size == image.size and one.mode == "RGB" for one in changed)
     assert any(one.tobytes() != image.tobytes() for one in changed)
 
@@ -41,11 +41,11 @@ def test_each_change_returns_another_image_of_the_same_size(index: int) -> None:
 def test_three_different_changes_are_applied_to_each_texture(monkeypatch: pytest.MonkeyPatch) -> None:
     applied: list[int] = []
     recorded = tuple(
-        lambda image, generator, index=index: (applied.append(index), image)[1] for index in range(len(CHANGES))
+        lambda image, generator, index=index: (applied.append(index), image)[1] for index in range(len(AUGMENTATIONS))
     )
-    monkeypatch.setattr(textures, "CHANGES", recorded)
+    monkeypatch.setattr(textures, "AUGMENTATIONS", recorded)
     batch = gradient()[None].expand(20, -1, -1, -1)
-    assert_close(change_colors(batch, Generator().manual_seed(0)), batch, rtol=0, atol=0.5 / 255 + 1e-6)
+    assert_close(augment(batch, Generator().manual_seed(0)), batch, rtol=0, atol=0.5 / 255 + 1e-6)
     triples = [applied[start : start + 3] for start in range(0, 60, 3)]
     assert all(len(set(triple)) == 3 for triple in triples)
     assert set(applied) == set(range(10))
