@@ -1,6 +1,6 @@
 """Hashes of the files of samples: they identify the data of a run, and detect images that change while it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +26,24 @@ def content_hash(samples: Sequence[Sample]) -> str:
         for file_hash in sample.hashes or with_hashes(sample).hashes:
             digest.update(bytes.fromhex(file_hash))
     return digest.hexdigest()
+
+
+def duplicate_warnings(name: str, train: Sequence[Sample], tests: Sequence[Sample]) -> Iterator[str]:
+    """Yield the warnings about files that are in training and in test, or good and defective; samples have hashes.
+
+    Equal pixels in different files are not found; `bench check` compares pixels.
+    """
+    by_hash: dict[str, list[Sample]] = {}
+    for sample in (*train, *tests):
+        by_hash.setdefault(sample.hashes[0], []).append(sample)
+    groups = [group for group in by_hash.values() if len(group) > 1]
+    leaks = [group for group in groups if len({sample.split for sample in group}) > 1]
+    contradictions = [group for group in groups if len({sample.is_anomalous for sample in group}) > 1]
+    for equal, where in ((leaks, "in training and in test"), (contradictions, "good and defective")):
+        if equal:
+            example = " = ".join(sample.id for sample in equal[0])
+            plural = "image is" if len(equal) == 1 else "images are"
+            yield f"{name}: {len(equal)} {plural} both {where}, for example {example}. Remove the copies."
 
 
 def check_unchanged(sample: Sample, *paths: Path) -> None:

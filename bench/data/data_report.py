@@ -53,6 +53,34 @@ def size_warning(size: tuple[int, int], sizes: Mapping[str, Sequence[float]]) ->
     return f"it has {width} x {height} pixels, the training images {trained}" if is_far else ""
 
 
+def size_warnings(
+    name: str, samples: Sequence[Sample], sizes: Mapping[str, Sequence[float]], preprocessing: Preprocessing
+) -> Iterator[str]:
+    """Yield the warnings about images that the resize changes differently from others.
+
+    Args:
+        name: name of the category or task.
+        samples: the test samples.
+        sizes: sizes of the training images, as `image_sizes` returns them.
+        preprocessing: the preprocessing.
+    """
+    if not sizes:
+        return
+    narrowest, widest = sizes["aspect"]
+    if widest > narrowest * MAX_STRETCH**2 and not preprocessing.keep_aspect:
+        yield (
+            f"{name}: the training images have aspect ratios (width / height) from {narrowest:.3g} to {widest:.3g} and "
+            f"all become {preprocessing.width} x {preprocessing.height} pixels."
+        )
+    texts = [(sample.id, size_warning(image_size(sample.image, preprocessing), sizes)) for sample in samples]
+    far = [(image, text) for image, text in texts if text]
+    if far:
+        yield (
+            f"{name}: {len(far)} of {len(texts)} test images have another size than the training images, for example "
+            f"{far[0][0]}: {far[0][1]}. The resize changes them differently, which their scores may show."
+        )
+
+
 def mask_report(samples: Sequence[Sample], masks: Sequence[SampleMask]) -> dict[str, Any]:
     """Return the unusual properties of the masks of a category's defective test images; empty if there are none.
 
@@ -62,6 +90,7 @@ def mask_report(samples: Sequence[Sample], masks: Sequence[SampleMask]) -> dict[
         at the size of the input; their pixels are unknown. "changed": ids of the images whose number of regions
         changes. "levels": levels above zero of masks with several. "soft_edges": ids of the images whose masks are
         thresholded at half of the maximum. "inverted": ids of the images whose masks mark most of the image.
+        "other_size": ids of the images whose masks have another size.
     """
     masked = [(sample.id, mask) for sample, mask in zip(samples, masks, strict=True) if sample.masks]
     if not masked:
@@ -76,6 +105,7 @@ def mask_report(samples: Sequence[Sample], masks: Sequence[SampleMask]) -> dict[
         "levels": sorted({level for _, mask in masked for level in mask.levels}),
         "soft_edges": [name for name, mask in masked if "soft edges" in mask.encodings],
         "inverted": [name for name, mask in masked if mask.may_be_inverted],
+        "other_size": [name for name, mask in masked if mask.has_other_size],
     }
 
 
@@ -89,8 +119,9 @@ def mask_warnings(category: str, report: Mapping[str, Any], *, at_original: bool
     """
     if not report:
         return
-    empty, vanished, modified, soft, inverted = (
-        _count_and_names(report, key) for key in ("black", "vanished", "changed", "soft_edges", "inverted")
+    empty, vanished, modified, soft, inverted, scaled = (
+        _count_and_names(report, key)
+        for key in ("black", "vanished", "changed", "soft_edges", "inverted", "other_size")
     )
     if empty:
         yield f"{category}: {empty[0]} mark nothing; the pixels of these defective images are unknown: {empty[1]}."
@@ -114,6 +145,8 @@ def mask_warnings(category: str, report: Mapping[str, Any], *, at_original: bool
             f"{category}: {inverted[0]} mark most of the image and may be inverted: {inverted[1]}. Pixels above zero "
             f"must be the defects."
         )
+    if scaled:
+        yield f"{category}: {scaled[0]} do not have the size of their image and are scaled to it: {scaled[1]}."
 
 
 def _count_and_names(report: Mapping[str, Any], key: str) -> tuple[str, str] | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench import environment
-from bench.data.data_report import mask_report, mask_warnings
+from bench.data.data_report import image_sizes, mask_report, mask_warnings, size_warnings
 from bench.data.decoding import decode
 from bench.data.masks import SampleMask, sample_mask
 from bench.data.value_range import find_value_range, value_range_warnings, with_value_range
@@ -99,6 +99,7 @@ def check_dataset(
             "Every mask fits its image and marks a part of it.",
             [info.mask_problem for info in readable if info.mask_problem],
         ),
+        *_size_results([info.sample for info in readable], preprocessing),
         *_mask_results(readable, preprocessing),
         *_duplicates(readable),
         _result("No test image nearly equals a training image.", list(near_duplicates(readable)), required=False),
@@ -142,6 +143,15 @@ def _is_readable(sample: Sample, preprocessing: Preprocessing) -> bool:
     except BenchError:
         return False
     return True
+
+
+def _size_results(samples: Sequence[Sample], preprocessing: Preprocessing) -> Iterator[CheckResult]:
+    """Report per category which sizes the resize changes differently."""
+    for category in sorted({sample.category for sample in samples}):
+        members = [sample for sample in samples if sample.category == category]
+        train, tests = ([sample for sample in members if sample.split == split] for split in ("train", "test"))
+        for warning in size_warnings(category, tests, image_sizes(train, preprocessing), preprocessing):
+            yield CheckResult("All images have similar sizes.", warning, required=False)
 
 
 def _mask_results(infos: Sequence[ImageInfo], preprocessing: Preprocessing) -> Iterator[CheckResult]:

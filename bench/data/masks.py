@@ -69,6 +69,7 @@ class SampleMask:
         marks_border: whether all pixels of the image's border are marked.
         encodings: the encodings of its files.
         levels: the levels of its files with the encoding "levels".
+        has_other_size: whether a file does not have the size of the image, to which it is then scaled.
     """
 
     mask: Bools
@@ -79,6 +80,7 @@ class SampleMask:
     marks_border: bool = False
     encodings: frozenset[Encoding] = frozenset()
     levels: tuple[float, ...] = ()
+    has_other_size: bool = False
 
     @property
     def may_be_inverted(self) -> bool:
@@ -119,6 +121,7 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
         levels=tuple(sorted({level for file in files if file.encoding == "levels" for level in file.levels}))[
             :FEW_LEVELS
         ],
+        has_other_size={file.defects.shape[::-1] for file in files} != {image_size(sample.image, preprocessing)},
     )
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from bench import environment, registry
 from bench.config.options import ComputeOptions, EvaluationOptions, ExecutionOptions
 from bench.config.settings import resolve
-from bench.data.data_report import image_sizes
+from bench.data.data_report import image_sizes, size_warnings
 from bench.data.images import FileImages
 from bench.data.protocol import Task
 from bench.data.value_range import NARROW, stored_value_range, value_range_warnings, with_value_range
@@ -311,6 +311,9 @@ def _describe_training_images(job: Job) -> tuple[Preprocessing, dict[str, Any]]:
         report["value_range"] = values.to_dict()
     is_given = job.preprocessing.black is not None
     for warning in value_range_warnings(job.task.name, values, len(train), is_given=is_given):
+        _log.warning("%s", warning)
+    tests = [sample for samples in job.task.tests.values() for sample in samples]
+    for warning in size_warnings(job.task.name, tests, report["image_sizes"], preprocessing):
         _log.warning("%s", warning)
     return preprocessing, report
 

@@ -1,7 +1,7 @@
 """A dataset as one plan uses it: its samples, its tasks, and the hashes of the files that affect the metrics."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 from bench import registry
 from bench.config.plan import Plan
-from bench.data.content import content_hash, with_hashes
+from bench.data.content import content_hash, duplicate_warnings, with_hashes
 from bench.data.fingerprint import category_fingerprints
 from bench.data.protocol import PROTOCOLS, Task, split_calibration, split_without_defects, subsample, with_others
 from bench.dataset import Sample
@@ -93,10 +93,18 @@ class PlannedData:
         planned_tasks = planned_tasks[:1] if first_only else planned_tasks
         hashes = self._content_hashes({planned.task.name: planned.task for planned in planned_tasks})
         return [
-            replace(planned, task=planned.task.map_samples(self._with_hashes), data_hash=hashes[planned.task.name])
+            self._with_data_hash(planned, hashes[planned.task.name])
             for planned in planned_tasks
             if planned.task.name in hashes
         ]
+
+    def _with_data_hash(self, planned: PlannedTask, data_hash: str) -> PlannedTask:
+        """Return the task with the hashes of its files, and with warnings about equal files."""
+        task = planned.task.map_samples(self._with_hashes)
+        tests = [sample for samples in task.tests.values() for sample in samples]
+        warnings = tuple(duplicate_warnings(task.name, task.train, tests))
+        self._log_once(warnings)
+        return replace(planned, task=task, data_hash=data_hash, warnings=(*planned.warnings, *warnings))
 
     def with_pretraining(self, planned: PlannedTask) -> PlannedTask:
         """Return the task with the other categories' good training images, which are then part of its `data_hash`.
@@ -146,10 +154,15 @@ class PlannedData:
             f"{task.name}: there are no defective test images; {n_held_out} good training images are held out for a "
             f"threshold at a false positive rate of {rate:g}; {use}."
         )
-        if warning not in self._logged:
-            self._logged.add(warning)
-            _log.warning("%s", warning)
+        self._log_once((warning,))
         return task, rate, (warning,)
+
+    def _log_once(self, warnings: Iterable[str]) -> None:
+        """Log the warnings that were not logged before, for example for another seed."""
+        for warning in warnings:
+            if warning not in self._logged:
+                self._logged.add(warning)
+                _log.warning("%s", warning)
 
     def _content_hashes(self, tasks: dict[str, Task]) -> dict[str, str]:
         """Return the hash of each task's files, by name. A task whose files cannot be read is skipped."""

@@ -250,3 +250,44 @@ def test_a_category_of_a_table_cannot_move_the_record_out_of_its_folder(parts: P
     (parts / "list.csv").write_text("\n".join(["image,split,label,category", *lines]), encoding="utf-8")
     with pytest.raises(BenchError, match="A category must be a name without path separators"):
         make_schedule(plan_parts(layout="list.csv"))
+
+
+def test_a_copy_of_a_training_image_in_the_test_set_is_a_warning_of_the_run(parts: Path, plan_parts, run_plan) -> None:
+    shutil.copy(parts / "bolt/train/good/000.png", parts / "bolt/test/good/900.png")
+    warnings = only_record(plan_parts, run_plan).warnings
+    text = "1 image is both in training and in test, for example bolt/train/good/000.png = bolt/test/good/900.png"
+    assert f"bolt: {text}. Remove the copies." in warnings
+
+
+def test_an_image_that_is_good_and_defective_is_a_warning_of_the_run(parts: Path, plan_parts, run_plan) -> None:
+    shutil.copy(parts / "bolt/test/good/000.png", parts / "bolt/test/spot/000.png")
+    warnings = only_record(plan_parts, run_plan).warnings
+    text = "1 image is both good and defective, for example bolt/test/good/000.png = bolt/test/spot/000.png"
+    assert f"bolt: {text}. Remove the copies." in warnings
+
+
+def test_test_images_of_another_size_than_the_training_images_are_a_warning(parts: Path, plan_parts, run_plan) -> None:
+    change(
+        parts / "bolt", "test/spot/*.png", lambda pixels, path: Image.fromarray(pixels).resize((640, 100)).save(path)
+    )
+    shutil.rmtree(parts / "bolt/ground_truth")
+    warnings = only_record(plan_parts, run_plan).warnings
+    start = "bolt: 3 of 6 test images have another size than the training images, for example bolt/test/spot/000.png: "
+    text = f"{start}it has 640 x 100 pixels, the training images 64 x 64."
+    assert any(warning.startswith(text) for warning in warnings)
+
+
+def test_training_images_of_different_aspect_are_a_warning(parts: Path, plan_parts, run_plan) -> None:
+    change(parts / "bolt", "train/good/000.png", lambda pixels, path: Image.fromarray(pixels[:32]).save(path))
+    warnings = only_record(plan_parts, run_plan).warnings
+    start = "bolt: the training images have aspect ratios (width / height) from 1 to 2 and all become"
+    assert any(warning.startswith(start) for warning in warnings)
+
+
+def test_masks_of_another_size_are_scaled_with_a_warning(parts: Path, plan_parts, run_plan) -> None:
+    change(parts / "bolt", "ground_truth/spot/*.png", lambda pixels, path: Image.fromarray(pixels[::2, ::2]).save(path))
+    record = only_record(plan_parts, run_plan)
+    names = [f"bolt/test/spot/{i:03}.png" for i in range(3)]
+    assert record.data_report["masks"]["other_size"] == names
+    text = f"3 of 3 masks do not have the size of their image and are scaled to it: {', '.join(names)}."
+    assert f"bolt: {text}" in record.warnings
