@@ -52,8 +52,12 @@ def merge_stores(sources: Iterable[Path], target: Path) -> MergeResult:
     for folder in sources:
         if not folder.is_dir():
             raise BenchError(f"bench merge needs folders of records; {folder} is not a folder. Correct the path.")
-        if folder.resolve() == target.resolve():
-            raise BenchError(f"bench merge needs other folders than the target, got {folder}. Remove it, or pass --to.")
+        first, second = folder.resolve(), target.resolve()
+        if first.is_relative_to(second) or second.is_relative_to(first):
+            raise BenchError(
+                f"bench merge needs a target apart from its sources, got {folder} and {target}. Remove the source, or "
+                f"pass another --to."
+            )
     result = MergeResult()
     for folder in sources:
         _merge_store(Store(folder), Store(target), result)

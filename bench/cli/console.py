@@ -299,13 +299,14 @@ def load_configuration(*, can_prompt: bool = True) -> Config:
         can_prompt: whether to prompt at a terminal if plug-in folders are not trusted yet.
 
     Raises:
-        BenchError: the user does not trust these folders, whose code would run.
+        BenchError: the user does not trust these folders, whose code would run, or a table names an unknown dataset.
     """
     config = load_config()
     _check_trust(config, can_prompt=can_prompt and has_terminal())
     for kind in registry.PLUGIN_KINDS:
         for folder in config.plugin_folders(kind):
             registry.add_folder(kind, folder)
+    config.check_datasets()
     return config
 
 

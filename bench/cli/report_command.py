@@ -11,7 +11,7 @@ from bench.cli.console import Json, Quiet, Verbose, load_configuration, out, pri
 from bench.cli.option_parameters import FILES_PANEL, Runs, with_criteria
 from bench.config.bench_toml import Config, cache_folder
 from bench.errors import BenchError
-from bench.files import write_files
+from bench.files import files_below, write_files
 from bench.report_format import FIGURES_FOLDER
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def report(
     store = Store(runs_folder(runs, config))
     selection = {name: [value.strip() for value in text.split(",")] for name, text in criteria.items()}
     if as_json:
-        records = select_records(list(store.records()), selection)
+        records = select_records(_read_records(store), selection)
         if verify:
             verified = registry.report_content().verification_values(records, table, against, selection)
             print_json(verified)
@@ -165,7 +165,7 @@ def report(
     content = registry.report_content()
     is_overview = folder is None and formats == "markdown" and not (full or table or figures)
     with spinner("Reading the records ...") as update_text:
-        records = select_records(list(store.records()), selection)
+        records = select_records(_read_records(store), selection)
         agrees: bool | None = True
         if verify:
             report, agrees = content.verification(records, table, against, selection)
@@ -186,6 +186,18 @@ def report(
     if errors:
         raise BenchError("\n".join(errors))
     _exit_unless(agrees)
+
+
+def _read_records(store: "Store") -> "list[Record]":
+    """Return all records. Raises BenchError if there are files of records and none can be read."""
+    records = list(store.records())
+    n_files = 0 if records else sum(1 for _ in files_below(store.root, ".json"))
+    if n_files:
+        raise BenchError(
+            f"A report needs a readable record; {store.root} has {n_files} files of records, and none can be read. The "
+            f"warnings give the reasons. Pass another --runs, or run bench run again."
+        )
+    return records
 
 
 def _exit_unless(agrees: bool | None) -> None:

@@ -15,7 +15,7 @@ from bench.config.method_metadata import check_alias_name
 from bench.config.method_specs import Alias, aliases
 from bench.config.options import OPTIONS
 from bench.config.settings import parse, validate
-from bench.errors import BenchError
+from bench.errors import BenchError, check_known
 
 FILE = "bench.toml"
 
@@ -57,6 +57,13 @@ class Config:
         validate(self.tables, _SCHEMA, FILE)
         for name in self.tables.get("alias", {}):
             check_alias_name(name)
+
+    def check_datasets(self) -> None:
+        """Raise BenchError if a table names a dataset that does not exist, once the plug-in folders are added."""
+        named = {table: self.tables.get(table, {}) for table in ("dataset", "category")}
+        named["paths.data"] = self.tables.get("paths", {}).get("data", {})
+        for table, datasets in named.items():
+            check_known(datasets, registry.names("datasets"), f"a dataset, in [{table}] of {FILE}")
 
     def names(self, table: Literal["profile", "campaign"]) -> list[str]:
         """Return the names in the table, sorted."""

@@ -94,6 +94,7 @@ def make_schedule(plan: Plan, *, force: bool = False, retry: bool = False, full_
     _log.info(
         "%d samples, %d task(s); listed and hashed in %.2f s", len(data.samples), len(tasks), perf_counter() - started
     )
+    _warn_of_unknown_categories(plan, data)
     _check_checkpoint_is_folder(plan, {planned.task.name for planned in tasks})
     store = Store(plan.runs)
     failed = (
@@ -131,6 +132,18 @@ def make_schedule(plan: Plan, *, force: bool = False, retry: bool = False, full_
     if jobs:
         store.check_writable(disk)
     return Schedule(tuple(jobs), tuple(existing), skipped | data.skipped, disk, memory, force, tuple(finished))
+
+
+def _warn_of_unknown_categories(plan: Plan, data: PlannedData) -> None:
+    """Log the categories of the user's own images that bench.toml has settings for and the images do not have."""
+    if plan.tasks.dataset == "folder":  # a published dataset may be there in part
+        named = {category for spec in plan.method_specs for category in spec.by_category}
+        for category in sorted(named - data.info.fingerprints.keys()):
+            _log.warning(
+                "bench.toml has settings in [category.folder.%s], but the images have no such category; they have %s.",
+                category,
+                ", ".join(sorted(data.info.fingerprints)),
+            )
 
 
 def _memory_limit(plan: Plan) -> float | None:

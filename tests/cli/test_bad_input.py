@@ -279,7 +279,10 @@ def test_an_invalid_argument_is_an_error_in_one_line(bench, arguments: tuple[str
 @pytest.mark.parametrize(
     ("text", "message"),
     [("[paths\n", "must be readable TOML"), ("[paths]\nrun = 'x'\n", "Did you mean 'runs'?"),
-     ("[profil.x]\n", "Did you mean 'profile'?"), ("\udcff", "must be readable TOML")],
+     ("[profil.x]\n", "Did you mean 'profile'?"), ("\udcff", "must be readable TOML"),
+     ("[dataset.foldr]\ndepth = 12\n", "'foldr' is not a dataset, in [dataset] of bench.toml. Did you mean 'folder'?"),
+     ("[paths.data]\nfoldr = 'x'\n", "'foldr' is not a dataset, in [paths.data]"),
+     ("[category.foldr.bolt]\nmeanmap = {smoothing = 1}\n", "'foldr' is not a dataset, in [category]")],
 )  # fmt: skip
 def test_an_invalid_bench_toml_is_an_error_in_one_line(bench, text: str, message: str) -> None:
     Path("bench.toml").write_bytes(text.encode(errors="surrogateescape"))
@@ -287,6 +290,13 @@ def test_an_invalid_bench_toml_is_an_error_in_one_line(bench, text: str, message
     assert result.code == 2
     (line,) = result.text.strip().splitlines()
     assert message in line
+
+
+def test_settings_for_a_category_that_the_images_do_not_have_are_a_warning(bench) -> None:
+    Path("bench.toml").write_text("[category.folder.blot]\nmeanmap = {smoothing = 1}\n", "utf-8")
+    result = bench(*RUN, "--method", "meanmap")
+    assert result.code == 0
+    lines(result, "[category.folder.blot], but the images have no such category; they have bolt, plate.")
 
 
 # ---- a user's method
@@ -359,6 +369,15 @@ def test_a_damaged_file_in_the_store_is_skipped(bench, suffix: str, how: str) ->
         assert str(path) in line
         assert bench(*RUN, "--method", "meanmap").code == 0  # and it is computed again
         assert ("meanmap", "bolt") in succeeded()
+
+
+def test_a_report_of_damaged_records_only_is_an_error(bench) -> None:
+    assert bench(*RUN, "--method", "meanmap").code == 0
+    for path in Path("runs").rglob("*.json"):
+        DAMAGE["truncated"](path)
+    result = bench("report")
+    assert result.code == 2
+    assert "runs has 2 files of records, and none can be read." in result.text
 
 
 def test_a_record_of_another_schema_is_skipped(bench) -> None:

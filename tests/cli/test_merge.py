@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import app
+from bench.errors import BenchError
 from bench.merge import merge_stores
 from bench.record import Predictions, Record
 from bench.store import SEQUENCE_FILE, Store
@@ -151,7 +152,7 @@ def test_a_missing_folder_and_the_target_itself_are_errors(
     assert call(monkeypatch, "merge", one.root, "--to", one.root) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "is not a folder" in error
-    assert "needs other folders than the target" in error
+    assert "needs a target apart from its sources" in error
 
 
 @pytest.mark.parametrize("sequence", [2**63 - 1, -1])
@@ -165,3 +166,13 @@ def test_a_sequence_after_which_no_record_could_be_read_is_not_merged(
     merged = Store(tmp_path / "merged")
     merged.save(make_record(category="nut"), None)
     assert {record.category for record in merged.records()} == {"nut", "plate"}
+
+
+@pytest.mark.parametrize(("source", "target"), [("one", "one"), ("one", "one/sub"), (".", "one")])
+def test_a_store_is_not_merged_into_itself(
+    machines: tuple[Store, Store], tmp_path: Path, source: str, target: str
+) -> None:
+    before = files_of(machines[0].root)
+    with pytest.raises(BenchError, match="needs a target apart from its sources"):
+        merge_stores([tmp_path / source], tmp_path / target)
+    assert files_of(machines[0].root) == before
