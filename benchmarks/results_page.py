@@ -177,10 +177,11 @@ def scaling() -> str:
     return table(["what grows", "exponent", "expected"], lines) + source("scaling")
 
 
-def mask_seeds(name: str) -> str:
+def mask_seeds(*names: str) -> str:
     """Return means of the metrics by masks at test time, and their ranges over the seeds of random masks."""
     lines = []
-    for run, categories in load(name)["results"].items():
+    results = {run: categories for name in names for run, categories in load(name)["results"].items()}
+    for run, categories in results.items():
         measured = list(categories.values())
         means = [statistics.fmean(np.ravel([each["percent_by_seed"][name] for each in measured])) for name in METRICS]
         changes = [each["relative_score_change"] for each in measured]
@@ -193,7 +194,7 @@ def mask_seeds(name: str) -> str:
         lines.append([run, str(len(measured)), *(f"{mean:.1f}" for mean in means), *ranges_and_change])
     metrics = ["image AUROC", "pixel AUROC", "AUPRO@0.3"]
     ranges_and_change = ["range over seeds, image AUROC", "range, pixel AUROC", "change of an image's score"]
-    return table(["run, masks", "categories", *metrics, *ranges_and_change], lines) + source(name)
+    return table(["run, masks", "categories", *metrics, *ranges_and_change], lines) + "".join(map(source, names))
 
 
 def score_variants() -> str:
@@ -303,7 +304,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     (
         "Masks at test time",
         MASKS,
-        lambda: mask_seeds("mask_seeds"),
+        lambda: mask_seeds("mask_seeds", "mask_seeds_riad"),
     ),
     (
         "Clusters of AMI-Net",
