@@ -125,7 +125,7 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
 def read_mask(path: Path, image: Path, preprocessing: Preprocessing) -> MaskFile:
     """Return what a mask file marks. Raises ValueError if it does not fit its image, or has levels but no zero."""
     file_format, n_pages = format_and_pages(path)
-    pixels = load(path, replace(preprocessing, page=preprocessing.page if n_pages > 1 else 0))
+    pixels = load(path, replace(preprocessing, page=preprocessing.page if n_pages > 1 else 0), with_alpha=True)
     if isinstance(pixels, Image.Image):
         values = _values(pixels)
         if file_format not in _LOSSY and _has_several_hues(pixels):
@@ -133,7 +133,7 @@ def read_mask(path: Path, image: Path, preprocessing: Preprocessing) -> MaskFile
             _check_size(pixels.size, image, preprocessing)
             return _with_background(MaskFile(values > 0, "levels", tuple(level.item() for level in levels)))
     else:
-        values = np.abs(pixels.max(axis=2) if pixels.ndim == 3 else pixels)  # (h, w); negative numbers are labels too
+        values = _deep_values(pixels)
         if not np.isfinite(values).all():
             raise ValueError("it has values that are not finite")
     _check_size((values.shape[1], values.shape[0]), image, preprocessing)
@@ -207,8 +207,7 @@ def _flat(values: Values) -> Bools:
 def _values(image: Image.Image) -> Values:
     """Return one value per pixel of an 8-bit mask, (h, w): the largest channel, 0 where it is transparent.
 
-    The opacity is the value if it varies and the color of all visible pixels is the same. A palette whose colors
-    do not distinguish its entries, or have no black, is read as the numbers of its entries.
+    A palette whose colors do not distinguish its entries, or have no black, is read as the numbers of its entries.
     """
     if image.mode in {"1", "L"} and "transparency" not in image.info:
         return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
@@ -222,8 +221,30 @@ def _values(image: Image.Image) -> Values:
     if not has_alpha:
         brightest: Values = np.asarray(to_rgb(image)).max(axis=2)
         return brightest
-    channels = np.asarray(image.convert("RGBA"))  # (h, w, 4)
-    color, alpha = channels[..., :3].max(axis=2), channels[..., 3]
+    return _visible_values(np.asarray(image.convert("RGBA")))
+
+
+def _deep_values(pixels: Values) -> Values:
+    """Return one value per pixel of a mask with more than 8 bits, (h, w), >= 0, by the rule of `_values`.
+
+    Args:
+        pixels: (h, w), of which negative numbers are labels too; or (h, w, c), with alpha if c is 2 or 4.
+    """
+    if pixels.ndim == 3:
+        brightest: Values = pixels.max(axis=2)
+        return _visible_values(pixels) if pixels.shape[2] in {2, 4} else brightest
+    if pixels.dtype.kind == "i":
+        pixels = pixels.astype(np.int64)  # the absolute value of the lowest int32 is not an int32
+    magnitudes: Values = np.abs(pixels)
+    return magnitudes
+
+
+def _visible_values(channels: Values) -> Values:
+    """Return the largest color of each pixel, 0 where it is transparent; of (h, w, c), whose last channel is alpha.
+
+    The opacity is the value if it varies and the color of all visible pixels is the same.
+    """
+    color, alpha = channels[..., :-1].max(axis=2), channels[..., -1]
     if alpha.min() != alpha.max():
         visible = color[alpha > 0]
         color = alpha if visible.min() == visible.max() else np.where(alpha > 0, color, 0)
