@@ -66,7 +66,7 @@ class SampleMask:
         regions: number of connected defect regions (8 neighbors) at full size.
         input_regions: the same at the size of the input.
         fraction: marked fraction of the image at full size.
-        marks_border: whether all pixels of the image's border are marked.
+        border_fraction: marked fraction of the outermost rows and columns of the image.
         encodings: the encodings of its files.
         levels: the levels of its files with the encoding "levels".
     """
@@ -76,14 +76,18 @@ class SampleMask:
     regions: int = 0
     input_regions: int = 0
     fraction: float = 0.0
-    marks_border: bool = False
+    border_fraction: float = 0.0
     encodings: frozenset[Encoding] = frozenset()
     levels: tuple[float, ...] = ()
 
     @property
     def may_be_inverted(self) -> bool:
-        """Return whether it marks nearly everything, or most of the image and its whole border."""
-        return self.fraction > MAX_FRACTION or (self.fraction > 0.5 and self.marks_border)
+        """Return whether it marks nearly everything, or most of the image and most of its border.
+
+        A large defect inside the image leaves the border unmarked. An inverted mask marks most of it, even if its
+        defect reaches the border.
+        """
+        return self.fraction > MAX_FRACTION or (self.fraction > 0.5 and self.border_fraction > 0.5)
 
 
 def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
@@ -114,7 +118,7 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
         regions=sum(count_regions(defects) for defects in full),
         input_regions=count_regions(mask),
         fraction=max(float(defects.mean()) for defects in full),
-        marks_border=any(_marks_border(defects) for defects in full),
+        border_fraction=max(_border_fraction(defects) for defects in full),
         encodings=frozenset(file.encoding for file in files),
         levels=tuple(sorted({level for file in files if file.encoding == "levels" for level in file.levels}))[
             :FEW_LEVELS
@@ -286,8 +290,11 @@ def _union(masks: Sequence[Bools]) -> list[Bools]:
     return list(masks)
 
 
-def _marks_border(defects: Bools) -> bool:
-    return bool(defects[0].all() and defects[-1].all() and defects[:, 0].all() and defects[:, -1].all())
+def _border_fraction(defects: Bools) -> float:
+    """Return the marked fraction of the outermost pixels, each counted once."""
+    is_border = np.ones(defects.shape, dtype=np.bool_)
+    is_border[1:-1, 1:-1] = False
+    return float(defects[is_border].mean())
 
 
 def _check_size(size: tuple[int, int], image: Path, preprocessing: Preprocessing) -> None:

@@ -375,10 +375,23 @@ def test_the_report_names_masks_that_are_black_vanish_and_may_be_inverted(tmp_pa
 
 
 def test_a_large_defect_is_not_taken_for_an_inverted_mask(tmp_path: Path) -> None:
-    pixels = np.zeros((16, 16), np.uint8)
-    pixels[:12] = 255
-    assert not prepared(tmp_path, pixels).may_be_inverted
-    assert prepared(tmp_path, gray(255, 16, 16)).may_be_inverted
+    inside = np.pad(gray(255, 14, 14), 1)  # 196 of 256 pixels, 0 of the 60 of the border
+    assert not prepared(tmp_path, inside).may_be_inverted
+    at_one_side = np.zeros((16, 16), np.uint8)
+    at_one_side[:14, 2:14] = 255  # 168 of 256 pixels, 12 of the 60 of the border
+    assert not prepared(tmp_path, at_one_side).may_be_inverted
+    half = np.zeros((16, 16), np.uint8)
+    half[:8] = 255  # 128 of 256 pixels, 30 of the 60 of the border
+    assert not prepared(tmp_path, half).may_be_inverted
+
+
+def test_an_inverted_mask_is_found_also_if_its_defect_reaches_the_border(tmp_path: Path) -> None:
+    inside, at_border = gray(255, 16, 16), gray(255, 16, 16)
+    inside[6:10, 6:10] = 0
+    at_border[:, :3] = 0  # 208 of 256 pixels are marked, and 26 + 14 = 40 of the 60 of the border
+    for pixels in (inside, at_border, gray(255, 16, 16)):
+        assert prepared(tmp_path, pixels).may_be_inverted
+    assert prepared(tmp_path, at_border).border_fraction == 40 / 60
 
 
 def test_a_category_without_masks_has_no_report(tmp_path: Path) -> None:
