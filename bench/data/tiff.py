@@ -29,8 +29,9 @@ _NATIVE_RAW_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 def has_16_bit_planes(image: Image.Image) -> bool:
     """Return whether a TIFF file of several channels stores each of them apart, with more than 8 bits per value."""
     tags = getattr(image, "tag_v2", None)
-    is_color = not image.mode.startswith(("I", "F"))
-    return bool(tags) and is_color and tags.get(_PLANAR) == _SEPARATE_PLANES and max(tags.get(_BITS, (1,))) > 8
+    if not tags or image.mode.startswith(("I", "F")):
+        return False
+    return bool(tags.get(_PLANAR) == _SEPARATE_PLANES and max(tags.get(_BITS, (1,))) > 8)
 
 
 def set_plane_order(image: Image.Image, *, swapped: bool) -> None:
