@@ -119,6 +119,12 @@ def has_more_than_8_bits(path: Path, preprocessing: Preprocessing) -> bool:
         return image.mode == "F" or image.mode.startswith("I") or _is_16_bit_color(image)
 
 
+def has_floats(path: Path, preprocessing: Preprocessing) -> bool:
+    """Return whether the values of a file are floats, from its header."""
+    with file_errors(path, "An image"), open_page(path, preprocessing) as image:
+        return image.mode == "F"
+
+
 def image_size(path: Path, preprocessing: Preprocessing) -> tuple[int, int]:
     """Return (width, height) of the upright page of a file, from its header."""
     with file_errors(path, "An image"), open_page(path, preprocessing) as image:
