@@ -16,6 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from bench.data.raw_modes import has_deep_jpeg2000_channels, ppm_maximum, raw_mode, read_netpbm, set_raw_mode
+from bench.data.tiff import (
+    SIGNATURES,
+    UNREADABLE,
+    correct_byte_order,
+    correct_values,
+    has_16_bit_planes,
+    set_plane_order,
+)
 from bench.errors import BenchError
 from bench.preprocessing import Preprocessing
 
@@ -67,17 +76,21 @@ def decode(path: Path, preprocessing: Preprocessing) -> Image.Image:
         return to_rgb(pixels) if isinstance(pixels, Image.Image) else to_8_bit(pixels, preprocessing)
 
 
-def load(path: Path, preprocessing: Preprocessing) -> Image.Image | Values:
-    """Return the upright page of a file: an image of 8 bits or less per channel, else its values. Alpha is kept."""
+def load(path: Path, preprocessing: Preprocessing, *, with_alpha: bool = False) -> Image.Image | Values:
+    """Return the upright page of a file: an image of 8 bits or less per channel, with alpha if it has it, else values.
+
+    The values are (h, w) or (h, w, 3), or `with_alpha`, if the file has it, (h, w, 2) or (h, w, 4).
+    """
     with open_page(path, preprocessing) as image:
-        raw_mode = _raw_mode(image)
-        if image.format == "PPM" and raw_mode in {"L", "RGB"} and _ppm_maximum(image) > 255:
-            return _read_netpbm(image)
-        if _has_deep_jpeg2000_channels(image):
+        layout = raw_mode(image)
+        if image.format == "PPM" and layout in {"L", "RGB"} and ppm_maximum(image) > 255:
+            return read_netpbm(image)
+        if has_deep_jpeg2000_channels(image):
             raise ValueError("it is a JPEG 2000 file of several channels with more than 8 bits; save it as PNG or TIFF")
-        if ";16" in raw_mode and not image.mode.startswith("I"):
-            return _read_16_bit_color(image, raw_mode, path, preprocessing)
-        return _deep_values(_load_upright(image))
+        if _is_16_bit_color(image):
+            values = _read_16_bit_color(image, layout, path, preprocessing)  # (h, w, 2), (h, w, 3) or (h, w, 4)
+            return values if with_alpha else values[..., 0] if values.shape[2] == 2 else values[..., :3]
+        return _upright_pixels(image)
 
 
 def decode_in_memory(image: Image.Image | Values, preprocessing: Preprocessing, name: str) -> Image.Image:
@@ -101,9 +114,15 @@ def decode_in_memory(image: Image.Image | Values, preprocessing: Preprocessing, 
 def has_more_than_8_bits(path: Path, preprocessing: Preprocessing) -> bool:
     """Return whether a file has more than 8 bits per channel, from its header."""
     with file_errors(path, "An image"), open_page(path, preprocessing) as image:
-        if image.format == "PPM" and _raw_mode(image) in {"L", "RGB"}:
-            return _ppm_maximum(image) > 255
-        return image.mode == "F" or image.mode.startswith("I") or ";16" in _raw_mode(image)
+        if image.format == "PPM" and raw_mode(image) in {"L", "RGB"}:
+            return ppm_maximum(image) > 255
+        return image.mode == "F" or image.mode.startswith("I") or _is_16_bit_color(image)
+
+
+def has_floats(path: Path, preprocessing: Preprocessing) -> bool:
+    """Return whether the values of a file are floats, from its header."""
+    with file_errors(path, "An image"), open_page(path, preprocessing) as image:
+        return image.mode == "F"
 
 
 def image_size(path: Path, preprocessing: Preprocessing) -> tuple[int, int]:
@@ -194,7 +213,13 @@ def _open(path: Path) -> Iterator[Image.Image]:
     """Open a file through a file object: of a path, Pillow maps raw TIFF data and ignores its orientation."""
     with path.open("rb") as file:
         with _without_pillow_limit():
-            image = Image.open(file, formats=_available_formats())
+            try:
+                image = Image.open(file, formats=_available_formats())
+            except UnidentifiedImageError as error:
+                file.seek(0)
+                if file.read(4) in SIGNATURES:
+                    raise ValueError(UNREADABLE) from error
+                raise
         with image:
             yield image
 
@@ -287,9 +312,13 @@ def _load_upright(image: Image.Image) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def _deep_values(image: Image.Image) -> Image.Image | Values:
-    """Return the values of an image with more than 8 bits per channel, else the image."""
-    return np.asarray(image) if image.mode == "F" or image.mode.startswith("I") else image
+def _upright_pixels(image: Image.Image) -> Image.Image | Values:
+    """Return the values of an upright image if it has more than 8 bits per channel, else the image."""
+    correct_byte_order(image)
+    upright = _load_upright(image)
+    if upright.mode == "F" or upright.mode.startswith("I"):
+        return correct_values(np.asarray(upright), image)
+    return upright
 
 
 def _array_pixels(array: Values) -> Image.Image | Values:
@@ -317,83 +346,43 @@ def _pillow_pixels(image: Image.Image) -> Image.Image | Values:
         raise ValueError(
             "Pillow changes its values, which have more than 8 bits per channel; pass the path of its file"
         )
-    return _deep_values(_load_upright(image))
+    return _upright_pixels(image)
 
 
 def _is_reduced(image: Image.Image) -> bool:
     """Return whether Pillow scales the values of an opened file or keeps only 8 bits of each, for the formats below."""
-    raw_mode = _raw_mode(image)
     if image.format == "PPM":
-        return image.mode.startswith("I") or (raw_mode in {"L", "RGB"} and _ppm_maximum(image) > 255)
-    return _has_deep_jpeg2000_channels(image) or (";16" in raw_mode and not image.mode.startswith("I"))
+        return image.mode.startswith("I") or (raw_mode(image) in {"L", "RGB"} and ppm_maximum(image) > 255)
+    return has_deep_jpeg2000_channels(image) or _is_16_bit_color(image)
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's name of the stored pixel layout: "RGB;16B"; "" if the format has none."""
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0][3] if tiles else ""
-    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return first if isinstance(first, str) else ""
+def _is_16_bit_color(image: Image.Image) -> bool:
+    """Return whether an opened file has 16-bit colors or alpha, of which Pillow keeps 8 bits."""
+    return (";16" in raw_mode(image) and not image.mode.startswith("I")) or has_16_bit_planes(image)
 
 
-def _read_16_bit_color(image: Image.Image, raw_mode: str, path: Path, preprocessing: Preprocessing) -> Values:
-    """Return the values of a 16-bit color file, (h, w, 3), or of a grayscale file with alpha, (h, w).
+def _read_16_bit_color(image: Image.Image, stored: str, path: Path, preprocessing: Preprocessing) -> Values:
+    """Return the values of a 16-bit color file, (h, w, 3), with alpha (h, w, 4); of grayscale with alpha, (h, w, 2).
 
     Pillow has no mode for them and keeps the high byte of each value. A second pass with the opposite byte order keeps
     the low byte.
     """
-    if raw_mode == "LA;16B":  # read as the four bytes of RGBA: high and low byte of the gray value, then of alpha
-        _set_raw_mode(image, "RGBA")
+    if stored == "LA;16B":  # read as the four bytes of RGBA: high and low byte of the gray value, then of alpha
+        set_raw_mode(image, "RGBA")
         bytes_ = np.asarray(_load_upright(image)).astype(np.uint16)  # (h, w, 4)
-        return bytes_[..., 0] * 256 + bytes_[..., 1]
-    layout, _, order = raw_mode.partition(";16")
+        return bytes_[..., ::2] * 256 + bytes_[..., 1::2]
+    layout, _, order = stored.partition(";16")
     swapped = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}.get(order)
-    if layout not in {"RGB", "RGBA", "RGBX"} or swapped is None:
-        raise ValueError(f"its pixel layout {raw_mode} is not supported; save it as 16-bit RGB or grayscale")
-    high = np.asarray(_load_upright(image))[..., :3].astype(np.uint16)  # (h, w, 3)
+    has_planes = has_16_bit_planes(image)
+    if has_planes:
+        set_plane_order(image, swapped=False)
+    elif layout not in {"RGB", "RGBA", "RGBX"} or swapped is None:
+        raise ValueError(f"its pixel layout {stored} is not supported; save it as 16-bit RGB or grayscale")
+    high = np.asarray(_load_upright(image)).astype(np.uint16)  # (h, w, 3) or (h, w, 4)
     with open_page(path, preprocessing) as again:
-        _set_raw_mode(again, f"{layout};16{swapped}")
-        low = np.asarray(_load_upright(again))[..., :3].astype(np.uint16)
+        if has_planes:
+            set_plane_order(again, swapped=True)
+        else:
+            set_raw_mode(again, f"{layout};16{swapped}")
+        low = np.asarray(_load_upright(again)).astype(np.uint16)
     return high * 256 + low
-
-
-def _set_raw_mode(image: Image.Image, raw_mode: str) -> None:
-    """Let Pillow read the stored pixels in another layout."""
-    tiles = []
-    for tile in image.tile:  # type: ignore[attr-defined]
-        arguments = (raw_mode, *tile[3][1:]) if isinstance(tile[3], tuple) else raw_mode
-        # Pillow's tiles are named tuples since version 11.
-        tiles.append(tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments))
-    image.tile = tiles  # type: ignore[attr-defined]
-
-
-def _ppm_maximum(image: Image.Image) -> int:
-    arguments = image.tile[0][3]  # type: ignore[attr-defined]
-    return int(arguments[-1]) if isinstance(arguments, tuple) and isinstance(arguments[-1], int) else 255
-
-
-def _read_netpbm(image: Image.Image) -> Values:
-    """Return the values of a binary PGM or PPM file with two bytes per value; Pillow scales them by its maximum."""
-    codec, _, offset, (raw_mode, _) = image.tile[0]  # type: ignore[attr-defined]
-    if codec != "ppm":
-        raise ValueError("it is a text PGM or PPM file with more than 8 bits; save it as binary PGM, PNG or TIFF")
-    width, height = image.size
-    shape = (height, width, 3) if raw_mode == "RGB" else (height, width)
-    assert image.fp is not None  # type: ignore[attr-defined]
-    image.fp.seek(offset)  # type: ignore[attr-defined]
-    data = image.fp.read(2 * int(np.prod(shape)))  # type: ignore[attr-defined]
-    return np.frombuffer(data, ">u2").reshape(shape)
-
-
-def _has_deep_jpeg2000_channels(image: Image.Image) -> bool:
-    """Return whether an opened JPEG 2000 file has several channels with more than 8 bits, of which Pillow keeps 8."""
-    file = getattr(image, "fp", None)
-    if image.format != "JPEG2000" or image.mode in {"I;16", "I"} or file is None:
-        return False
-    position = file.tell()
-    file.seek(0)
-    head = file.read(1 << 16)
-    file.seek(position)
-    start = head.find(b"\xff\x4f\xff\x51")  # start of codestream, image and tile size (ISO 15444-1, A.5.1)
-    precision = head[start + 42 : start + 43] if start >= 0 else b""
-    return bool(precision) and (precision[0] & 0x7F) + 1 > 8

@@ -66,7 +66,7 @@ class SampleMask:
         regions: number of connected defect regions (8 neighbors) at full size.
         input_regions: the same at the size of the input.
         fraction: marked fraction of the image at full size.
-        marks_border: whether all pixels of the image's border are marked.
+        border_fraction: marked fraction of the outermost rows and columns of the image.
         encodings: the encodings of its files.
         levels: the levels of its files with the encoding "levels".
         has_other_size: whether a file does not have the size of the image, to which it is then scaled.
@@ -77,15 +77,19 @@ class SampleMask:
     regions: int = 0
     input_regions: int = 0
     fraction: float = 0.0
-    marks_border: bool = False
+    border_fraction: float = 0.0
     encodings: frozenset[Encoding] = frozenset()
     levels: tuple[float, ...] = ()
     has_other_size: bool = False
 
     @property
     def may_be_inverted(self) -> bool:
-        """Return whether it marks nearly everything, or most of the image and its whole border."""
-        return self.fraction > MAX_FRACTION or (self.fraction > 0.5 and self.marks_border)
+        """Return whether it marks nearly everything, or most of the image and most of its border.
+
+        A large defect inside the image leaves the border unmarked. An inverted mask marks most of it, even if its
+        defect reaches the border.
+        """
+        return self.fraction > MAX_FRACTION or (self.fraction > 0.5 and self.border_fraction > 0.5)
 
 
 def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
@@ -116,7 +120,7 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
         regions=sum(count_regions(defects) for defects in full),
         input_regions=count_regions(mask),
         fraction=max(float(defects.mean()) for defects in full),
-        marks_border=any(_marks_border(defects) for defects in full),
+        border_fraction=max(_border_fraction(defects) for defects in full),
         encodings=frozenset(file.encoding for file in files),
         levels=tuple(sorted({level for file in files if file.encoding == "levels" for level in file.levels}))[
             :FEW_LEVELS
@@ -128,7 +132,7 @@ def sample_mask(sample: Sample, preprocessing: Preprocessing) -> SampleMask:
 def read_mask(path: Path, image: Path, preprocessing: Preprocessing) -> MaskFile:
     """Return what a mask file marks. Raises ValueError if it does not fit its image, or has levels but no zero."""
     file_format, n_pages = format_and_pages(path)
-    pixels = load(path, replace(preprocessing, page=preprocessing.page if n_pages > 1 else 0))
+    pixels = load(path, replace(preprocessing, page=preprocessing.page if n_pages > 1 else 0), with_alpha=True)
     if isinstance(pixels, Image.Image):
         values = _values(pixels)
         if file_format not in _LOSSY and _has_several_hues(pixels):
@@ -136,7 +140,7 @@ def read_mask(path: Path, image: Path, preprocessing: Preprocessing) -> MaskFile
             _check_size(pixels.size, image, preprocessing)
             return _with_background(MaskFile(values > 0, "levels", tuple(level.item() for level in levels)))
     else:
-        values = np.abs(pixels.max(axis=2) if pixels.ndim == 3 else pixels)  # (h, w); negative numbers are labels too
+        values = _deep_values(pixels)
         if not np.isfinite(values).all():
             raise ValueError("it has values that are not finite")
     _check_size((values.shape[1], values.shape[0]), image, preprocessing)
@@ -210,8 +214,7 @@ def _flat(values: Values) -> Bools:
 def _values(image: Image.Image) -> Values:
     """Return one value per pixel of an 8-bit mask, (h, w): the largest channel, 0 where it is transparent.
 
-    The opacity is the value if it varies and the color of all visible pixels is the same. A palette whose colors
-    do not distinguish its entries, or have no black, is read as the numbers of its entries.
+    A palette whose colors do not distinguish its entries, or have no black, is read as the numbers of its entries.
     """
     if image.mode in {"1", "L"} and "transparency" not in image.info:
         return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
@@ -225,8 +228,30 @@ def _values(image: Image.Image) -> Values:
     if not has_alpha:
         brightest: Values = np.asarray(to_rgb(image)).max(axis=2)
         return brightest
-    channels = np.asarray(image.convert("RGBA"))  # (h, w, 4)
-    color, alpha = channels[..., :3].max(axis=2), channels[..., 3]
+    return _visible_values(np.asarray(image.convert("RGBA")))
+
+
+def _deep_values(pixels: Values) -> Values:
+    """Return one value per pixel of a mask with more than 8 bits, (h, w), >= 0, by the rule of `_values`.
+
+    Args:
+        pixels: (h, w), of which negative numbers are labels too; or (h, w, c), with alpha if c is 2 or 4.
+    """
+    if pixels.ndim == 3:
+        brightest: Values = pixels.max(axis=2)
+        return _visible_values(pixels) if pixels.shape[2] in {2, 4} else brightest
+    if pixels.dtype.kind == "i":
+        pixels = pixels.astype(np.int64)  # the absolute value of the lowest int32 is not an int32
+    magnitudes: Values = np.abs(pixels)
+    return magnitudes
+
+
+def _visible_values(channels: Values) -> Values:
+    """Return the largest color of each pixel, 0 where it is transparent; of (h, w, c), whose last channel is alpha.
+
+    The opacity is the value if it varies and the color of all visible pixels is the same.
+    """
+    color, alpha = channels[..., :-1].max(axis=2), channels[..., -1]
     if alpha.min() != alpha.max():
         visible = color[alpha > 0]
         color = alpha if visible.min() == visible.max() else np.where(alpha > 0, color, 0)
@@ -268,8 +293,11 @@ def _union(masks: Sequence[Bools]) -> list[Bools]:
     return list(masks)
 
 
-def _marks_border(defects: Bools) -> bool:
-    return bool(defects[0].all() and defects[-1].all() and defects[:, 0].all() and defects[:, -1].all())
+def _border_fraction(defects: Bools) -> float:
+    """Return the marked fraction of the outermost pixels, each counted once."""
+    is_border = np.ones(defects.shape, dtype=np.bool_)
+    is_border[1:-1, 1:-1] = False
+    return float(defects[is_border].mean())
 
 
 def _check_size(size: tuple[int, int], image: Path, preprocessing: Preprocessing) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bench.data.content import check_unchanged
 from bench.data.data_report import MAX_NAMES
-from bench.data.decoding import file_errors, has_more_than_8_bits, load
+from bench.data.decoding import file_errors, has_floats, has_more_than_8_bits, load
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.preprocessing import Preprocessing
@@ -39,6 +39,7 @@ class ValueRange:
         low, high: the smallest and the largest value.
         type_low, type_high: the range of the type of the files; of floats, 0 to 1.
         black, white: the values that become 0 and 255.
+        mixed_types: if some are floats and others integers, both types, each with the id of an image; else "".
     """
 
     n_images: int
@@ -48,6 +49,7 @@ class ValueRange:
     type_high: float
     black: float
     white: float
+    mixed_types: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
@@ -73,7 +75,7 @@ def find_value_range(samples: Sequence[Sample], preprocessing: Preprocessing) ->
         BenchError: a sample is unreadable, or has values that are not finite.
     """
     extremes: list[tuple[float, float]] = []
-    types: set[np.dtype[Any]] = set()
+    examples: dict[np.dtype[Any], str] = {}  # type -> id of the first image that has it
     for sample in samples:
         if has_more_than_8_bits(sample.image, preprocessing):
             with file_errors(sample.image, "An image"):
@@ -84,15 +86,15 @@ def find_value_range(samples: Sequence[Sample], preprocessing: Preprocessing) ->
                     raise ValueError("it has values that are not finite")
             check_unchanged(sample, sample.image)
             extremes.append((low, high))
-            types.add(values.dtype)
+            examples.setdefault(values.dtype, sample.id)
     if not extremes:
         return None
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
-    type_low, type_high = _type_range(types, low, high)
-    black, white = _scale(low, high, is_float=any(dtype.kind == "f" for dtype in types))
+    type_low, type_high = _type_range(set(examples), low, high)
+    black, white = _scale(low, high, is_float=any(dtype.kind == "f" for dtype in examples))
     if preprocessing.black is not None and preprocessing.white is not None:
         black, white = preprocessing.black, preprocessing.white
-    return ValueRange(len(extremes), low, high, type_low, type_high, black, white)
+    return ValueRange(len(extremes), low, high, type_low, type_high, black, white, _mixed_types(examples))
 
 
 def with_value_range(
@@ -129,6 +131,11 @@ def value_range_warnings(name: str, values: ValueRange | None, n_samples: int, *
         )
         fix = "" if is_given else " Pass --depth to set the scale."
         yield f"{used}, {of_type} of their type; {scale}.{fix}"
+    if values.mixed_types:
+        yield (
+            f"{name}: training images of one category must have one type, got {values.mixed_types}; all have one "
+            f"scale, so those of the smaller range become nearly uniform. Save all of them with one type."
+        )
     if values.n_images < n_samples:
         yield (
             f"{name}: {values.n_images} of {n_samples} training images have more than 8 bits per channel; the others "
@@ -170,7 +177,7 @@ def clipping_warning(name: str, fractions: Mapping[str, float], preprocessing: P
 
 
 def unscaled_warning(name: str, train: Sequence[Sample], test: Sequence[Sample], preprocessing: Preprocessing) -> str:
-    """Return the warning about test images of 8 bits next to training images of more, or "" if there are none.
+    """Return the warning about test images of 8 bits or another type than training images of more, "" if none are.
 
     Args:
         name: name of the category.
@@ -178,15 +185,31 @@ def unscaled_warning(name: str, train: Sequence[Sample], test: Sequence[Sample],
         test: test images.
         preprocessing: preprocessing of the images.
     """
-    if preprocessing.black is None or not any(has_more_than_8_bits(each.image, preprocessing) for each in train):
+    if preprocessing.black is None:
         return ""
+    deep_train = [each for each in train if has_more_than_8_bits(each.image, preprocessing)]
+    if not deep_train:
+        return ""
+    warnings = []
     unscaled = [each.id for each in test if not has_more_than_8_bits(each.image, preprocessing)]
-    if not unscaled:
-        return ""
-    return (
-        f"{name}: {len(unscaled)} of {len(test)} test images have 8 bits per channel, training images more; only these "
-        f"are scaled, so scores are not comparable: {_first_names(unscaled)}. Save all of them with one depth."
-    )
+    if unscaled:
+        warnings.append(
+            f"{name}: {len(unscaled)} of {len(test)} test images have 8 bits per channel, training images more; only "
+            f"these are scaled, so scores are not comparable: {_first_names(unscaled)}. Save all of them with one "
+            f"depth."
+        )
+    types = {has_floats(each.image, preprocessing) for each in deep_train}
+    unscaled_ids = set(unscaled)
+    deep_test = [each for each in test if each.id not in unscaled_ids]
+    other = [each.id for each in deep_test if has_floats(each.image, preprocessing) not in types]
+    if other:
+        test_type, train_type = ("integers", "floats") if True in types else ("floats", "integers")
+        warnings.append(
+            f"{name}: {len(other)} of {len(test)} test images have {test_type}, training images {train_type}, as "
+            f"{deep_train[0].id}; all have one scale, so scores are not comparable: {_first_names(other)}. Save all of "
+            f"them with one type."
+        )
+    return " ".join(warnings)
 
 
 def _first_names(names: Sequence[str]) -> str:
@@ -215,12 +238,21 @@ def depth_range(depth: int) -> tuple[float, float]:
     return 0.0, float(2**depth - 1)
 
 
+def _mixed_types(examples: Mapping[np.dtype[Any], str]) -> str:
+    """Return "float32 (image) and uint16 (image)" if there are floats and integers, else "".
+
+    Integers of several types are not reported: their type follows from the format of the file.
+    """
+    by_kind = {dtype.kind == "f": f"{dtype.name} ({image})" for dtype, image in reversed(list(examples.items()))}
+    return f"{by_kind[True]} and {by_kind[False]}" if len(by_kind) == 2 else ""
+
+
 def _type_range(types: set[np.dtype[Any]], low: float, high: float) -> tuple[float, float]:
     """Return the range of the type of the files; Pillow reads signed and unsigned 16-bit files as 32-bit integers."""
     if any(dtype.kind == "f" for dtype in types):
         return min(low, 0.0), max(high, 1.0)
-    if low >= 0 and high <= 65535:
-        return 0.0, 65535.0
+    if low >= 0 and (high <= 65535 or high >= 2**31):
+        return 0.0, 65535.0 if high <= 65535 else 2.0**32 - 1
     return (-32768.0, 32767.0) if low >= -32768 and high <= 32767 else (-(2.0**31), 2.0**31 - 1)
 
 

@@ -1,5 +1,6 @@
 """Decoding: every format becomes upright 8-bit RGB by one rule; other pages, sizes and damaged files are errors."""
 
+import itertools
 import struct
 import warnings
 import zlib
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from bench.data import decoding
-from bench.data.decoding import FORMATS, decode, has_more_than_8_bits, image_size, load
+from bench.data.decoding import FORMATS, decode, decode_in_memory, has_more_than_8_bits, image_size, load
 from bench.dataset import EXTENSIONS
 from bench.errors import BenchError
 from bench.method import Preprocessing
@@ -47,21 +48,56 @@ def save_png_16(path: Path, values: np.ndarray, color_type: int) -> Path:
     return path
 
 
-def save_tiff_16(path: Path, values: np.ndarray, order: str, *, compressed: bool) -> Path:
-    """Write a 16-bit RGB TIFF, (h, w, 3), in byte order "<" or ">", which Pillow cannot write."""
-    height, width, _ = values.shape
-    data = values.astype(order + "u2").tobytes()
-    data = zlib.compress(data) if compressed else data
-    count = 9
-    bits_at = 8 + 2 + 12 * count + 4
-    tags = [
-        (256, width), (257, height), (258, bits_at), (259, 8 if compressed else 1), (262, 2), (273, bits_at + 6),
-        (277, 3), (278, height), (279, len(data)),
+COMPRESSIONS = {"": 1, "lzw": 5, "zlib": 8, "packbits": 32773}
+
+
+def compress(data: bytes, compression: str) -> bytes:
+    """Return one strip or tile; the codes of LZW and PackBits are literals only."""
+    if compression == "zlib":
+        return zlib.compress(data)
+    if compression == "packbits":
+        return b"".join(bytes([len(part) - 1]) + part for part in (data[i : i + 128] for i in range(0, len(data), 128)))
+    if compression == "lzw":  # 9 bits per code; the table is cleared (256) before a code needs 10 bits; 257 ends
+        parts = (data[i : i + 128] for i in range(0, len(data), 128))
+        bits = "".join(f"{code:09b}" for part in parts for code in (256, *part)) + f"{257:09b}"
+        return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    return data
+
+
+def save_tiff(
+    path: Path, values: np.ndarray, order: str = "<", compression: str = "", photometric: int = -1, *,
+    planar: bool = False, tile: int = 0,
+) -> Path:  # fmt: skip
+    """Write a TIFF, (h, w) or (h, w, c), in byte order "<" or ">" and with a layout that Pillow cannot write."""
+    height, width = values.shape[:2]
+    channels = values.reshape(height, width, -1)
+    n_channels = channels.shape[2]
+    rows, columns = (tile, tile) if tile else (height, width)
+    padded = np.pad(channels, ((0, -height % rows), (0, -width % columns), (0, 0)))
+    planes = np.split(padded, n_channels, axis=2) if planar else [padded]
+    blocks = [
+        compress(plane[y : y + rows, x : x + columns].astype(values.dtype.newbyteorder(order)).tobytes(), compression)
+        for plane in planes for y in range(0, height, rows) for x in range(0, width, columns)
     ]  # fmt: skip
-    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, count)
-    for tag, value in tags:
-        content += struct.pack(order + "HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value)
-    path.write_bytes(content + struct.pack(order + "IHHH", 0, 16, 16, 16) + data)
+    starts = list(itertools.accumulate(map(len, blocks), initial=8))
+    size, number_format = values.dtype.itemsize, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    photometric = photometric if photometric >= 0 else 2 if n_channels > 2 else 1
+    tags = {
+        256: [width], 257: [height], 258: [8 * size] * n_channels, 259: [COMPRESSIONS[compression]], 262: [photometric],
+        324 if tile else 273: starts[:-1], 277: [n_channels], 284: [2 if planar else 1],
+        325 if tile else 279: [len(block) for block in blocks], 339: [number_format] * n_channels,
+    } | ({322: [tile], 323: [tile]} if tile else {278: [height]})  # fmt: skip
+    if n_channels == 4 and photometric == 2:
+        tags[338] = [2]  # alpha
+    at = starts[-1] + 2 + 12 * len(tags) + 4
+    entries, more = b"", b""
+    for tag in sorted(tags):
+        data = struct.pack(f"{order}{len(tags[tag])}I", *tags[tag])
+        entries += struct.pack(order + "HHI", tag, 4, len(tags[tag]))
+        entries += data if len(data) == 4 else struct.pack(order + "I", at + len(more))
+        more += data if len(data) > 4 else b""
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", starts[-1])
+    path.write_bytes(header + b"".join(blocks) + struct.pack(order + "H", len(tags)) + entries + bytes(4) + more)
     return path
 
 
@@ -160,8 +196,88 @@ def test_a_sixteen_bit_gray_png_file_with_alpha_keeps_all_bits_of_gray(tmp_path:
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_sixteen_bit_color_tiff_files_keep_all_bits(tmp_path: Path, order: str, compressed: bool) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3))
-    path = save_tiff_16(tmp_path / "a.tif", values, order, compressed=compressed)
+    path = save_tiff(tmp_path / "a.tif", values.astype(np.uint16), order, "zlib" if compressed else "")
     assert np.array_equal(load(path, PLAIN), values)
+
+
+def test_sixteen_bit_planes_are_read_as_contiguous_pixels(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (20, 33, 4), dtype=np.uint16)
+    for order, n_channels, tile in itertools.product("<>", (3, 4), (0, 16)):
+        path = save_tiff(tmp_path / "a.tif", values[..., :n_channels], order, planar=True, tile=tile)
+        assert has_more_than_8_bits(path, PLAIN)
+        assert np.array_equal(load(path, PLAIN), values[..., :3])
+        assert np.array_equal(load(path, PLAIN, with_alpha=True), values[..., :n_channels])
+    scaled = decode(save_tiff(tmp_path / "a.tif", np.array([[[0, 257, 514]]], np.uint16), planar=True), SIXTEEN)
+    assert np.asarray(scaled).tolist() == [[[0, 1, 2]]]
+    eight = save_tiff(tmp_path / "b.tif", noise(), planar=True)
+    assert not has_more_than_8_bits(eight, PLAIN)
+    assert np.array_equal(np.asarray(decode(eight, PLAIN)), noise())
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bit_planes_of_which_pillow_loses_bits_are_errors_with_the_fix(tmp_path: Path, order: str) -> None:
+    values = np.full((4, 4, 4), 300, dtype=np.uint16)
+    for pixels, compression, photometric in (
+        (values[..., :3], "zlib", 2),
+        (values[..., :3], "lzw", 2),
+        (values, "", 5),
+    ):
+        path = save_tiff(tmp_path / "a.tif", pixels, order, compression, photometric, planar=True)
+        assert has_more_than_8_bits(path, PLAIN)
+        with pytest.raises(
+            BenchError, match=r"a\.tif is not: it stores the channels .* separate planes.*contiguous pl"
+        ):
+            decode(path, SIXTEEN)
+    gray = save_tiff(tmp_path / "b.tif", values[..., 0].astype(np.float32), order, planar=True)
+    with pytest.raises(BenchError, match=r"b\.tif is not: it stores one channel .*contiguous planes"):
+        decode(gray, SIXTEEN)
+
+
+@pytest.mark.parametrize("compression", ["", "zlib", "lzw", "packbits"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
+def test_gray_tiff_files_of_both_byte_orders_have_the_same_values(
+    tmp_path: Path, dtype: type, compression: str
+) -> None:
+    values = np.arange(12).reshape(3, 4).astype(dtype) * dtype(1000) + dtype(1)
+    values = values if dtype is np.uint16 else values - dtype(5000)  # -4999, -3999, ..., 6001
+    for order in "<>":
+        path = save_tiff(tmp_path / "a.tif", values, order, compression)
+        assert np.array_equal(load(path, PLAIN), values)
+        with Image.open(path) as opened:
+            expected = np.asarray(decode(path, SIXTEEN))
+            assert np.array_equal(np.asarray(decode_in_memory(opened, SIXTEEN, "the image")), expected)
+
+
+def test_sixteen_bits_of_which_zero_is_white_are_inverted_as_8_bits_are(tmp_path: Path) -> None:
+    for compression in ("", "zlib"):
+        path = save_tiff(tmp_path / "a.tif", np.array([[0, 257, 65535]], np.uint16), "<", compression, photometric=0)
+        assert load(path, PLAIN).tolist() == [[65535, 65278, 0]]
+        path = save_tiff(tmp_path / "b.tif", np.array([[0, 1, 255]], np.uint8), "<", compression, photometric=0)
+        assert np.asarray(decode(path, PLAIN))[0, :, 0].tolist() == [255, 254, 0]
+    floats = save_tiff(tmp_path / "c.tif", np.array([[0, 1]], np.float32), photometric=0)
+    with pytest.raises(BenchError, match=r"c\.tif is not: it has floats of which zero is white.*zero as black"):
+        decode(floats, SIXTEEN)
+
+
+def test_unsigned_integers_of_32_bits_stay_positive(tmp_path: Path) -> None:
+    values = np.array([[0, 2**31 - 1, 2**31, 2**32 - 1]], np.uint32)
+    for compression in ("", "zlib"):
+        path = save_tiff(tmp_path / "a.tif", values, "<", compression)
+        assert load(path, PLAIN).tolist() == values.tolist()
+    full = Preprocessing(4, 4, black=0, white=2**32 - 1)
+    assert np.asarray(decode(path, full))[0, :, 0].tolist() == [0, 127, 128, 255]
+
+
+def test_a_tiff_file_with_a_pixel_layout_that_cannot_be_read_is_named_as_such(tmp_path: Path) -> None:
+    for dtype, shape in ((np.float16, (4, 4)), (np.float64, (4, 4)), (np.uint16, (4, 4, 2))):
+        path = save_tiff(tmp_path / "a.tif", np.zeros(shape, dtype))
+        with pytest.raises(
+            BenchError, match=r"a\.tif is not: it is a TIFF file with .* pixel layout that cannot be re"
+        ):
+            decode(path, SIXTEEN)
+    (tmp_path / "b.tif").write_bytes(b"no TIFF file")
+    with pytest.raises(BenchError, match=r"b\.tif is not: its content has no known image format"):
+        decode(tmp_path / "b.tif", SIXTEEN)
 
 
 def test_portable_graymaps_keep_their_numbers_whatever_their_maximum(tmp_path: Path) -> None:

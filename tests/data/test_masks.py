@@ -1,5 +1,7 @@
 """Masks: which pixels a mask file marks, whatever its levels, and what the resize leaves of them."""
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from bench.data.data_report import mask_report, mask_warnings
-from bench.data.masks import SampleMask, mark_defects, sample_mask
+from bench.data.masks import SampleMask, mark_defects, read_mask, sample_mask
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.method import Preprocessing
@@ -192,6 +194,45 @@ def test_colors_below_transparency_do_not_mark(tmp_path: Path) -> None:
     assert np.array_equal(mask_of(tmp_path, pixels), CORNER == 1)
 
 
+def save_png_16(path: Path, values: np.ndarray, color_type: int) -> Path:
+    """Write a 16-bit PNG of several channels, (h, w, c), which Pillow cannot write."""
+    height, width, _ = values.shape
+    chunks = [
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0),
+        b"IDAT" + zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)),
+        b"IEND",
+    ]
+    content = b"".join(struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)) for data in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return path
+
+
+@pytest.mark.parametrize("color", [(0,), (65535,), (256,), (0, 0, 0), (65535, 65535, 65535), (9, 0, 0)])
+@pytest.mark.parametrize("opacity", [1, 256, 65535])
+def test_the_opacity_of_sixteen_bits_marks_as_that_of_eight(
+    tmp_path: Path, color: tuple[int, ...], opacity: int
+) -> None:
+    pixels = np.zeros((4, 4, len(color) + 1), np.uint16)
+    pixels[..., :-1], pixels[..., -1] = color, CORNER.astype(np.uint16) * np.uint16(opacity)
+    image = save_image(tmp_path / "image.png", gray(0))
+    path = save_png_16(tmp_path / "mask.png", pixels, 4 if len(color) == 1 else 6)
+    assert np.array_equal(sample_mask(sample(image, path), SMALL).mask, CORNER == 1)
+    pixels[..., :-1], pixels[..., -1] = CORNER[..., None], 65535  # opaque: the color marks
+    save_png_16(path, pixels, 4 if len(color) == 1 else 6)
+    assert np.array_equal(sample_mask(sample(image, path), SMALL).mask, CORNER == 1)
+
+
+def test_the_lowest_signed_and_the_upper_unsigned_32_bit_numbers_are_labels(tmp_path: Path) -> None:
+    image = save_image(tmp_path / "image.png", gray(0))
+    path = save_image(tmp_path / "mask.tif", CORNER.astype(np.int32) * np.int32(-(2**31)))
+    assert np.array_equal(sample_mask(sample(image, path), SMALL).mask, CORNER == 1)
+    signed, unsigned = (struct.pack("<HHIH", 339, 3, 1, number_format) for number_format in (2, 1))  # SampleFormat
+    path.write_bytes(path.read_bytes().replace(signed, unsigned))
+    mask = read_mask(path, image, SMALL)
+    assert np.array_equal(mask.defects, CORNER == 1)
+    assert mask.levels == (2**31,)
+
+
 # ---- several masks, sizes, orientation
 
 
@@ -334,10 +375,23 @@ def test_the_report_names_masks_that_are_black_vanish_and_may_be_inverted(tmp_pa
 
 
 def test_a_large_defect_is_not_taken_for_an_inverted_mask(tmp_path: Path) -> None:
-    pixels = np.zeros((16, 16), np.uint8)
-    pixels[:12] = 255
-    assert not prepared(tmp_path, pixels).may_be_inverted
-    assert prepared(tmp_path, gray(255, 16, 16)).may_be_inverted
+    inside = np.pad(gray(255, 14, 14), 1)  # 196 of 256 pixels, 0 of the 60 of the border
+    assert not prepared(tmp_path, inside).may_be_inverted
+    at_one_side = np.zeros((16, 16), np.uint8)
+    at_one_side[:14, 2:14] = 255  # 168 of 256 pixels, 12 of the 60 of the border
+    assert not prepared(tmp_path, at_one_side).may_be_inverted
+    half = np.zeros((16, 16), np.uint8)
+    half[:8] = 255  # 128 of 256 pixels, 30 of the 60 of the border
+    assert not prepared(tmp_path, half).may_be_inverted
+
+
+def test_an_inverted_mask_is_found_also_if_its_defect_reaches_the_border(tmp_path: Path) -> None:
+    inside, at_border = gray(255, 16, 16), gray(255, 16, 16)
+    inside[6:10, 6:10] = 0
+    at_border[:, :3] = 0  # 208 of 256 pixels are marked, and 26 + 14 = 40 of the 60 of the border
+    for pixels in (inside, at_border, gray(255, 16, 16)):
+        assert prepared(tmp_path, pixels).may_be_inverted
+    assert prepared(tmp_path, at_border).border_fraction == 40 / 60
 
 
 def test_a_category_without_masks_has_no_report(tmp_path: Path) -> None:

@@ -1,12 +1,19 @@
 """The scale of images with more than 8 bits: computed from the training images, set by the user, or too narrow."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bench.data.value_range import depth_range, find_value_range, value_range_warnings, with_value_range
+from bench.data.value_range import (
+    depth_range,
+    find_value_range,
+    unscaled_warning,
+    value_range_warnings,
+    with_value_range,
+)
 from bench.dataset import Sample
 from bench.errors import BenchError
 from bench.method import Preprocessing
@@ -103,6 +110,43 @@ def test_mixed_depths_are_a_warning(tmp_path: Path) -> None:
     assert values is not None
     (text,) = value_range_warnings("bolt", values, 2, is_given=False)
     assert text.startswith("bolt: 1 of 2 training images have more than 8 bits per channel")
+
+
+def test_floats_and_integers_in_one_category_are_a_warning_with_an_image_of_each(tmp_path: Path) -> None:
+    integers = np.array([[0, 60000]], np.uint16)
+    all_samples = samples(tmp_path, integers, integers, np.array([[0, 1]], np.float32), extension="tif")
+    values = find_value_range(all_samples, PLAIN)
+    assert values is not None
+    (text,) = (text for text in value_range_warnings("bolt", values, 3, is_given=False) if "one type, got" in text)
+    assert f"got float32 ({all_samples[2].id}) and uint16 ({all_samples[0].id}); all have one scale" in text
+    assert any("must have one type" in text for text in value_range_warnings("bolt", values, 3, is_given=True))
+    values = find_value_range(
+        [*all_samples[:2], *samples(tmp_path, integers.astype(np.int32), extension="tiff")], PLAIN
+    )
+    assert values is not None
+    assert values.mixed_types == ""  # integers of any size are one type
+
+
+def test_test_images_of_another_type_than_training_images_are_a_warning(tmp_path: Path) -> None:
+    integers, floats = np.array([[0, 60000]], np.uint16), np.array([[0, 1]], np.float32)
+    first, second, third = samples(tmp_path, integers, floats, np.array([[0, 200]], np.uint8), extension="tif")
+    scaled = Preprocessing(4, 4, black=0, white=65535)
+    text = unscaled_warning("bolt", [first], [first, second], scaled)
+    assert text.startswith(f"bolt: 1 of 2 test images have floats, training images integers, as {first.id}; all have")
+    assert second.id in text
+    text = unscaled_warning("bolt", [second], [first, third], scaled)
+    assert "1 of 2 test images have 8 bits per channel" in text
+    assert "1 of 2 test images have integers, training images floats" in text
+    assert unscaled_warning("bolt", [first, second], [first, second], scaled) == ""
+
+
+def test_unsigned_integers_of_32_bits_have_a_type_up_to_2_to_the_32(tmp_path: Path) -> None:
+    (sample,) = samples(tmp_path, np.array([[0, -1]], np.int32), extension="tif")
+    signed, unsigned = (struct.pack("<HHIH", 339, 3, 1, number_format) for number_format in (2, 1))  # SampleFormat
+    sample.image.write_bytes(sample.image.read_bytes().replace(signed, unsigned))
+    values = find_value_range([sample], PLAIN)
+    assert values is not None
+    assert (values.low, values.high, values.type_low, values.type_high) == (0, 2**32 - 1, 0, 2**32 - 1)
 
 
 def test_the_depth_is_from_8_to_32(tmp_path: Path) -> None:
