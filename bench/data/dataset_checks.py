@@ -21,7 +21,7 @@ from PIL import Image
 from bench import environment
 from bench.data.data_report import image_sizes, mask_report, mask_warnings, size_warnings
 from bench.data.decoding import decode
-from bench.data.masks import SampleMask, sample_mask
+from bench.data.masks import MAX_FRACTION, SampleMask, sample_mask
 from bench.data.value_range import find_value_range, value_range_warnings, with_value_range
 from bench.dataset import Sample
 from bench.errors import BenchError, CheckResult
@@ -162,7 +162,8 @@ def _mask_results(infos: Sequence[ImageInfo], preprocessing: Preprocessing) -> I
         masked = [(info.sample, info.mask) for info in infos if info.sample.category == category and info.mask]
         report = mask_report([sample for sample, _ in masked], [mask for _, mask in masked])
         if report:
-            report |= {"black": [], "inverted": []}
+            certain = {sample.id for sample, mask in masked if mask.fraction > MAX_FRACTION}
+            report |= {"black": [], "inverted": [name for name in report["inverted"] if name not in certain]}
         for warning in mask_warnings(category, report, at_original=False):
             yield CheckResult(requirement, warning, required=False)
 
@@ -189,7 +190,7 @@ def _check_mask(sample: Sample, preprocessing: Preprocessing) -> tuple[SampleMas
         return None, str(error)
     if not mask.regions:
         return mask, f"the mask of {sample.id} marks nothing"
-    if mask.may_be_inverted:
+    if mask.fraction > MAX_FRACTION:
         return mask, f"the mask of {sample.id} marks {mask.fraction:.0%} of the image; is it inverted?"
     return mask, ""
 

@@ -121,6 +121,15 @@ def test_a_mask_that_marks_most_of_an_image_is_reported_as_possibly_inverted(lid
     assert "marks 100% of the image; is it inverted?" in problem
 
 
+def test_a_mask_of_a_large_part_and_most_of_the_border_is_a_warning_and_no_failure(lid: Path) -> None:
+    mask = np.full((SIZE, SIZE), 255, np.uint8)
+    mask[: SIZE // 3] = 0
+    save(mask, lid / "ground_truth" / "dent" / "20_mask.png")
+    ((requirement, problem),) = problems_of(lid).items()
+    assert "1 of 2 masks mark most of the image and may be inverted: lid/test/dent/20.png" in problem
+    assert not results_of(lid)[requirement].required
+
+
 def test_only_the_first_files_are_named(lid: Path) -> None:
     for seed in range(8):
         (lid / "train" / "good" / f"{seed + 30}.png").write_bytes(b"nothing")
