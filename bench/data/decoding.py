@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from bench.errors import BenchError
+from bench.files import open_regular
 from bench.preprocessing import Preprocessing
 
 FORMATS = (
@@ -192,7 +193,7 @@ def _available_formats() -> tuple[str, ...]:
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
     """Open a file through a file object: of a path, Pillow maps raw TIFF data and ignores its orientation."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         with _without_pillow_limit():
             image = Image.open(file, formats=_available_formats())
         with image:

@@ -206,12 +206,18 @@ def _absolute(path: Path) -> Path:
     return Path(abspath(path))  # noqa: PTH100  resolve() would give two links the name of one file
 
 
+def _is_regular(file: Path) -> bool:
+    """Return whether a file is regular, a link to such a file, or a broken link, which is an error when it is read."""
+    return file.is_file() or not file.exists()
+
+
 def _images_of(path: Path, out: Path | None) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise BenchError(f"bench predict needs images or folders of images; {path} does not exist. Correct the path.")
-    paths = [file for file in files_below(path) if file.suffix.lower() in EXTENSIONS]
+        reason = "is not a regular file" if path.exists() else "does not exist"
+        raise BenchError(f"bench predict needs images or folders of images; {path} {reason}. Correct the path.")
+    paths = [file for file in files_below(path) if file.suffix.lower() in EXTENSIONS and _is_regular(file)]
     results = {file.parent for file in path.rglob("scores.csv") if (file.parent / "overlays").is_dir()}
     results |= {_absolute(out)} if out is not None else set()
     visible = [

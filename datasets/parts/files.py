@@ -75,9 +75,7 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         BenchError: two images have the same stem, so their masks would be ambiguous.
     """
-    # A broken link is listed, so that reading it fails with an error instead of silently dropping an image.
-    candidates = [path for path in entries(folder) if is_image(path)]
-    images = [path for path in candidates if path.is_file() or (path.is_symlink() and not path.is_dir())]
+    images = [path for path in entries(folder) if is_image(path) and _is_regular(path)]
     by_stem: dict[str, Path] = {}
     for path in images:
         stem = nfc(path.stem)
@@ -99,8 +97,18 @@ def image_tree(folder: Path) -> list[Path]:
 
 
 def all_files(folder: Path) -> list[Path]:
-    """Return the files in a folder and its subfolders, folder by folder."""
-    return [path for subfolder in _tree(folder, MAX_DEPTH, set()) for path in entries(subfolder) if not path.is_dir()]
+    """Return the regular files in a folder and its subfolders, folder by folder."""
+    return [path for subfolder in _tree(folder, MAX_DEPTH, set()) for path in entries(subfolder) if _is_regular(path)]
+
+
+def special_files(folder: Path) -> list[Path]:
+    """Return the pipes, sockets and devices in a folder and its subfolders. Reading one may never end."""
+    return [
+        path
+        for subfolder in _tree(folder, MAX_DEPTH, set())
+        for path in entries(subfolder)
+        if not path.is_dir() and not _is_regular(path)
+    ]
 
 
 def relative_stem(path: Path, folder: Path) -> str:
@@ -131,6 +139,14 @@ def _tree(folder: Path, depth: int, visited: set[Path]) -> Iterator[Path]:
     if depth:
         for path in subfolders(folder):
             yield from _tree(path, depth - 1, visited)
+
+
+def _is_regular(path: Path) -> bool:
+    """Return whether an entry is a regular file, a link to one, or a broken link.
+
+    A broken link is listed, so that reading it fails with an error instead of silently dropping an image.
+    """
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _is_system_file(name: str) -> bool:

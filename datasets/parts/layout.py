@@ -23,6 +23,7 @@ from .files import (
     log,
     nfc,
     relative_stem,
+    special_files,
     subfolders,
 )
 from .masks import FindMasks, MatchedMasks, match_masks, split_adjacent_masks
@@ -260,6 +261,9 @@ def _warn_unused_files(folder: Path, samples: list[Sample], reported: set[Path])
         counted = ", ".join(f"{count} {extension}" for extension, count in sorted(extensions.items()))
         names = join_names(path.relative_to(folder).as_posix() for path in others)
         parts.append(f"{len(others)} files without the extension of an image ({counted}): {names}")
+    special = [path.relative_to(folder).as_posix() for top in tops for path in special_files(top)]
+    if special:
+        parts.append(f"{len(special)} pipes or devices: {join_names(special)}")
     top_images = image_files(folder)
     if top_images:
         parts.append(

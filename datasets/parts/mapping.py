@@ -24,7 +24,7 @@ from typing import NamedTuple
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError, check_known
 
-from .files import absolute, all_files, is_image, join_names, log, nfc, subfolders
+from .files import absolute, all_files, is_image, join_names, log, nfc, special_files, subfolders
 from .layout import check_unique
 from .masks import adjacent_masks, image_stem, in_mask_folder
 
@@ -104,7 +104,7 @@ def _match_patterns(root: Path, layout: str) -> list[_Row]:
     root = absolute(root)
     rows: list[_Row] = []
     masks: list[tuple[Path, dict[str, str]]] = []
-    unused: list[str] = []
+    unused = [nfc(path.relative_to(root).as_posix()) for path in special_files(root)]
     for path in all_files(root):
         name = nfc(path.relative_to(root).as_posix())
         role, groups = next(

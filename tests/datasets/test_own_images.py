@@ -1,6 +1,7 @@
 """Own images as they come from factories: nested folders, masks next to images, Unicode names, links, any layout."""
 
 import logging
+import os
 import unicodedata
 from importlib import import_module
 from pathlib import Path
@@ -146,6 +147,33 @@ def test_files_of_other_systems_are_ignored_without_a_word(tmp_path: Path, caplo
     samples = folder.samples(tmp_path)
     assert [sample.id for sample in samples] == ["lid/train/good/0.png", "lid/test/good/0.png"]
     assert warnings(caplog) == ["Own images: categories without images are skipped: box (none in train/good/)."]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_are_neither_images_nor_masks_and_links_to_files_are(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/crack/0.png", "lid/test/crack/1.png", "lid/ground_truth/crack/0_mask.png", "stored.png")
+    pipes = ("train/good/pipe.png", "ground_truth/crack/1_mask.png")
+    for name in pipes:
+        os.mkfifo(tmp_path / "lid" / name)
+    (tmp_path / "lid/train/good/linked_pipe.png").symlink_to("pipe.png")
+    (tmp_path / "lid/train/good/linked_file.png").symlink_to(tmp_path / "stored.png")
+    layout = "train=*/train/good/*; mask=*/ground_truth/*/*; test=*/test/{defect}/*"
+    for text in ("", layout):
+        samples = folder.samples(tmp_path, text)
+        assert [each.image.name for each in samples if each.split == "train"] == ["0.png", "linked_file.png"]
+        assert [len(each.masks) for each in samples if each.is_anomalous] == [1, 0]
+    special = [text for text in warnings(caplog) if "pipe.png" in text]
+    assert special == [
+        (
+            "lid: not used are 3 pipes or devices: train/good/linked_pipe.png, train/good/pipe.png, "
+            "ground_truth/crack/1_mask.png."
+        ),
+        (
+            f"{tmp_path.name}: 4 files match no pattern of the layout and are not used: "
+            "lid/ground_truth/crack/1_mask.png, lid/train/good/linked_pipe.png, lid/train/good/pipe.png, stored.png."
+        ),
+    ]
 
 
 # ---- names

@@ -1,6 +1,7 @@
 """Prediction with a saved model: finding it by name, restoring it, and writing scores, maps and overlays."""
 
 import csv
+import os
 import pickle
 from dataclasses import replace
 from hashlib import sha256
@@ -149,6 +150,17 @@ def test_images_are_listed_from_files_and_folders_with_relative_paths(folder: Pa
     for wrong, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "has none")):
         with pytest.raises(BenchError, match=message):
             saved_model.list_images([wrong])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_an_image_and_a_link_to_an_image_is(tmp_path: Path) -> None:
+    (tmp_path / "0.png").touch()
+    (tmp_path / "link.png").symlink_to("0.png")
+    (tmp_path / "broken.png").symlink_to("none.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [image.name for image, _ in saved_model.list_images([tmp_path])] == ["0.png", "broken.png", "link.png"]
+    with pytest.raises(BenchError, match=r"pipe\.png is not a regular file"):
+        saved_model.list_images([tmp_path / "pipe.png"])
 
 
 def test_results_of_this_and_of_earlier_predictions_are_not_inputs(tmp_path: Path) -> None:
