@@ -8,15 +8,29 @@ category may have only good images: in `train/good/`, or directly in its folder.
 `parts/mapping.py`.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.dataset import Sample
 from bench.errors import BenchError
 
-from .parts.files import absolute, check_root, image_files, image_tree, join_names, log, nfc, subfolders
+from .parts.files import (
+    absolute,
+    check_root,
+    image_files,
+    image_tree,
+    is_image,
+    is_regular,
+    is_system_file,
+    join_names,
+    log,
+    nfc,
+    subfolders,
+)
 from .parts.layout import Folders, list_categories
 from .parts.mapping import list_by_layout, propose_layout
-from .parts.masks import image_stem
+from .parts.masks import image_stem, masks_by_name
 
 TITLE = "Own images"
 SYNTHETIC = False
@@ -29,6 +43,14 @@ MAX_DEPTH = 3
 """Number of levels below the root that are searched for categories."""
 
 FOLDERS = Folders(good=("good", "ok", "normal"), requires_test_images=False)
+
+
+class SortedFiles(NamedTuple):
+    """Files of a folder without a layout, each in the order in which it was given."""
+
+    images: list[Path]
+    masks: list[Path]
+    others: list[Path]
 
 
 def samples(root: Path, layout: str = "") -> list[Sample]:
@@ -60,6 +82,23 @@ def samples(root: Path, layout: str = "") -> list[Sample]:
 def propose_layout_if_needed(root: Path) -> str:
     """Return the layout that fits the folders below `root` if the MVTec AD layout does not, or ""."""
     return "" if _category_folders(absolute(root), MAX_DEPTH, set()) else propose_layout(root)
+
+
+def sort_files(root: Path, paths: Iterable[Path]) -> SortedFiles:
+    """Sort files below `root` into images, masks and others by their names; no layout is needed.
+
+    Masks are paired as those of a dataset: they are in a folder called ground_truth, masks, gt or labels, or next to
+    their images. Others have no extension of an image or are pipes or devices. Hidden files and those of operating
+    systems are dropped.
+    """
+    visible = [path for path in paths if not any(map(is_system_file, path.relative_to(root).parts))]
+    candidates = [path for path in visible if is_image(path) and is_regular(path)]
+    masks = masks_by_name(root, candidates)
+    return SortedFiles(
+        [path for path in candidates if path not in masks],
+        [path for path in candidates if path in masks],
+        [path for path in visible if not (is_image(path) and is_regular(path))],
+    )
 
 
 def _category_folders(folder: Path, depth: int, visited: set[Path]) -> list[Path]:

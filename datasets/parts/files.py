@@ -51,7 +51,7 @@ def entries(folder: Path) -> list[Path]:
     try:
         if not folder.is_dir():
             return []
-        visible = (path for path in folder.iterdir() if not _is_system_file(path.name))
+        visible = (path for path in folder.iterdir() if not is_system_file(path.name))
         return sorted(visible, key=lambda path: path.name)
     except OSError as error:
         raise BenchError(
@@ -75,7 +75,7 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         BenchError: two images have the same stem, so their masks would be ambiguous.
     """
-    images = [path for path in entries(folder) if is_image(path) and _is_regular(path)]
+    images = [path for path in entries(folder) if is_image(path) and is_regular(path)]
     by_stem: dict[str, Path] = {}
     for path in images:
         stem = nfc(path.stem)
@@ -98,7 +98,7 @@ def image_tree(folder: Path) -> list[Path]:
 
 def all_files(folder: Path) -> list[Path]:
     """Return the regular files in a folder and its subfolders, folder by folder."""
-    return [path for subfolder in _tree(folder, MAX_DEPTH, set()) for path in entries(subfolder) if _is_regular(path)]
+    return [path for subfolder in _tree(folder, MAX_DEPTH, set()) for path in entries(subfolder) if is_regular(path)]
 
 
 def special_files(folder: Path) -> list[Path]:
@@ -107,7 +107,7 @@ def special_files(folder: Path) -> list[Path]:
         path
         for subfolder in _tree(folder, MAX_DEPTH, set())
         for path in entries(subfolder)
-        if not path.is_dir() and not _is_regular(path)
+        if not path.is_dir() and not is_regular(path)
     ]
 
 
@@ -141,7 +141,7 @@ def _tree(folder: Path, depth: int, visited: set[Path]) -> Iterator[Path]:
             yield from _tree(path, depth - 1, visited)
 
 
-def _is_regular(path: Path) -> bool:
+def is_regular(path: Path) -> bool:
     """Return whether an entry is a regular file, a link to one, or a broken link.
 
     A broken link is listed, so that reading it fails with an error instead of silently dropping an image.
@@ -149,5 +149,6 @@ def _is_regular(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def _is_system_file(name: str) -> bool:
+def is_system_file(name: str) -> bool:
+    """Return whether a file or folder is hidden or was added by an operating system."""
     return name.startswith(".") or name.lower() in _SYSTEM
