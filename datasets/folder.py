@@ -28,6 +28,7 @@ from .parts.files import (
     nfc,
     subfolders,
 )
+from .parts.labels import GOOD_NAMES
 from .parts.layout import Folders, list_categories
 from .parts.mapping import list_by_layout, propose_layout
 from .parts.masks import image_stem, masks_by_name
@@ -42,7 +43,7 @@ ABOUT = (
 MAX_DEPTH = 3
 """Number of levels below the root that are searched for categories."""
 
-FOLDERS = Folders(good=("good", "ok", "normal"), requires_test_images=False)
+FOLDERS = Folders(good=GOOD_NAMES, requires_test_images=False)
 
 
 class SortedFiles(NamedTuple):

@@ -25,16 +25,11 @@ from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError, check_known
 
 from .files import absolute, all_files, is_image, join_names, log, nfc, special_files, subfolders
+from .labels import BAD_NAMES, GOOD_NAMES, is_good_name, lower_name, warn_resembles_good
 from .layout import check_unique
 from .masks import adjacent_masks, image_stem, in_mask_folder
 
 ROLES = ("train", "good", "defect", "test", "mask")
-
-GOOD_NAMES = frozenset({"good", "ok", "normal", "pass", "0"})
-"""Names of folders and labels of good images, in lower case."""
-
-BAD_NAMES = frozenset({"bad", "ng", "nok", "ko", "defect", "defects", "defective", "anomaly", "anomalous", "fail", "1"})
-"""Names of folders of defective images of any type, in lower case."""
 
 TEST_FRACTION = 4
 """One of this many good images is a test image if the layout does not state the split."""
@@ -65,6 +60,7 @@ def list_by_layout(root: Path, layout: str, title: str) -> list[Sample]:
         _read_csv(root, Path(layout).expanduser()) if layout.lower().endswith(".csv") else _match_patterns(root, layout)
     )
     samples = [_sample(row) for row in _draw_splits(rows)]
+    warn_resembles_good(root.name, (sample.defect for sample in samples if sample.is_anomalous))
     without_training = {row.category for row in rows} - {
         sample.category for sample in samples if sample.split == "train"
     }
@@ -83,15 +79,15 @@ def list_by_layout(root: Path, layout: str, title: str) -> list[Sample]:
 def propose_layout(root: Path) -> str:
     """Return the layout for folders of good and of defective images without a split, or "" if there are none."""
     for prefix, folder in (("", absolute(root)), *(("{category}/", path) for path in subfolders(root))):
-        names = {path.name.lower(): path.name for path in subfolders(folder) if any(map(is_image, all_files(path)))}
-        good = next((names[name] for name in sorted(GOOD_NAMES & names.keys())), "")
+        names = {lower_name(path.name): path.name for path in subfolders(folder) if any(map(is_image, all_files(path)))}
+        good = next((names[name] for name in sorted(names.keys() & set(GOOD_NAMES))), "")
         bad = [names[name] for name in sorted(names) if name not in GOOD_NAMES and name not in {"train", "test"}]
         masks = [name for name in bad if name.lower() in {"mask", "masks", "gt", "ground_truth", "labels"}]
         bad = [name for name in bad if name not in masks]
         if good and bad:
             roles = [f"good={prefix}{good}/**/*"]
             roles += [f"mask={prefix}{name}/**/*" for name in masks]
-            general = [name for name in bad if name.lower() in BAD_NAMES]
+            general = [name for name in bad if lower_name(name) in BAD_NAMES]
             roles += [f"defect={prefix}{name}/**/*" for name in general]
             roles += [f"defect={prefix}{{defect}}/**/*"] if len(general) < len(bad) else []
             return "; ".join(roles)
@@ -117,7 +113,7 @@ def _match_patterns(root: Path, layout: str) -> list[_Row]:
             masks.append((path, {name: text for name, text in groups.items() if name != "folder"}))
         else:
             defect = "" if role in {"train", "good"} else groups.get("defect") or _defect_of(path)
-            is_good = not defect or (role == "test" and defect.lower() in GOOD_NAMES)
+            is_good = not defect or (role == "test" and is_good_name(defect))
             split = {"train": "train", "good": "test" if has_train else ""}.get(role, "test")
             category = groups.get("category") or nfc(root.name)
             rows.append(_Row(path, category, split, GOOD if is_good else defect, (), groups.get("folder") or ""))
@@ -217,7 +213,7 @@ def _read_csv(root: Path, table: Path) -> list[_Row]:
         split, label = row["split"].lower(), row["label"]
         if split not in {"", "train", "test"}:
             raise BenchError(f"split must be train, test or empty; line {number} of {table} has '{split}'. Correct it.")
-        is_good = label.lower() in GOOD_NAMES
+        is_good = is_good_name(label)
         defect = GOOD if is_good else "defect" if label == "1" else nfc(label)
         if not label or (split == "train" and not is_good):
             raise BenchError(
@@ -341,4 +337,4 @@ def _sample(row: _Row) -> Sample:
 def _defect_of(path: Path) -> str:
     """Return the defect type of an image whose pattern has none: its folder's name, or "defect" if that is general."""
     name = nfc(path.parent.name)
-    return "defect" if name.lower() in BAD_NAMES else name
+    return "defect" if lower_name(name) in BAD_NAMES else name

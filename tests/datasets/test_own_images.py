@@ -218,6 +218,44 @@ def test_ok_is_another_word_for_good(tmp_path: Path) -> None:
     assert [sample.defect for sample in folder.samples(tmp_path)] == ["good", "good", "ko"]
 
 
+@pytest.mark.parametrize("name", ["good", "OK", "normal", "pass", "0", "good ", " Ok"])
+def test_folders_patterns_and_tables_have_the_same_names_of_good_images(tmp_path: Path, name: str, caplog) -> None:
+    create(tmp_path, "lid/train/good/0.png", f"lid/test/{name}/1.png", "lid/test/dent/2.png")
+    (tmp_path / "list.csv").write_text(
+        f"image,split,label\nlid/train/good/0.png,train,good\nlid/test/{name}/1.png,test,{name}\n"
+        "lid/test/dent/2.png,test,dent\n",
+        "utf-8",
+    )
+    for layout in ("", "train=*/train/*/*; test=*/test/{defect}/*", "list.csv"):
+        defects = [sample.defect for sample in folder.samples(tmp_path, layout) if sample.split == "test"]
+        assert sorted(defects) == ["dent", "good"]
+    assert not [text for text in warnings(caplog) if "resembles" in text]
+
+
+def test_a_defect_whose_name_resembles_good_has_a_warning(tmp_path: Path, caplog) -> None:
+    names = ("Good2", "no_defect", "ok_parts", "dent", "01", "broken")
+    create(tmp_path, "lid/train/good/0.png", *(f"lid/test/{name}/0.png" for name in names))
+    (tmp_path / "list.csv").write_text(
+        "image,split,label\nlid/train/good/0.png,train,good\nlid/test/dent/0.png,test,passed\n", "utf-8"
+    )
+    for layout in ("", "train=*/train/*/*; test=*/test/{defect}/*", "list.csv"):
+        folder.samples(tmp_path, layout)
+    end = "although the name resembles one of good images. If they are good, rename it to 'good' (good are good, ok, "
+    assert [text for text in warnings(caplog) if "resembles" in text] == [
+        f"lid: the images of 'Good2, no_defect, ok_parts' count as defective, {end}normal, pass, 0).",
+        f"{tmp_path.name}: the images of 'Good2, no_defect, ok_parts' count as defective, {end}normal, pass, 0).",
+        f"{tmp_path.name}: the images of 'passed' count as defective, {end}normal, pass, 0).",
+    ]
+
+
+def test_several_folders_of_good_images_have_a_warning(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "lid/train/good/0.png", "lid/test/good/1.png", "lid/test/0/2.png", "lid/test/1/3.png")
+    assert [sample.defect for sample in folder.samples(tmp_path)] == ["good", "1", "good", "good"]
+    assert warnings(caplog) == [
+        "lid: the images of several folders of test/ are good ones: 0, good. Rename a folder of another kind."
+    ]
+
+
 def test_two_images_with_one_id_are_an_error(tmp_path: Path) -> None:
     create(tmp_path, "lid/train/ok/0.png", "lid/train/good/0.png")
     with pytest.raises(BenchError, match=r"must have different paths; .*0\.png and .*0\.png are both lid/train/good/0"):
