@@ -177,7 +177,7 @@ def _compile(pattern: str) -> Callable[[str], "re.Match[str] | None"]:
             seen.add(name)
         else:
             regex += re.escape(part)
-    return re.compile(regex).fullmatch
+    return re.compile(regex, re.DOTALL).fullmatch  # a name may have newlines
 
 
 def _attach_masks(rows: Sequence[_Row], masks: Sequence[tuple[Path, dict[str, str]]], root: Path) -> list[_Row]:

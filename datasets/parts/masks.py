@@ -10,7 +10,9 @@ from .files import image_files, image_tree, nfc, relative_stem, subfolders
 FindMasks = Callable[[Path, str], dict[str, tuple[Path, ...]]]
 """Function of (folder of a category, defect): the mask files by the stem of their image."""
 
-_SUFFIX = re.compile(r"^(?P<stem>.+?)[_-](masks?|gt|groundtruth|labels?|seg|annotation)([_-]?\d+)?$", re.IGNORECASE)
+_SUFFIX = re.compile(
+    r"^(?P<stem>.+?)[_-](masks?|gt|groundtruth|labels?|seg|annotation)([_-]?\d+)?$", re.IGNORECASE | re.DOTALL
+)
 _FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth", "label", "labels"})
 _PRODUCTS = frozenset({"mask", "masks", "label", "labels"})
 

@@ -190,6 +190,20 @@ def test_composed_and_decomposed_names_match_and_have_one_id(tmp_path: Path) -> 
     assert len(samples[1].masks) == 1
 
 
+def test_names_with_a_newline_are_matched_with_their_masks(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/crack/a\nb.png", "lid/ground_truth/crack/a\nb_mask.png",
+           "lid/test/dent/c\nd.png", "lid/test/dent/c\nd_GT.png")  # fmt: skip
+    expected = {
+        "lid/test/crack/a\nb.png": ["lid/ground_truth/crack/a\nb_mask.png"],
+        "lid/test/dent/c\nd.png": ["lid/test/dent/c\nd_GT.png"],
+    }
+    assert masks_of(folder.samples(tmp_path), tmp_path) == expected
+    assert warnings(caplog) == []
+    create(tmp_path, "lid/test/dent/line\n1/0.png")
+    assert len(folder.samples(tmp_path, "train=*/train/*/*; mask=*/ground_truth/**/*; test=*/test/{defect}/**/*")) == 5
+
+
 def test_two_names_that_differ_only_in_their_unicode_form_are_an_error(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         create(tmp_path, f"lid/train/good/{unicodedata.normalize(form, 'ö')}.png")
