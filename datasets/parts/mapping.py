@@ -220,7 +220,8 @@ def _read_csv(root: Path, table: Path) -> list[_Row]:
                 f"label must be good or the type of a defect, and train must have good images only; line {number} of "
                 f"{table} has label '{label}' and split '{split}'. Correct it."
             )
-        masks = tuple(_existing(root, table, name.strip())[0] for name in row["mask"].split("|") if name.strip())
+        names = filter(None, map(str.strip, row["mask"].split("|")))
+        masks = tuple(dict.fromkeys(_existing(root, table, name)[0] for name in names))
         category = nfc(row["category"] or absolute(root).name)
         image, folder = _existing(root, table, row["image"])
         other = lines.setdefault((category, image), number)
@@ -230,7 +231,18 @@ def _read_csv(root: Path, table: Path) -> list[_Row]:
                 f"one; separate several masks of an image by |."
             )
         rows.append(_Row(image, category, split or ("" if is_good else "test"), defect, masks, folder))
+    _warn_unlisted_images(root, table, rows)
     return _check_masks(rows, table)
+
+
+def _warn_unlisted_images(root: Path, table: Path, rows: Sequence[_Row]) -> None:
+    """Log a warning with the images of the dataset's folder that a table does not name, and so are not used."""
+    listed = {path.resolve() for row in rows for path in (row.image, *row.masks)}
+    unused = [path for path in all_files(root) if is_image(path) and path.resolve() not in listed]
+    if unused:
+        names = join_names(path.relative_to(root).as_posix() for path in unused)
+        log.warning("%s: %d images of %s are not in the table and are not used: %s.",
+                    table.name, len(unused), root.name, names)  # fmt: skip
 
 
 def _table_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -463,8 +463,29 @@ def test_a_table_may_have_other_columns_spaces_and_empty_lines(tmp_path: Path, c
     ]  # fmt: skip
     assert warnings(caplog) == [
         "list.csv: the columns date are not used; known are image, split, label, mask, category.",
+        f"list.csv: 2 images of {tmp_path.name} are not in the table and are not used: 4.png, 5.png.",
         "list.csv: 1 masks belong to several images each: m.png.",
         "list.csv: the masks of 1 good images are not used: 0.png.",
+    ]
+
+
+def test_a_mask_that_a_table_names_twice_for_an_image_counts_once(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "0.png", "1.png", "m.png", "n.png")
+    (tmp_path / "list.csv").write_text(
+        "image,split,label,mask\n0.png,train,good,\n1.png,test,dent,m.png|m.png|n.png|./x/../m.png\n", encoding="utf-8"
+    )
+    samples = folder.samples(tmp_path, "list.csv")
+    assert [path.name for path in samples[1].masks] == ["m.png", "n.png"]
+    assert warnings(caplog) == []
+
+
+def test_images_that_a_table_does_not_name_are_counted_and_named(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "a/0.png", "a/1.png", "b/2.png", "b/2_mask.png", "notes.txt")
+    (tmp_path / "link.png").symlink_to("a/0.png")  # a name of an image of the table
+    (tmp_path / "list.csv").write_text("image,split,label\na/0.png,train,good\n", encoding="utf-8")
+    assert len(folder.samples(tmp_path, "list.csv")) == 1
+    assert warnings(caplog) == [
+        f"list.csv: 3 images of {tmp_path.name} are not in the table and are not used: a/1.png, b/2.png, b/2_mask.png."
     ]
 
 
