@@ -18,9 +18,11 @@ from bench.errors import BenchError
 from .parts.files import (
     absolute,
     check_root,
+    deeper_images,
     image_files,
     image_tree,
     is_image,
+    is_loop,
     is_regular,
     is_system_file,
     join_names,
@@ -65,7 +67,8 @@ def samples(root: Path, layout: str = "") -> list[Sample]:
     root = absolute(root)
     if layout:
         return list_by_layout(root, layout, TITLE)
-    folders = _category_folders(root, MAX_DEPTH, set())
+    visited: dict[Path, list[Path]] = {}
+    folders = _category_folders(root, MAX_DEPTH, visited)
     if not folders:
         return _list_good_only(root, hint)
     by_name: dict[str, Path] = {}
@@ -77,12 +80,13 @@ def samples(root: Path, layout: str = "") -> list[Sample]:
                 f"Rename one, or pass one of the two with --data."
             )
     _warn_other_folders(root, folders)
+    _warn_second_names(root, folders, visited)
     return list_categories(folders, TITLE, hint, FOLDERS)
 
 
 def propose_layout_if_needed(root: Path) -> str:
     """Return the layout that fits the folders below `root` if the MVTec AD layout does not, or ""."""
-    return "" if _category_folders(absolute(root), MAX_DEPTH, set()) else propose_layout(root)
+    return "" if _category_folders(absolute(root), MAX_DEPTH, {}) else propose_layout(root)
 
 
 def sort_files(root: Path, paths: Iterable[Path]) -> SortedFiles:
@@ -102,15 +106,16 @@ def sort_files(root: Path, paths: Iterable[Path]) -> SortedFiles:
     )
 
 
-def _category_folders(folder: Path, depth: int, visited: set[Path]) -> list[Path]:
+def _category_folders(folder: Path, depth: int, visited: dict[Path, list[Path]]) -> list[Path]:
     """Return the folders with train/ or test/, which are not searched further.
 
-    A folder that several links lead to is listed once, by its own name if it is below the root.
+    A folder that several links lead to is listed once, by its own name if it is below the root. All its names are
+    added to `visited`, the used one first.
     """
-    resolved = folder.resolve()
-    if resolved in visited:
+    names = visited.setdefault(folder.resolve(), [])
+    names.append(folder)
+    if len(names) > 1:
         return []
-    visited.add(resolved)
     if any((folder / split).is_dir() for split in ("train", "test")):
         return [folder]
     if not depth:
@@ -132,8 +137,12 @@ def _list_good_only(root: Path, hint: str) -> list[Sample]:
             f"Pass --layout '{layout}', or use <category>/train/good/ and <category>/test/<defect>/."
         )
     folders = [path for path in (root, *subfolders(root)) if image_files(path)]
+    deeper = [path.relative_to(root).as_posix() for path in deeper_images(root, 1)]
     if not folders:
-        raise BenchError(f"A category must be a folder with train/ and test/, or with images; none in {root}. {hint}")
+        below = f", but {len(deeper)} images in deeper folders, for example {deeper[0]}" if deeper else ""
+        raise BenchError(
+            f"A category must be a folder with train/ and test/, or with images; none in {root}{below}. {hint}"
+        )
     samples: list[Sample] = []
     for path in folders:
         stems = {nfc(image.stem) for image in image_files(path)}
@@ -141,6 +150,10 @@ def _list_good_only(root: Path, hint: str) -> list[Sample]:
         log.warning("%s: there is no train/ or test/; its %d images are used as good training images.",
                     path.name, len(images))  # fmt: skip
         samples += [Sample(image, nfc(path.name), "train") for image in images]
+    if deeper:
+        log.warning("%s: %d images in subfolders of these folders are not used: %s. Move them to "
+                    "<category>/train/good/.",
+                    root.name, len(deeper), join_names(deeper))  # fmt: skip
     return samples
 
 
@@ -148,16 +161,30 @@ def _warn_other_folders(root: Path, categories: list[Path]) -> None:
     """Log a warning about folders and images directly in the root that belong to no category."""
     if root in categories:
         return
-    others = [
-        f"{path.name}/"
-        for path in subfolders(root)
-        if not any(
-            folder == path or path in folder.parents or folder.resolve() == path.resolve() for folder in categories
-        )
-        and image_tree(path)
-    ]
+    used = {folder.resolve() for folder in categories}
+    parents = {parent for folder in (*used, *categories) for parent in (folder, *folder.parents)}
+    others = [f"{path.name}/" for path in subfolders(root) if not {path, path.resolve()} & parents and image_tree(path)]
     others += [path.name for path in image_files(root)]
     if others:
         log.warning(
             "%s: not used, because they are in no folder with train/ or test/: %s.", root.name, join_names(others)
         )
+    root = root.resolve()  # a category may be a link to a folder at any depth
+    deeper = [path for path in deeper_images(root, MAX_DEPTH + 2) if used.isdisjoint(path.parents)]
+    if deeper:
+        log.warning("%s: %d images are not used, because their categories are more than %d levels below, for example "
+                    "%s. Pass a folder nearer to them with --data.",
+                    root.name, len(deeper), MAX_DEPTH, deeper[0].relative_to(root).as_posix())  # fmt: skip
+
+
+def _warn_second_names(root: Path, categories: list[Path], visited: dict[Path, list[Path]]) -> None:
+    """Log a warning about links to categories, or to folders of categories, that are used by another name."""
+    texts = [
+        f"{other.relative_to(root).as_posix()} (the same as {names[0].relative_to(root).as_posix()})"
+        for names in visited.values()
+        for other in names[1:]
+        if not is_loop(other) and any(names[0] in {folder, *folder.parents} for folder in categories)
+    ]
+    if texts:
+        log.warning("%s: not used, because they are other names of folders that are used: %s.",
+                    root.name, join_names(sorted(texts)))  # fmt: skip

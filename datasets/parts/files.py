@@ -111,6 +111,30 @@ def special_files(folder: Path) -> list[Path]:
     ]
 
 
+def deeper_images(folder: Path, depth: int = MAX_DEPTH) -> list[Path]:
+    """Return the images in more than `depth` levels of subfolders, which are not read. Links are not followed."""
+    images: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_system_file(name))
+        if len(Path(parent).relative_to(folder).parts) > depth:
+            paths = (Path(parent, name) for name in sorted(names) if not is_system_file(name))
+            images += [path for path in paths if is_image(path)]
+    return images
+
+
+def second_names(folder: Path) -> list[Path]:
+    """Return the subfolders that are not read because another name of the same folder is. Loops are no such names."""
+    skipped: list[Path] = []
+    for _ in _tree(folder, MAX_DEPTH, set(), skipped):
+        pass
+    return skipped
+
+
+def is_loop(folder: Path) -> bool:
+    """Return whether a folder is a link to a folder above it."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
 def relative_stem(path: Path, folder: Path) -> str:
     """Return the path of a file below a folder without its extension: "line1/000", in composed Unicode."""
     return nfc(path.relative_to(folder).with_suffix("").as_posix())
@@ -129,16 +153,23 @@ def describe_folder(folder: Path) -> str:
     return join_names(names) if names else "no files"
 
 
-def _tree(folder: Path, depth: int, visited: set[Path]) -> Iterator[Path]:
-    """Yield a folder and its subfolders, each once, without links to a folder above."""
+def _tree(folder: Path, depth: int, visited: set[Path], skipped: list[Path] | None = None) -> Iterator[Path]:
+    """Yield a folder and its subfolders, each once, without links to a folder above.
+
+    Further names of a folder are added to `skipped`.
+    """
+    if is_loop(folder):
+        return
     resolved = folder.resolve()
-    if resolved in visited or (folder.is_symlink() and folder.parent.resolve().is_relative_to(resolved)):
+    if resolved in visited:
+        if skipped is not None:
+            skipped.append(folder)
         return
     visited.add(resolved)
     yield folder
     if depth:
         for path in subfolders(folder):
-            yield from _tree(path, depth - 1, visited)
+            yield from _tree(path, depth - 1, visited, skipped)
 
 
 def is_regular(path: Path) -> bool:

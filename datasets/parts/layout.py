@@ -13,9 +13,11 @@ from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
 from .files import (
+    MAX_DEPTH,
     absolute,
     all_files,
     check_root,
+    deeper_images,
     describe_folder,
     image_files,
     is_image,
@@ -271,6 +273,10 @@ def _warn_unused_files(folder: Path, samples: list[Sample], reported: set[Path])
         counted = ", ".join(f"{count} {extension}" for extension, count in sorted(extensions.items()))
         names = join_names(path.relative_to(folder).as_posix() for path in others)
         parts.append(f"{len(others)} files without the extension of an image ({counted}): {names}")
+    deeper = [path for top in tops for path in deeper_images(top, MAX_DEPTH + 1)]  # below test/<defect>/
+    if deeper:
+        example = deeper[0].relative_to(folder).as_posix()
+        parts.append(f"{len(deeper)} images in more than {MAX_DEPTH} levels of subfolders, for example {example}")
     special = [path.relative_to(folder).as_posix() for top in tops for path in special_files(top)]
     if special:
         parts.append(f"{len(special)} pipes or devices: {join_names(special)}")

@@ -24,7 +24,19 @@ from typing import NamedTuple
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError, check_known
 
-from .files import absolute, all_files, is_image, join_names, log, nfc, special_files, subfolders
+from .files import (
+    MAX_DEPTH,
+    absolute,
+    all_files,
+    deeper_images,
+    is_image,
+    join_names,
+    log,
+    nfc,
+    second_names,
+    special_files,
+    subfolders,
+)
 from .labels import BAD_NAMES, GOOD_NAMES, is_good_name, lower_name, warn_resembles_good
 from .layout import check_unique
 from .masks import adjacent_masks, image_stem, in_mask_folder
@@ -120,6 +132,14 @@ def _match_patterns(root: Path, layout: str) -> list[_Row]:
     if unused:
         log.warning("%s: %d files match no pattern of the layout and are not used: %s.",
                     root.name, len(unused), join_names(unused))  # fmt: skip
+    deeper = deeper_images(root)
+    if deeper:
+        log.warning("%s: %d images in more than %d levels of subfolders are not used, for example %s. Pass a folder "
+                    "nearer to them with --data.",
+                    root.name, len(deeper), MAX_DEPTH, deeper[0].relative_to(root).as_posix())  # fmt: skip
+    if skipped := second_names(root):
+        log.warning("%s: not used, because they are other names of folders that are read: %s.",
+                    root.name, join_names(path.relative_to(root).as_posix() for path in skipped))  # fmt: skip
     rows, adjacent = _separate_masks(rows)
     return _attach_masks(rows, masks + adjacent, root)
 
@@ -238,7 +258,8 @@ def _read_csv(root: Path, table: Path) -> list[_Row]:
 def _warn_unlisted_images(root: Path, table: Path, rows: Sequence[_Row]) -> None:
     """Log a warning with the images of the dataset's folder that a table does not name, and so are not used."""
     listed = {path.resolve() for row in rows for path in (row.image, *row.masks)}
-    unused = [path for path in all_files(root) if is_image(path) and path.resolve() not in listed]
+    images = [*filter(is_image, all_files(root)), *deeper_images(root)]
+    unused = [path for path in images if path.resolve() not in listed]
     if unused:
         names = join_names(path.relative_to(root).as_posix() for path in unused)
         log.warning("%s: %d images of %s are not in the table and are not used: %s.",

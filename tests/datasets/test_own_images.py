@@ -138,6 +138,59 @@ def test_loose_images_and_other_files_are_counted_and_named(tmp_path: Path, capl
     ]
 
 
+def test_images_below_the_last_level_are_counted_with_an_example(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/dent/a/b/c/d/0.png", "lid/test/dent/a/b/c/d/e/1.png", "lid/test/dent/a/b/c/d/e/2.png",
+           "a/b/cap/train/good/0.png", "a/b/c/d/nut/train/good/0.png", "a/b/c/d/nut/test/good/0.png")  # fmt: skip
+    samples = folder.samples(tmp_path)
+    assert [sample.id for sample in samples] == [
+        "cap/train/good/0.png", "lid/train/good/0.png", "lid/test/dent/a/b/c/d/0.png", "lid/test/good/0.png",
+    ]  # fmt: skip
+    assert warnings(caplog) == [
+        (
+            f"{tmp_path.name}: 2 images are not used, because their categories are more than 3 levels below, for "
+            "example a/b/c/d/nut/test/good/0.png. Pass a folder nearer to them with --data."
+        ),
+        ("lid: not used are 2 images in more than 4 levels of subfolders, for example test/dent/a/b/c/d/e/1.png."),
+    ]
+
+
+def test_images_below_the_last_level_of_patterns_and_of_good_images_are_counted(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "lid/0.png", "lid/day1/1.png", "lid/a/b/c/2.png", "lid/a/b/c/d/3.png")
+    assert len(folder.samples(tmp_path, "train={category}/**/*")) == 3
+    assert len(folder.samples(tmp_path)) == 1
+    assert warnings(caplog) == [
+        (
+            f"{tmp_path.name}: 1 images in more than 4 levels of subfolders are not used, for example "
+            "lid/a/b/c/d/3.png. Pass a folder nearer to them with --data."
+        ),
+        "lid: there is no train/ or test/; its 1 images are used as good training images.",
+        (
+            f"{tmp_path.name}: 3 images in subfolders of these folders are not used: lid/a/b/c/2.png, "
+            "lid/a/b/c/d/3.png, lid/day1/1.png. Move them to <category>/train/good/."
+        ),
+    ]
+    (tmp_path / "lid/0.png").unlink()
+    with pytest.raises(BenchError, match=r"but 3 images in deeper folders, for example lid/a/b/c/2\.png"):
+        folder.samples(tmp_path)
+
+
+def test_a_second_name_of_a_folder_has_a_warning_and_a_link_to_a_folder_above_has_none(tmp_path: Path, caplog) -> None:
+    usual(tmp_path, "line1/bolt")
+    (tmp_path / "nut").symlink_to("line1/bolt")
+    (tmp_path / "line2").symlink_to("line1")
+    (tmp_path / "line1" / "above").symlink_to("..")
+    for layout in ("", "train=**/train/good/*; good=**/test/good/*"):
+        assert len(folder.samples(tmp_path, layout)) == 2
+    assert warnings(caplog) == [
+        (
+            f"{tmp_path.name}: not used, because they are other names of folders that are used: "
+            "line2 (the same as line1), nut (the same as line1/bolt)."
+        ),
+        f"{tmp_path.name}: not used, because they are other names of folders that are read: line2, nut.",
+    ]
+
+
 def test_files_of_other_systems_are_ignored_without_a_word(tmp_path: Path, caplog) -> None:
     usual(tmp_path)
     create(tmp_path, "__MACOSX/train/good/0.png", "lid/test/__MACOSX/0.png", "lid/test/good/._0.png",
