@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 _log = logging.getLogger(__name__)
@@ -75,12 +75,26 @@ def read_regular_file(path: Path, max_bytes: float = math.inf) -> bytes:
     Raises:
         OSError: the file cannot be read, is not a regular one, or has more than `max_bytes`.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    status = _regular_status(path)
     if status.st_size > max_bytes:
         raise OSError(errno.EFBIG, f"more than {max_bytes / 1e6:.0f} MB", str(path))
     return path.read_bytes()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError for a pipe or a device, whose opening may never end."""
+    _regular_status(path)
+    return path.open("rb")
+
+
+def _regular_status(path: Path) -> os.stat_result:
+    """Return the status of a file. Raises OSError if it is not a regular one or does not exist."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return status
 
 
 def files_below(folder: Path, suffix: str = "") -> list[Path]:

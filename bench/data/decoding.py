@@ -26,6 +26,7 @@ from bench.data.tiff import (
     set_plane_order,
 )
 from bench.errors import BenchError
+from bench.files import open_regular
 from bench.preprocessing import Preprocessing
 
 FORMATS = (
@@ -211,7 +212,7 @@ def _available_formats() -> tuple[str, ...]:
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
     """Open a file through a file object: of a path, Pillow maps raw TIFF data and ignores its orientation."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         with _without_pillow_limit():
             try:
                 image = Image.open(file, formats=_available_formats())

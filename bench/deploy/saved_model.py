@@ -16,7 +16,6 @@ from bench import environment, registry
 from bench.config.bench_toml import expand_user
 from bench.config.settings import resolve
 from bench.data.value_range import stored_value_range
-from bench.dataset import EXTENSIONS
 from bench.errors import BenchError
 from bench.execution.fit import check_prediction
 from bench.execution.job import source_hash
@@ -26,6 +25,9 @@ from bench.record import Record
 from bench.store import Store, read_verified
 
 _log = logging.getLogger(__name__)
+
+MAX_NAMES = 3
+"""Number of names of each kind of unused files that a warning lists."""
 
 RECORD_DEPTH = 6
 """Number of levels of a record below its store: dataset, protocol, name, hash, seed, file."""
@@ -182,8 +184,8 @@ def example_images(saved: SavedModel) -> list[Path]:
 def list_images(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, Path]]:
     """Return the images of files and folders, each with its path relative to their common folder.
 
-    In folders, hidden files, files without an image extension and the results of earlier predictions are skipped. No
-    two images have the same relative path.
+    In folders, masks, files without an image extension, pipes and devices are skipped with a warning; hidden files and
+    the results of earlier predictions without one. No two images have the same relative path.
 
     Args:
         paths: files and folders.
@@ -192,7 +194,22 @@ def list_images(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Pa
     Raises:
         BenchError: a file or folder does not exist, or a folder has no image.
     """
-    images_by_path = {_absolute(image): image for path in paths for image in _images_of(path, out)}
+    images_by_path: dict[Path, Path] = {}
+    masks: dict[Path, str] = {}
+    others: dict[Path, str] = {}
+    for path in paths:
+        if path.is_file():
+            images_by_path.setdefault(_absolute(path), path)
+            continue
+        images, masks_of_folder, others_of_folder = _sort_folder(path, out)
+        for image in images:
+            images_by_path.setdefault(_absolute(image), image)
+        masks |= {_absolute(file): file.relative_to(path).as_posix() for file in masks_of_folder}
+        others |= {_absolute(file): file.relative_to(path).as_posix() for file in others_of_folder}
+    _warn_unused_files(
+        [name for path, name in masks.items() if path not in images_by_path],
+        [name for path, name in others.items() if path not in images_by_path],
+    )
     folders = [_absolute(path) if path.is_dir() else _absolute(path).parent for path in paths]
     try:
         common = Path(commonpath(folders))
@@ -206,20 +223,26 @@ def _absolute(path: Path) -> Path:
     return Path(abspath(path))  # noqa: PTH100  resolve() would give two links the name of one file
 
 
-def _images_of(path: Path, out: Path | None) -> list[Path]:
-    if path.is_file():
-        return [path]
+def _sort_folder(path: Path, out: Path | None) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return the images, the masks and the other files of a folder, without the results of predictions."""
     if not path.is_dir():
-        raise BenchError(f"bench predict needs images or folders of images; {path} does not exist. Correct the path.")
-    paths = [file for file in files_below(path) if file.suffix.lower() in EXTENSIONS]
+        reason = "is not a regular file" if path.exists() else "does not exist"
+        raise BenchError(f"bench predict needs images or folders of images; {path} {reason}. Correct the path.")
     results = {file.parent for file in path.rglob("scores.csv") if (file.parent / "overlays").is_dir()}
     results |= {_absolute(out)} if out is not None else set()
-    visible = [
-        file
-        for file in paths
-        if not any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(path).parts)
-        and not results & {file.parent, *file.parents, *_absolute(file).parents}
-    ]
-    if not visible:
+    files = [file for file in files_below(path) if not results & {file.parent, *file.parents, *_absolute(file).parents}]
+    images, masks, others = registry.load("datasets", "folder").sort_files(path, files)
+    if not images:
         raise BenchError(f"bench predict needs folders with images; {path} has none. Correct the path.")
-    return visible
+    return images, masks, others
+
+
+def _warn_unused_files(masks: Sequence[str], others: Sequence[str]) -> None:
+    """Log one warning with the number of masks and of other files in folders of images, and some of their names."""
+    parts = [
+        f"{len(names)} {kind} ({', '.join(names[:MAX_NAMES])}{', ...' if len(names) > MAX_NAMES else ''})"
+        for kind, names in (("masks", masks), ("files that are not images", others))
+        if names
+    ]
+    if parts:
+        _log.warning("Not used: %s. To predict one of them, pass the file itself.", " and ".join(parts))

@@ -19,6 +19,9 @@ from bench.execution.job import capture_warnings
 
 _log = logging.getLogger(__name__)
 
+MAX_CATEGORY_BYTES = 100
+"""Largest length of the name of a category in UTF-8; file systems allow 255 bytes, of which suffixes need some."""
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
@@ -210,6 +213,11 @@ def list_samples(plan: Plan, module: ModuleType) -> list[Sample]:
     for category in {sample.category for sample in samples}:  # it is the name of the record's file
         if category in {"", ".", ".."} or Path(category).name != category or "\0" in category:
             raise BenchError(f"A category must be a name without path separators, got {category!r}. Rename it.")
+        if (n_bytes := len(category.encode(errors="surrogateescape"))) > MAX_CATEGORY_BYTES:
+            raise BenchError(
+                f"The name of a category must have at most {MAX_CATEGORY_BYTES} bytes, because it is the name of a "
+                f"file; {category[:20]!r}... has {n_bytes}. Rename it."
+            )
     return samples
 
 

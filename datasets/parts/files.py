@@ -51,7 +51,7 @@ def entries(folder: Path) -> list[Path]:
     try:
         if not folder.is_dir():
             return []
-        visible = (path for path in folder.iterdir() if not _is_system_file(path.name))
+        visible = (path for path in folder.iterdir() if not is_system_file(path.name))
         return sorted(visible, key=lambda path: path.name)
     except OSError as error:
         raise BenchError(
@@ -75,9 +75,7 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         BenchError: two images have the same stem, so their masks would be ambiguous.
     """
-    # A broken link is listed, so that reading it fails with an error instead of silently dropping an image.
-    candidates = [path for path in entries(folder) if is_image(path)]
-    images = [path for path in candidates if path.is_file() or (path.is_symlink() and not path.is_dir())]
+    images = [path for path in entries(folder) if is_image(path) and is_regular(path)]
     by_stem: dict[str, Path] = {}
     for path in images:
         stem = nfc(path.stem)
@@ -99,8 +97,42 @@ def image_tree(folder: Path) -> list[Path]:
 
 
 def all_files(folder: Path) -> list[Path]:
-    """Return the files in a folder and its subfolders, folder by folder."""
-    return [path for subfolder in _tree(folder, MAX_DEPTH, set()) for path in entries(subfolder) if not path.is_dir()]
+    """Return the regular files in a folder and its subfolders, folder by folder."""
+    return [path for subfolder in _tree(folder, MAX_DEPTH, set()) for path in entries(subfolder) if is_regular(path)]
+
+
+def special_files(folder: Path) -> list[Path]:
+    """Return the pipes, sockets and devices in a folder and its subfolders. Reading one may never end."""
+    return [
+        path
+        for subfolder in _tree(folder, MAX_DEPTH, set())
+        for path in entries(subfolder)
+        if not path.is_dir() and not is_regular(path)
+    ]
+
+
+def deeper_images(folder: Path, depth: int = MAX_DEPTH) -> list[Path]:
+    """Return the images in more than `depth` levels of subfolders, which are not read. Links are not followed."""
+    images: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_system_file(name))
+        if len(Path(parent).relative_to(folder).parts) > depth:
+            paths = (Path(parent, name) for name in sorted(names) if not is_system_file(name))
+            images += [path for path in paths if is_image(path)]
+    return images
+
+
+def second_names(folder: Path) -> list[Path]:
+    """Return the subfolders that are not read because another name of the same folder is. Loops are no such names."""
+    skipped: list[Path] = []
+    for _ in _tree(folder, MAX_DEPTH, set(), skipped):
+        pass
+    return skipped
+
+
+def is_loop(folder: Path) -> bool:
+    """Return whether a folder is a link to a folder above it."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def relative_stem(path: Path, folder: Path) -> str:
@@ -121,17 +153,33 @@ def describe_folder(folder: Path) -> str:
     return join_names(names) if names else "no files"
 
 
-def _tree(folder: Path, depth: int, visited: set[Path]) -> Iterator[Path]:
-    """Yield a folder and its subfolders, each once, without links to a folder above."""
+def _tree(folder: Path, depth: int, visited: set[Path], skipped: list[Path] | None = None) -> Iterator[Path]:
+    """Yield a folder and its subfolders, each once, without links to a folder above.
+
+    Further names of a folder are added to `skipped`.
+    """
+    if is_loop(folder):
+        return
     resolved = folder.resolve()
-    if resolved in visited or (folder.is_symlink() and folder.parent.resolve().is_relative_to(resolved)):
+    if resolved in visited:
+        if skipped is not None:
+            skipped.append(folder)
         return
     visited.add(resolved)
     yield folder
     if depth:
         for path in subfolders(folder):
-            yield from _tree(path, depth - 1, visited)
+            yield from _tree(path, depth - 1, visited, skipped)
 
 
-def _is_system_file(name: str) -> bool:
+def is_regular(path: Path) -> bool:
+    """Return whether an entry is a regular file, a link to one, or a broken link.
+
+    A broken link is listed, so that reading it fails with an error instead of silently dropping an image.
+    """
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether a file or folder is hidden or was added by an operating system."""
     return name.startswith(".") or name.lower() in _SYSTEM

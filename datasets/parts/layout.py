@@ -13,9 +13,11 @@ from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError
 
 from .files import (
+    MAX_DEPTH,
     absolute,
     all_files,
     check_root,
+    deeper_images,
     describe_folder,
     image_files,
     is_image,
@@ -23,8 +25,10 @@ from .files import (
     log,
     nfc,
     relative_stem,
+    special_files,
     subfolders,
 )
+from .labels import lower_name, warn_resembles_good
 from .masks import FindMasks, MatchedMasks, match_masks, split_adjacent_masks
 
 
@@ -146,8 +150,8 @@ def list_categories(categories: Iterable[Path], title: str, hint: str, folders: 
 def list_category(folder: Path, folders: Folders = MVTEC_AD) -> list[Sample]:
     """List one category: training before test images, each sorted by defect and file name.
 
-    Logs a warning for defective images in train/, for masks without image, for images without mask, and for other
-    files that are not used.
+    Logs a warning for defective images in train/, for names that may state another label, for masks without image, for
+    images without mask, and for other files that are not used.
 
     Args:
         folder: folder with `train/` and `test/`; its name is the category.
@@ -158,6 +162,10 @@ def list_category(folder: Path, folders: Folders = MVTEC_AD) -> list[Sample]:
         names = [path.name for path in train.defective]
         log.warning("%s: images of train/ outside '%s' are not used, because methods are fitted on good images only: "
                     "%s.", folder.name, folders.good[0], join_names(names))  # fmt: skip
+    warn_resembles_good(folder.name, (path.name for path in test.defective), folders.good)
+    if len(test.good) > 1:
+        log.warning("%s: the images of several folders of test/ are good ones: %s. Rename a folder of another kind.",
+                    folder.name, join_names(path.name for path in test.good))  # fmt: skip
     samples = [
         _sample(folder, "train", image, defect_folder / folders.images)
         for defect_folder in train.good
@@ -176,9 +184,9 @@ def list_category(folder: Path, folders: Folders = MVTEC_AD) -> list[Sample]:
         for image in test.images[defect_folder]:
             masks = matched.by_image.get(relative_stem(image, defect_folder / folders.images), ())
             defective.append(_sample(folder, "test", image, defect_folder / folders.images, defect_folder.name, masks))
-    with_images = {path.name for path in test.defective}
+    with_images = {path.name.strip() for path in test.defective}
     for path in subfolders(folder / "ground_truth"):
-        if path.name not in with_images and path.name.lower() not in folders.good:
+        if path.name.strip() not in with_images and lower_name(path.name) not in folders.good:
             unused += split_adjacent_masks(path)[0]  # masks of a defect without images
     if unused:
         paths = [path.relative_to(folder).as_posix() for path in unused]
@@ -217,8 +225,8 @@ class _DefectFolders:
             images, masks = (image_files(path / folders.images), []) if folders.images else split_adjacent_masks(path)
             if images:
                 self.images[path], self.adjacent_masks[path] = images, masks
-        self.good = [path for path in self.images if path.name.lower() in folders.good]
-        self.defective = [path for path in self.images if path.name.lower() not in folders.good]
+        self.good = [path for path in self.images if lower_name(path.name) in folders.good]
+        self.defective = [path for path in self.images if lower_name(path.name) not in folders.good]
 
 
 def _find_masks(folder: Path, defect_folder: Path, test: _DefectFolders, folders: Folders) -> MatchedMasks:
@@ -230,7 +238,12 @@ def _find_masks(folder: Path, defect_folder: Path, test: _DefectFolders, folders
         unused = [path for stem, paths in by_image.items() if stem not in stems for path in paths]
         return MatchedMasks(by_image, unused)
     mask_folder = next(
-        (path for path in subfolders(folder / "ground_truth") if nfc(path.name) == nfc(defect_folder.name)), None
+        (
+            path
+            for path in subfolders(folder / "ground_truth")
+            if nfc(path.name.strip()) == nfc(defect_folder.name.strip())
+        ),
+        None,
     )
     matched = MatchedMasks({}, [])
     if mask_folder is not None:
@@ -260,6 +273,13 @@ def _warn_unused_files(folder: Path, samples: list[Sample], reported: set[Path])
         counted = ", ".join(f"{count} {extension}" for extension, count in sorted(extensions.items()))
         names = join_names(path.relative_to(folder).as_posix() for path in others)
         parts.append(f"{len(others)} files without the extension of an image ({counted}): {names}")
+    deeper = [path for top in tops for path in deeper_images(top, MAX_DEPTH + 1)]  # below test/<defect>/
+    if deeper:
+        example = deeper[0].relative_to(folder).as_posix()
+        parts.append(f"{len(deeper)} images in more than {MAX_DEPTH} levels of subfolders, for example {example}")
+    special = [path.relative_to(folder).as_posix() for top in tops for path in special_files(top)]
+    if special:
+        parts.append(f"{len(special)} pipes or devices: {join_names(special)}")
     top_images = image_files(folder)
     if top_images:
         parts.append(

@@ -24,17 +24,24 @@ from typing import NamedTuple
 from bench.dataset import GOOD, Sample, Split
 from bench.errors import BenchError, check_known
 
-from .files import absolute, all_files, is_image, join_names, log, nfc, subfolders
+from .files import (
+    MAX_DEPTH,
+    absolute,
+    all_files,
+    deeper_images,
+    is_image,
+    join_names,
+    log,
+    nfc,
+    second_names,
+    special_files,
+    subfolders,
+)
+from .labels import BAD_NAMES, GOOD_NAMES, is_good_name, lower_name, warn_resembles_good
 from .layout import check_unique
 from .masks import adjacent_masks, image_stem, in_mask_folder
 
 ROLES = ("train", "good", "defect", "test", "mask")
-
-GOOD_NAMES = frozenset({"good", "ok", "normal", "pass", "0"})
-"""Names of folders and labels of good images, in lower case."""
-
-BAD_NAMES = frozenset({"bad", "ng", "nok", "ko", "defect", "defects", "defective", "anomaly", "anomalous", "fail", "1"})
-"""Names of folders of defective images of any type, in lower case."""
 
 TEST_FRACTION = 4
 """One of this many good images is a test image if the layout does not state the split."""
@@ -65,6 +72,7 @@ def list_by_layout(root: Path, layout: str, title: str) -> list[Sample]:
         _read_csv(root, Path(layout).expanduser()) if layout.lower().endswith(".csv") else _match_patterns(root, layout)
     )
     samples = [_sample(row) for row in _draw_splits(rows)]
+    warn_resembles_good(root.name, (sample.defect for sample in samples if sample.is_anomalous))
     without_training = {row.category for row in rows} - {
         sample.category for sample in samples if sample.split == "train"
     }
@@ -83,15 +91,15 @@ def list_by_layout(root: Path, layout: str, title: str) -> list[Sample]:
 def propose_layout(root: Path) -> str:
     """Return the layout for folders of good and of defective images without a split, or "" if there are none."""
     for prefix, folder in (("", absolute(root)), *(("{category}/", path) for path in subfolders(root))):
-        names = {path.name.lower(): path.name for path in subfolders(folder) if any(map(is_image, all_files(path)))}
-        good = next((names[name] for name in sorted(GOOD_NAMES & names.keys())), "")
+        names = {lower_name(path.name): path.name for path in subfolders(folder) if any(map(is_image, all_files(path)))}
+        good = next((names[name] for name in sorted(names.keys() & set(GOOD_NAMES))), "")
         bad = [names[name] for name in sorted(names) if name not in GOOD_NAMES and name not in {"train", "test"}]
         masks = [name for name in bad if name.lower() in {"mask", "masks", "gt", "ground_truth", "labels"}]
         bad = [name for name in bad if name not in masks]
         if good and bad:
             roles = [f"good={prefix}{good}/**/*"]
             roles += [f"mask={prefix}{name}/**/*" for name in masks]
-            general = [name for name in bad if name.lower() in BAD_NAMES]
+            general = [name for name in bad if lower_name(name) in BAD_NAMES]
             roles += [f"defect={prefix}{name}/**/*" for name in general]
             roles += [f"defect={prefix}{{defect}}/**/*"] if len(general) < len(bad) else []
             return "; ".join(roles)
@@ -104,7 +112,7 @@ def _match_patterns(root: Path, layout: str) -> list[_Row]:
     root = absolute(root)
     rows: list[_Row] = []
     masks: list[tuple[Path, dict[str, str]]] = []
-    unused: list[str] = []
+    unused = [nfc(path.relative_to(root).as_posix()) for path in special_files(root)]
     for path in all_files(root):
         name = nfc(path.relative_to(root).as_posix())
         role, groups = next(
@@ -117,13 +125,21 @@ def _match_patterns(root: Path, layout: str) -> list[_Row]:
             masks.append((path, {name: text for name, text in groups.items() if name != "folder"}))
         else:
             defect = "" if role in {"train", "good"} else groups.get("defect") or _defect_of(path)
-            is_good = not defect or (role == "test" and defect.lower() in GOOD_NAMES)
+            is_good = not defect or (role == "test" and is_good_name(defect))
             split = {"train": "train", "good": "test" if has_train else ""}.get(role, "test")
             category = groups.get("category") or nfc(root.name)
             rows.append(_Row(path, category, split, GOOD if is_good else defect, (), groups.get("folder") or ""))
     if unused:
         log.warning("%s: %d files match no pattern of the layout and are not used: %s.",
                     root.name, len(unused), join_names(unused))  # fmt: skip
+    deeper = deeper_images(root)
+    if deeper:
+        log.warning("%s: %d images in more than %d levels of subfolders are not used, for example %s. Pass a folder "
+                    "nearer to them with --data.",
+                    root.name, len(deeper), MAX_DEPTH, deeper[0].relative_to(root).as_posix())  # fmt: skip
+    if skipped := second_names(root):
+        log.warning("%s: not used, because they are other names of folders that are read: %s.",
+                    root.name, join_names(path.relative_to(root).as_posix() for path in skipped))  # fmt: skip
     rows, adjacent = _separate_masks(rows)
     return _attach_masks(rows, masks + adjacent, root)
 
@@ -181,7 +197,7 @@ def _compile(pattern: str) -> Callable[[str], "re.Match[str] | None"]:
             seen.add(name)
         else:
             regex += re.escape(part)
-    return re.compile(regex).fullmatch
+    return re.compile(regex, re.DOTALL).fullmatch  # a name may have newlines
 
 
 def _attach_masks(rows: Sequence[_Row], masks: Sequence[tuple[Path, dict[str, str]]], root: Path) -> list[_Row]:
@@ -217,14 +233,15 @@ def _read_csv(root: Path, table: Path) -> list[_Row]:
         split, label = row["split"].lower(), row["label"]
         if split not in {"", "train", "test"}:
             raise BenchError(f"split must be train, test or empty; line {number} of {table} has '{split}'. Correct it.")
-        is_good = label.lower() in GOOD_NAMES
+        is_good = is_good_name(label)
         defect = GOOD if is_good else "defect" if label == "1" else nfc(label)
         if not label or (split == "train" and not is_good):
             raise BenchError(
                 f"label must be good or the type of a defect, and train must have good images only; line {number} of "
                 f"{table} has label '{label}' and split '{split}'. Correct it."
             )
-        masks = tuple(_existing(root, table, name.strip())[0] for name in row["mask"].split("|") if name.strip())
+        names = filter(None, map(str.strip, row["mask"].split("|")))
+        masks = tuple(dict.fromkeys(_existing(root, table, name)[0] for name in names))
         category = nfc(row["category"] or absolute(root).name)
         image, folder = _existing(root, table, row["image"])
         other = lines.setdefault((category, image), number)
@@ -234,7 +251,19 @@ def _read_csv(root: Path, table: Path) -> list[_Row]:
                 f"one; separate several masks of an image by |."
             )
         rows.append(_Row(image, category, split or ("" if is_good else "test"), defect, masks, folder))
+    _warn_unlisted_images(root, table, rows)
     return _check_masks(rows, table)
+
+
+def _warn_unlisted_images(root: Path, table: Path, rows: Sequence[_Row]) -> None:
+    """Log a warning with the images of the dataset's folder that a table does not name, and so are not used."""
+    listed = {path.resolve() for row in rows for path in (row.image, *row.masks)}
+    images = [*filter(is_image, all_files(root)), *deeper_images(root)]
+    unused = [path for path in images if path.resolve() not in listed]
+    if unused:
+        names = join_names(path.relative_to(root).as_posix() for path in unused)
+        log.warning("%s: %d images of %s are not in the table and are not used: %s.",
+                    table.name, len(unused), root.name, names)  # fmt: skip
 
 
 def _table_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -341,4 +370,4 @@ def _sample(row: _Row) -> Sample:
 def _defect_of(path: Path) -> str:
     """Return the defect type of an image whose pattern has none: its folder's name, or "defect" if that is general."""
     name = nfc(path.parent.name)
-    return "defect" if name.lower() in BAD_NAMES else name
+    return "defect" if lower_name(name) in BAD_NAMES else name

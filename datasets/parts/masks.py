@@ -10,8 +10,11 @@ from .files import image_files, image_tree, nfc, relative_stem, subfolders
 FindMasks = Callable[[Path, str], dict[str, tuple[Path, ...]]]
 """Function of (folder of a category, defect): the mask files by the stem of their image."""
 
-_SUFFIX = re.compile(r"^(?P<stem>.+?)[_-](masks?|gt|groundtruth|labels?|seg|annotation)([_-]?\d+)?$", re.IGNORECASE)
+_SUFFIX = re.compile(
+    r"^(?P<stem>.+?)[_-](masks?|gt|groundtruth|labels?|seg|annotation)([_-]?\d+)?$", re.IGNORECASE | re.DOTALL
+)
 _FOLDERS = frozenset({"mask", "masks", "gt", "ground_truth", "groundtruth", "label", "labels"})
+_PRODUCTS = frozenset({"mask", "masks", "label", "labels"})
 
 
 class MatchedMasks(NamedTuple):
@@ -45,6 +48,27 @@ def split_adjacent_masks(folder: Path) -> tuple[list[Path], list[Path]]:
 def in_mask_folder(folders: Iterable[str]) -> bool:
     """Return whether one of the names of folders is masks, gt, labels or the like."""
     return any(name.lower() in _FOLDERS for name in folders)
+
+
+def masks_by_name(folder: Path, paths: Sequence[Path]) -> set[Path]:
+    """Return the files below a folder that are masks: those in a folder of masks, and those next to their image.
+
+    Masks and labels may also be products: a folder of that name with train/<defect>/ or test/<defect>/ is a category.
+    If all files are in folders of masks, none of them is a mask.
+    """
+    in_folders = set()
+    for path in paths:
+        names = [name.lower() for name in path.relative_to(folder).parts[:-1]]
+        categories = {
+            index
+            for index, name in enumerate(names[:-2])
+            if name in _PRODUCTS and names[index + 1] in {"train", "test"}
+        }
+        if in_mask_folder(name for index, name in enumerate(names) if index not in categories):
+            in_folders.add(path)
+    if len(in_folders) == len(paths):
+        in_folders = set()
+    return in_folders | adjacent_masks([path for path in paths if path not in in_folders])
 
 
 def adjacent_masks(paths: Sequence[Path]) -> set[Path]:

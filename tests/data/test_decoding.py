@@ -1,6 +1,7 @@
 """Decoding: every format becomes upright 8-bit RGB by one rule; other pages, sizes and damaged files are errors."""
 
 import itertools
+import os
 import struct
 import warnings
 import zlib
@@ -459,6 +460,18 @@ def test_any_damage_gives_an_image_or_a_bench_error(tmp_path: Path, name: str, d
     except BenchError as error:
         messages.append(str(error))
     assert all(str(path) in message and "\n" not in message for message in messages)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_an_error_at_once_and_a_link_to_a_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "linked_pipe.png").symlink_to("pipe.png")
+    for name in ("pipe.png", "linked_pipe.png"):
+        with pytest.raises(BenchError, match=rf"/{name} is not: not a regular file\. Fix or remove it\.$"):
+            decode(tmp_path / name, PLAIN)
+    save_image(tmp_path / "0.png", noise(4, 6))
+    (tmp_path / "link.png").symlink_to("0.png")
+    assert decode(tmp_path / "link.png", PLAIN).size == (6, 4)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])

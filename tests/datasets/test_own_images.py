@@ -1,6 +1,7 @@
 """Own images as they come from factories: nested folders, masks next to images, Unicode names, links, any layout."""
 
 import logging
+import os
 import unicodedata
 from importlib import import_module
 from pathlib import Path
@@ -137,6 +138,59 @@ def test_loose_images_and_other_files_are_counted_and_named(tmp_path: Path, capl
     ]
 
 
+def test_images_below_the_last_level_are_counted_with_an_example(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/dent/a/b/c/d/0.png", "lid/test/dent/a/b/c/d/e/1.png", "lid/test/dent/a/b/c/d/e/2.png",
+           "a/b/cap/train/good/0.png", "a/b/c/d/nut/train/good/0.png", "a/b/c/d/nut/test/good/0.png")  # fmt: skip
+    samples = folder.samples(tmp_path)
+    assert [sample.id for sample in samples] == [
+        "cap/train/good/0.png", "lid/train/good/0.png", "lid/test/dent/a/b/c/d/0.png", "lid/test/good/0.png",
+    ]  # fmt: skip
+    assert warnings(caplog) == [
+        (
+            f"{tmp_path.name}: 2 images are not used, because their categories are more than 3 levels below, for "
+            "example a/b/c/d/nut/test/good/0.png. Pass a folder nearer to them with --data."
+        ),
+        ("lid: not used are 2 images in more than 4 levels of subfolders, for example test/dent/a/b/c/d/e/1.png."),
+    ]
+
+
+def test_images_below_the_last_level_of_patterns_and_of_good_images_are_counted(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "lid/0.png", "lid/day1/1.png", "lid/a/b/c/2.png", "lid/a/b/c/d/3.png")
+    assert len(folder.samples(tmp_path, "train={category}/**/*")) == 3
+    assert len(folder.samples(tmp_path)) == 1
+    assert warnings(caplog) == [
+        (
+            f"{tmp_path.name}: 1 images in more than 4 levels of subfolders are not used, for example "
+            "lid/a/b/c/d/3.png. Pass a folder nearer to them with --data."
+        ),
+        "lid: there is no train/ or test/; its 1 images are used as good training images.",
+        (
+            f"{tmp_path.name}: 3 images in subfolders of these folders are not used: lid/a/b/c/2.png, "
+            "lid/a/b/c/d/3.png, lid/day1/1.png. Move them to <category>/train/good/."
+        ),
+    ]
+    (tmp_path / "lid/0.png").unlink()
+    with pytest.raises(BenchError, match=r"but 3 images in deeper folders, for example lid/a/b/c/2\.png"):
+        folder.samples(tmp_path)
+
+
+def test_a_second_name_of_a_folder_has_a_warning_and_a_link_to_a_folder_above_has_none(tmp_path: Path, caplog) -> None:
+    usual(tmp_path, "line1/bolt")
+    (tmp_path / "nut").symlink_to("line1/bolt")
+    (tmp_path / "line2").symlink_to("line1")
+    (tmp_path / "line1" / "above").symlink_to("..")
+    for layout in ("", "train=**/train/good/*; good=**/test/good/*"):
+        assert len(folder.samples(tmp_path, layout)) == 2
+    assert warnings(caplog) == [
+        (
+            f"{tmp_path.name}: not used, because they are other names of folders that are used: "
+            "line2 (the same as line1), nut (the same as line1/bolt)."
+        ),
+        f"{tmp_path.name}: not used, because they are other names of folders that are read: line2, nut.",
+    ]
+
+
 def test_files_of_other_systems_are_ignored_without_a_word(tmp_path: Path, caplog) -> None:
     usual(tmp_path)
     create(tmp_path, "__MACOSX/train/good/0.png", "lid/test/__MACOSX/0.png", "lid/test/good/._0.png",
@@ -146,6 +200,33 @@ def test_files_of_other_systems_are_ignored_without_a_word(tmp_path: Path, caplo
     samples = folder.samples(tmp_path)
     assert [sample.id for sample in samples] == ["lid/train/good/0.png", "lid/test/good/0.png"]
     assert warnings(caplog) == ["Own images: categories without images are skipped: box (none in train/good/)."]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_are_neither_images_nor_masks_and_links_to_files_are(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/crack/0.png", "lid/test/crack/1.png", "lid/ground_truth/crack/0_mask.png", "stored.png")
+    pipes = ("train/good/pipe.png", "ground_truth/crack/1_mask.png")
+    for name in pipes:
+        os.mkfifo(tmp_path / "lid" / name)
+    (tmp_path / "lid/train/good/linked_pipe.png").symlink_to("pipe.png")
+    (tmp_path / "lid/train/good/linked_file.png").symlink_to(tmp_path / "stored.png")
+    layout = "train=*/train/good/*; mask=*/ground_truth/*/*; test=*/test/{defect}/*"
+    for text in ("", layout):
+        samples = folder.samples(tmp_path, text)
+        assert [each.image.name for each in samples if each.split == "train"] == ["0.png", "linked_file.png"]
+        assert [len(each.masks) for each in samples if each.is_anomalous] == [1, 0]
+    special = [text for text in warnings(caplog) if "pipe.png" in text]
+    assert special == [
+        (
+            "lid: not used are 3 pipes or devices: train/good/linked_pipe.png, train/good/pipe.png, "
+            "ground_truth/crack/1_mask.png."
+        ),
+        (
+            f"{tmp_path.name}: 4 files match no pattern of the layout and are not used: "
+            "lid/ground_truth/crack/1_mask.png, lid/train/good/linked_pipe.png, lid/train/good/pipe.png, stored.png."
+        ),
+    ]
 
 
 # ---- names
@@ -160,6 +241,20 @@ def test_composed_and_decomposed_names_match_and_have_one_id(tmp_path: Path) -> 
     assert samples[1].id == f"{composed}/test/{composed}/{composed}.png"
     assert samples[1].category == samples[1].defect == composed
     assert len(samples[1].masks) == 1
+
+
+def test_names_with_a_newline_are_matched_with_their_masks(tmp_path: Path, caplog) -> None:
+    usual(tmp_path)
+    create(tmp_path, "lid/test/crack/a\nb.png", "lid/ground_truth/crack/a\nb_mask.png",
+           "lid/test/dent/c\nd.png", "lid/test/dent/c\nd_GT.png")  # fmt: skip
+    expected = {
+        "lid/test/crack/a\nb.png": ["lid/ground_truth/crack/a\nb_mask.png"],
+        "lid/test/dent/c\nd.png": ["lid/test/dent/c\nd_GT.png"],
+    }
+    assert masks_of(folder.samples(tmp_path), tmp_path) == expected
+    assert warnings(caplog) == []
+    create(tmp_path, "lid/test/dent/line\n1/0.png")
+    assert len(folder.samples(tmp_path, "train=*/train/*/*; mask=*/ground_truth/**/*; test=*/test/{defect}/**/*")) == 5
 
 
 def test_two_names_that_differ_only_in_their_unicode_form_are_an_error(tmp_path: Path) -> None:
@@ -188,6 +283,44 @@ def test_a_folder_next_to_a_link_to_it_keeps_its_name(tmp_path: Path) -> None:
 def test_ok_is_another_word_for_good(tmp_path: Path) -> None:
     create(tmp_path, "lid/train/ok/0.png", "lid/test/OK/0.png", "lid/test/ko/0.png")
     assert [sample.defect for sample in folder.samples(tmp_path)] == ["good", "good", "ko"]
+
+
+@pytest.mark.parametrize("name", ["good", "OK", "normal", "pass", "0", "good ", " Ok"])
+def test_folders_patterns_and_tables_have_the_same_names_of_good_images(tmp_path: Path, name: str, caplog) -> None:
+    create(tmp_path, "lid/train/good/0.png", f"lid/test/{name}/1.png", "lid/test/dent/2.png")
+    (tmp_path / "list.csv").write_text(
+        f"image,split,label\nlid/train/good/0.png,train,good\nlid/test/{name}/1.png,test,{name}\n"
+        "lid/test/dent/2.png,test,dent\n",
+        "utf-8",
+    )
+    for layout in ("", "train=*/train/*/*; test=*/test/{defect}/*", "list.csv"):
+        defects = [sample.defect for sample in folder.samples(tmp_path, layout) if sample.split == "test"]
+        assert sorted(defects) == ["dent", "good"]
+    assert not [text for text in warnings(caplog) if "resembles" in text]
+
+
+def test_a_defect_whose_name_resembles_good_has_a_warning(tmp_path: Path, caplog) -> None:
+    names = ("Good2", "no_defect", "ok_parts", "dent", "01", "broken")
+    create(tmp_path, "lid/train/good/0.png", *(f"lid/test/{name}/0.png" for name in names))
+    (tmp_path / "list.csv").write_text(
+        "image,split,label\nlid/train/good/0.png,train,good\nlid/test/dent/0.png,test,passed\n", "utf-8"
+    )
+    for layout in ("", "train=*/train/*/*; test=*/test/{defect}/*", "list.csv"):
+        folder.samples(tmp_path, layout)
+    end = "although the name resembles one of good images. If they are good, rename it to 'good' (good are good, ok, "
+    assert [text for text in warnings(caplog) if "resembles" in text] == [
+        f"lid: the images of 'Good2, no_defect, ok_parts' count as defective, {end}normal, pass, 0).",
+        f"{tmp_path.name}: the images of 'Good2, no_defect, ok_parts' count as defective, {end}normal, pass, 0).",
+        f"{tmp_path.name}: the images of 'passed' count as defective, {end}normal, pass, 0).",
+    ]
+
+
+def test_several_folders_of_good_images_have_a_warning(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "lid/train/good/0.png", "lid/test/good/1.png", "lid/test/0/2.png", "lid/test/1/3.png")
+    assert [sample.defect for sample in folder.samples(tmp_path)] == ["good", "1", "good", "good"]
+    assert warnings(caplog) == [
+        "lid: the images of several folders of test/ are good ones: 0, good. Rename a folder of another kind."
+    ]
 
 
 def test_two_images_with_one_id_are_an_error(tmp_path: Path) -> None:
@@ -383,8 +516,29 @@ def test_a_table_may_have_other_columns_spaces_and_empty_lines(tmp_path: Path, c
     ]  # fmt: skip
     assert warnings(caplog) == [
         "list.csv: the columns date are not used; known are image, split, label, mask, category.",
+        f"list.csv: 2 images of {tmp_path.name} are not in the table and are not used: 4.png, 5.png.",
         "list.csv: 1 masks belong to several images each: m.png.",
         "list.csv: the masks of 1 good images are not used: 0.png.",
+    ]
+
+
+def test_a_mask_that_a_table_names_twice_for_an_image_counts_once(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "0.png", "1.png", "m.png", "n.png")
+    (tmp_path / "list.csv").write_text(
+        "image,split,label,mask\n0.png,train,good,\n1.png,test,dent,m.png|m.png|n.png|./x/../m.png\n", encoding="utf-8"
+    )
+    samples = folder.samples(tmp_path, "list.csv")
+    assert [path.name for path in samples[1].masks] == ["m.png", "n.png"]
+    assert warnings(caplog) == []
+
+
+def test_images_that_a_table_does_not_name_are_counted_and_named(tmp_path: Path, caplog) -> None:
+    create(tmp_path, "a/0.png", "a/1.png", "b/2.png", "b/2_mask.png", "notes.txt")
+    (tmp_path / "link.png").symlink_to("a/0.png")  # a name of an image of the table
+    (tmp_path / "list.csv").write_text("image,split,label\na/0.png,train,good\n", encoding="utf-8")
+    assert len(folder.samples(tmp_path, "list.csv")) == 1
+    assert warnings(caplog) == [
+        f"list.csv: 3 images of {tmp_path.name} are not in the table and are not used: a/1.png, b/2.png, b/2_mask.png."
     ]
 
 

@@ -1,6 +1,7 @@
 """Prediction with a saved model: finding it by name, restoring it, and writing scores, maps and overlays."""
 
 import csv
+import os
 import pickle
 from dataclasses import replace
 from hashlib import sha256
@@ -149,6 +150,47 @@ def test_images_are_listed_from_files_and_folders_with_relative_paths(folder: Pa
     for wrong, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "has none")):
         with pytest.raises(BenchError, match=message):
             saved_model.list_images([wrong])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_an_image_and_a_link_to_an_image_is(tmp_path: Path) -> None:
+    (tmp_path / "0.png").touch()
+    (tmp_path / "link.png").symlink_to("0.png")
+    (tmp_path / "broken.png").symlink_to("none.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [image.name for image, _ in saved_model.list_images([tmp_path])] == ["0.png", "broken.png", "link.png"]
+    with pytest.raises(BenchError, match=r"pipe\.png is not a regular file"):
+        saved_model.list_images([tmp_path / "pipe.png"])
+
+
+def test_masks_and_other_files_of_a_folder_are_not_predicted_and_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("000.png", "000_mask.png", "001.png", "001_GT.png", "002_label.png", "sub/7.png", "sub/8_mask.png",
+             "ground_truth/spot/000_mask.png", "notes.txt", "x.heic", ".hidden.txt", "Thumbs.db")  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    images = [name.as_posix() for _, name in saved_model.list_images([tmp_path])]
+    assert images == ["000.png", "001.png", "sub/7.png", "sub/8_mask.png"]  # no image in sub/ is called 8
+    (message,) = caplog.messages
+    assert message == (
+        "Not used: 4 masks (000_mask.png, 001_GT.png, 002_label.png, ...) and 2 files that are not images (notes.txt, "
+        "x.heic). To predict one of them, pass the file itself."
+    )
+    caplog.clear()
+    given = saved_model.list_images([tmp_path / "000_mask.png"])
+    assert [name.as_posix() for _, name in given] == ["000_mask.png"]
+    assert [path.name for path, _ in saved_model.list_images([tmp_path / "ground_truth"])] == ["000_mask.png"]
+    assert caplog.messages == []
+
+
+def test_masks_and_labels_may_be_products(tmp_path: Path) -> None:
+    for name in ("bolts/test/good/0.png", "labels/test/good/0.png", "labels/ground_truth/spot/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = [name.as_posix() for _, name in saved_model.list_images([tmp_path])]
+    assert names == ["bolts/test/good/0.png", "labels/test/good/0.png"]
 
 
 def test_results_of_this_and_of_earlier_predictions_are_not_inputs(tmp_path: Path) -> None:

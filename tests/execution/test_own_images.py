@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench import registry
 from bench.errors import BenchError
+from bench.execution.planned_data import list_samples
 from bench.execution.schedule import make_schedule
 from bench.store import Store
 
@@ -242,6 +244,19 @@ def test_loco_has_an_auroc_per_kind_and_spro_at_original_resolution(parts: Path,
     plan = replace(plan_parts(dataset="mvtec_loco", resolution="original"), data=parts.parent / "loco")
     (record,) = run_plan(plan)
     assert "it has the pixel values 200; one of 201, 255 is needed" in record.failure
+
+
+@pytest.mark.parametrize(("category", "n_bytes"), [("c" * 101, 101), ("ö" * 51, 102), ("c" * 300, 300)])
+def test_a_name_of_a_category_with_more_than_100_bytes_is_refused_when_listing(
+    parts: Path, plan_parts, category: str, n_bytes: int
+) -> None:
+    rows = "".join(f"bolt/train/good/{index:03d}.png,train,good,{{}}\n" for index in range(2))
+    (parts / "table.csv").write_text("image,split,label,category\n" + rows.format(*["ö" * 50] * 2), "utf-8")
+    plan = plan_parts(layout="table.csv")
+    assert len(list_samples(plan, registry.load("datasets", "folder"))) == 2  # 100 bytes
+    (parts / "table.csv").write_text("image,split,label,category\n" + rows.format(category, category), "utf-8")
+    with pytest.raises(BenchError, match=f"must have at most 100 bytes.*has {n_bytes}. Rename it"):
+        list_samples(plan, registry.load("datasets", "folder"))
 
 
 @pytest.mark.parametrize("category", ["../../x", "a/b", "..", "."])
