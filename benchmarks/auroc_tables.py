@@ -7,6 +7,7 @@ import pandas as pd
 
 from bench.config.bench_toml import load_config
 from bench.config.method_metadata import method_metadata
+from bench.reports.parts.published import published_timings
 
 RESULTS = Path(__file__).resolve().parent / "results"
 METRICS = ("image_auroc", "pixel_auroc", "aupro_30")
@@ -131,6 +132,21 @@ def mask_based() -> str:
         if is_included and set(texts) != {"–"}:
             lines.append([alias.title, *texts])
     return table(["method", *columns], lines)
+
+
+def latencies() -> str:
+    """Return latency and image AUROC of all methods, fastest first, with the points of Fig. 8 that the paper gives."""
+    records = read("figure8")
+    records = records.assign(latency_ms=pd.to_numeric(records["latency_ms"])).sort_values("latency_ms")
+    measured = [
+        [record.title, "measured", f"{record.latency_ms:.1f}", f"{record.image_auroc:.1f}"]
+        for record in records.itertuples()
+    ]
+    published = [
+        [point.method, "published", f"{point.latency_ms:.1f}", f"{point.image_auroc:.1f}"]
+        for point in published_timings()
+    ]
+    return table(["method", "source", "latency, ms", "image AUROC"], [*published, *measured])
 
 
 def paper_size() -> str:

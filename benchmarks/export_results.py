@@ -44,6 +44,7 @@ def row(record: Record) -> dict[str, object]:
         **{name: record.method_info.get(name, "") for name in DIAGNOSTICS},
         "fit_seconds": round(record.seconds.get("fit", 0), 1),
         "predict_seconds": round(record.seconds.get("predict", 0), 1),
+        "latency_ms": round(record.latency["median_ms"], 2) if record.latency else "",
         "device": environment.get("device", ""),
         "threads": environment.get("threads", ""),
         "torch": environment.get("torch", ""),
