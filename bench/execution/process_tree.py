@@ -1,6 +1,6 @@
 """The processes that a process has started, and a watcher that ends them if that process is killed.
 
-The watcher is a process of its own that runs this file: no code of a process runs after SIGKILL. It needs Linux, whose
+The watcher is a separate process that runs this file: no code of a process runs after SIGKILL. It needs Linux, whose
 /proc lists the children of a process; elsewhere no process is found, and nothing is watched.
 """
 

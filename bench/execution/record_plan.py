@@ -97,7 +97,7 @@ def _options(record: Record, name: str) -> dict[str, Any]:
     recorded = {key: value for group in run.options.values() for key, value in group.items()}
     determined = [option.name for option in OPTIONS.values() if option.affects_metrics]
     check_known(recorded, determined, "an option that affects metrics; the record has it")
-    if record.origin.get("calibrate") == "default":  # a run without defective images sets a rate of its own
+    if record.origin.get("calibrate") == "default":  # a run without defective images sets another rate
         del recorded["calibrate"]
     categories = {file.partition("/")[0] for file in record.train_files} if run.protocol == "unified" else set()
     return recorded | {

@@ -143,7 +143,7 @@ def _create_network(architecture: str, stages: tuple[int, ...], seed: int, size:
     """Return timm's feature extractor with random weights from `seed`; the global generator is left unchanged.
 
     A network of a fixed input size (ViT, DeiT, EVA-02, Swin, Mixer) is created for images of `size`, if possible with
-    the weights of its own size: position embeddings are then interpolated.
+    the weights of its original size: position embeddings are then interpolated.
 
     Raises:
         BenchError: timm has no such stages, gives no feature maps of the architecture, or not at that size.
