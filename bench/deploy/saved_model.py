@@ -239,10 +239,13 @@ def _sort_folder(path: Path, out: Path | None) -> tuple[list[Path], list[Path], 
 
 def _warn_unused_files(masks: Sequence[str], others: Sequence[str]) -> None:
     """Log one warning with the number of masks and of other files in folders of images, and some of their names."""
-    parts = [
-        f"{len(names)} {kind} ({', '.join(names[:MAX_NAMES])}{', ...' if len(names) > MAX_NAMES else ''})"
-        for kind, names in (("masks", masks), ("files that are not images", others))
-        if names
-    ]
+    parts = []
+    for one, several, names in (
+        ("mask", "masks", masks),
+        ("file that is not an image", "files that are not images", others),
+    ):
+        if names:
+            examples = ", ".join([*names[:MAX_NAMES], *(["..."] if len(names) > MAX_NAMES else [])])
+            parts.append(f"{len(names)} {one if len(names) == 1 else several} ({examples})")
     if parts:
         _log.warning("Not used: %s. To predict one of them, pass the file itself.", " and ".join(parts))
