@@ -116,7 +116,7 @@ def value_range_warnings(name: str, values: ValueRange | None, n_samples: int, *
     """
     if values is None:
         if is_given:
-            yield f"{name}: --depth has no effect: all training images have 8 bits per channel, which are never scaled."
+            yield f"{name}: all training images have 8 bits per channel; --depth scales only others."
         return
     used = (
         f"{name}: the values of {values.n_images} training images with more than 8 bits per channel run from "

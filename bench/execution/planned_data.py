@@ -105,7 +105,8 @@ class PlannedData:
         """Return the task with the hashes of its files, and with warnings about equal files."""
         task = planned.task.map_samples(self._with_hashes)
         tests = [sample for samples in task.tests.values() for sample in samples]
-        warnings = tuple(duplicate_warnings(task.name, task.train, tests))
+        calibration = [sample for samples in task.calibration.values() for sample in samples]
+        warnings = tuple(duplicate_warnings(task.name, (*task.train, *calibration), tests))
         self._log_once(warnings)
         return replace(planned, task=task, data_hash=data_hash, warnings=(*planned.warnings, *warnings))
 

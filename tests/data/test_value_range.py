@@ -90,7 +90,7 @@ def test_a_given_depth_without_effect_is_a_warning(tmp_path: Path) -> None:
     preprocessing, values = with_value_range(given, samples(tmp_path, np.array([[0, 9]], np.uint8)))
     assert (preprocessing, values) == (given, None)
     (text,) = value_range_warnings("bolt", values, 1, is_given=True)
-    assert text == "bolt: --depth has no effect: all training images have 8 bits per channel, which are never scaled."
+    assert text == "bolt: all training images have 8 bits per channel; --depth scales only others."
     assert list(value_range_warnings("bolt", values, 1, is_given=False)) == []
 
 
